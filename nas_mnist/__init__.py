@@ -1,0 +1,23 @@
+"""Find, train, prove and hand over the best all-convolutional network that fits a parameter budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .architecture import Architecture
+from .cost import Budget
+from .space import SearchSpace
+
+if TYPE_CHECKING:
+    from .training import train
+
+__all__ = ["Architecture", "Budget", "SearchSpace", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the training engine, and with it torch, when it is first asked for."""
+    if name == "train":
+        from .training import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,91 @@
+"""What a candidate costs, by arithmetic alone, and whether that fits the budget.
+
+* parameters: the values that training changes, the same number as ``sum(p.numel() for p in parameters())``;
+* multiply-adds (MACs): one for each weight and each position where it is applied, for one image;
+  normalisation, activation, pooling and biases are not counted (the convention of fvcore and torch's
+  flop counter, which reports twice this number);
+* peak activation memory: the most bytes that live at one time while one image runs through the network
+  with 4-byte values. Normalisation, activation and dropout work in place, as does the addition of a
+  residual block, wherever nobody needs their input afterwards;
+* receptive field: the height (= width, with square kernels) of the patch of the image that one value
+  before the global average depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from .architecture import Architecture
+from .layers import ELEMENTWISE, IMAGE, Layer
+
+BYTES_PER_VALUE = 4  # float32
+_IN_PLACE = ELEMENTWISE | {"Add"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The price of one candidate."""
+
+    params: int
+    macs: int  # for one image
+    peak_memory: int  # bytes of activations, one image, float32
+    receptive_field: int  # pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a candidate may cost."""
+
+    max_params: int
+
+    def excess(self, cost: Cost) -> int:
+        """By how many parameters the candidate is over the budget; 0 or less: it fits."""
+        return cost.params - self.max_params
+
+
+def cost_of(architecture: Architecture) -> Cost:
+    """The exact cost of an architecture, without building it."""
+    layers = architecture.layers
+    return Cost(
+        params=sum(layer.params for layer in layers),
+        macs=sum(layer.macs for layer in layers),
+        peak_memory=_peak_memory(layers, prod(architecture.input_shape)),
+        receptive_field=_receptive_field(layers),
+    )
+
+
+def _peak_memory(layers: Sequence[Layer], image_values: int) -> int:
+    last_use = {IMAGE: -1}
+    for position, layer in enumerate(layers):
+        for source in layer.inputs:
+            last_use[source] = position
+    sizes = {IMAGE: image_values}
+    live = peak = image_values
+    for position, layer in enumerate(layers):
+        size = prod(layer.out_shape)
+        ending = {source for source in layer.inputs if last_use[source] == position}
+        in_place = layer.kind in _IN_PLACE and bool(ending)
+        if not in_place:
+            live += size
+            peak = max(peak, live)
+        freed = sum(sizes[source] for source in ending)
+        live -= freed - size if in_place else freed
+        sizes[position] = size
+    return peak * BYTES_PER_VALUE
+
+
+def _receptive_field(layers: Sequence[Layer]) -> int:
+    fields = {IMAGE: (1, 1)}  # position -> pixels seen by one value, pixels between two neighbours
+    last = 1
+    for position, layer in enumerate(layers):
+        field = max(fields[source][0] for source in layer.inputs)
+        jump = max(fields[source][1] for source in layer.inputs)
+        is_global = layer.kind == "AvgPool2d" and layer.out_shape[1:] == (1, 1)
+        if not is_global:
+            field += (max(layer.kernel) - 1) * jump
+            jump *= layer.stride
+            last = max(last, field)
+        fields[position] = (field, jump)
+    return last

@@ -1,0 +1,39 @@
+"""Bad input, said in one line: what is wrong, where, and what is allowed."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. Commands print it as one line and exit with code 2."""
+
+
+class NoResultError(RuntimeError):
+    """The command ended without the result that was asked for. Commands exit with code 1."""
+
+
+def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
+    """The first failure of a pydantic check as one line: ``blocks[1].kernel: 4 (input should be 1, 3, 5 or 7)``.
+
+    ``tags`` are the discriminator values of unions, which pydantic puts into the location and which
+    the user never wrote.
+    """
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and ": " in message:
+        return message  # a check of ours, which already names field, value and what is allowed
+    where = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            where += f"[{part}]"
+        elif part not in tags:
+            where += f".{part}" if where else part
+    value = repr(first["input"])
+    value = value if len(value) <= 60 else value[:57] + "..."
+    reason = message[0].lower() + message[1:]
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown field"
+    if first["type"] == "missing":
+        return f"{where}: missing field"
+    return f"{where}: {value} ({reason})" if where else reason

@@ -1,0 +1,73 @@
+"""Reading a stranger's file and writing results so that nothing is lost or half written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import InputError
+
+MAX_TEXT_BYTES = 1_000_000
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a small file; raises `InputError` that says what is wrong with it."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{what}: {path} is a folder (use a file)")
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise InputError(f"{what}: {path} is larger than {MAX_TEXT_BYTES:,} bytes")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{what}: {path} does not exist") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{what}: {path} is not a text file (use UTF-8)") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what}: {path} cannot be read ({_reason(error)})") from None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary name beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Raise `InputError` unless files can be made in ``folder``, without making anything."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{what}: {existing} is a file (use a folder)")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{what}: {existing} is not writable")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make and return ``parent/name``, or ``name-2``, ``name-3``... where that exists already."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

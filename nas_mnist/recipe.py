@@ -1,0 +1,94 @@
+"""How a candidate is trained: frozen data like the architecture, read from TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .architecture import digest
+from .errors import InputError, explain
+from .files import read_text
+
+MAX_EPOCHS = 20  # the exercise allows no more
+RECIPES = ("default", "seed")
+
+
+class Augmentation(BaseModel):
+    """A random affine map for every image of a batch; all zeros: off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rotate: float = Field(0.0, ge=0, le=180)  # degrees either way
+    translate: float = Field(0.0, ge=0, le=1)  # share of the image's size either way
+    scale: float = Field(0.0, ge=0, lt=1)  # share of the image's size, larger or smaller
+    shear: float = Field(0.0, ge=0, le=60)  # degrees either way
+
+    @property
+    def off(self) -> bool:
+        """Whether images pass unchanged."""
+        return not (self.rotate or self.translate or self.scale or self.shear)
+
+
+class Recipe(BaseModel):
+    """Everything that decides how weights are learned, apart from the data, the seed and the device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epochs: int = Field(MAX_EPOCHS, ge=1, le=MAX_EPOCHS, strict=True)
+    batch_size: int = Field(128, ge=1, le=8192, strict=True)  # images a step; an epoch's remainder is dropped
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.1, gt=0, le=100)  # at its peak
+    momentum: float = Field(0.9, ge=0, lt=1)  # SGD's momentum, AdamW's beta1
+    nesterov: bool = False  # SGD only
+    weight_decay: float = Field(0.0, ge=0, le=1)  # of convolution weights only
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # how the rate falls, to zero, after warm-up
+    warmup: float = Field(0.0, ge=0, lt=1)  # share of all steps in which the rate rises from zero
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    average: float = Field(0.0, ge=0, lt=1)  # decay of the running average of weights, per step; 0: off
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _fits_the_optimizer(self) -> Recipe:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov: true needs optimizer 'sgd' and a momentum above 0")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that are equal exactly when the recipes are."""
+        return digest(self)
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The same recipe, its schedule stretched over another number of epochs."""
+        return Recipe.model_validate({**self.model_dump(), "epochs": epochs})
+
+
+def make_recipe(data: Any, where: str) -> Recipe:
+    """Validate plain data; raises `InputError` naming the file, the field, the value and what is allowed."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error)}") from None
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe called ``name`` in the package, or the one in a TOML file; raises `InputError`."""
+    if name in RECIPES:
+        text, where = resources.files("nas_mnist.recipes").joinpath(f"{name}.toml").read_text(), name
+    elif name.endswith(".toml"):
+        text, where = read_text(Path(name), "recipe"), name
+    else:
+        raise InputError(f"recipe: {name!r} is not known (use {', '.join(RECIPES)} or a file ending in .toml)")
+    return make_recipe(parse_toml(text, where), where)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """A TOML document as a dictionary; raises `InputError` naming the file and the line."""
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{where}: not TOML ({str(error)[0].lower()}{str(error)[1:]})") from None
