@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -197,9 +197,3 @@ def _mnist_5k() -> DataSet:
         train=everything.take(train),
         read_test=lambda: everything.take(test),
     )
-
-
-def batches(order: Tensor, size: int) -> Iterator[Tensor]:
-    """Consecutive pieces of ``order``, each of exactly ``size``; what does not fill one is left out."""
-    full = len(order) // size * size
-    yield from order[:full].split(size)

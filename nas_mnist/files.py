@@ -56,6 +56,13 @@ def check_writable(folder: Path, what: str) -> None:
         raise InputError(f"{what}: {existing} is not writable")
 
 
+def check_new(path: Path, what: str) -> None:
+    """Raise `InputError` unless a file of this name can be made and does not exist."""
+    if path.exists():
+        raise InputError(f"{what}: {path} exists (use a new name)")
+    check_writable(path.parent, what)
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """Make and return ``parent/name``, or ``name-2``, ``name-3``... where that exists already."""
     parent.mkdir(parents=True, exist_ok=True)

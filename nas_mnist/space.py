@@ -152,12 +152,12 @@ class HeadSpace(_Keys):
     norm: Flags = (False,)
 
 
-class Smallest(NamedTuple):
+class Survey(NamedTuple):
     """What plain random draws from a space cost."""
 
     tried: int
     feasible: int  # how many fit the budget
-    params: int  # of the smallest candidate
+    smallest: int  # parameters of the smallest candidate
 
 
 class SearchSpace(_Keys):
@@ -231,7 +231,7 @@ class SearchSpace(_Keys):
                 for rest in self._match_stages(blocks[length:], at + 1, network):
                     yield draws | rest
 
-    def survey(self, budget: Budget, tries: int, rng: random.Random) -> Smallest:
+    def survey(self, budget: Budget, tries: int, rng: random.Random) -> Survey:
         """What plain random draws cost: counted, never built."""
         smallest, feasible = 0, 0
         for _ in range(tries):
@@ -241,7 +241,7 @@ class SearchSpace(_Keys):
                 continue
             smallest = min(smallest or cost.params, cost.params)
             feasible += budget.excess(cost) <= 0
-        return Smallest(tries, feasible, smallest)
+        return Survey(tries, feasible, smallest)
 
     def feasible(self, budget: Budget, tries: int, rng: random.Random) -> Draws | None:
         """The first of at most ``tries`` random draws that exists and fits the budget, or None."""

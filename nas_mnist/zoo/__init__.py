@@ -1,0 +1,43 @@
+"""Named architectures, as data files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from ..architecture import Architecture
+from ..errors import InputError
+from ..files import read_text
+
+
+def names() -> list[str]:
+    """The names of the zoo, sorted."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named architecture and the name of the recipe that it is trained with unless another is asked for."""
+
+    name: str
+    about: str
+    architecture: Architecture
+    recipe: str
+
+
+def load(name: str) -> Entry:
+    """The entry called ``name`` in the zoo, or an architecture in a JSON file; raises `InputError`."""
+    if name.endswith(".json"):
+        try:
+            architecture = Architecture.from_json(read_text(Path(name), "architecture"))
+        except InputError as error:
+            raise InputError(f"{name}: {str(error).removeprefix('architecture: ')}") from None
+        return Entry(Path(name).stem, "", architecture, "default")
+    if name not in names():
+        known = ", ".join(names())
+        raise InputError(f"architecture: {name!r} is not known (use {known} or a file ending in .json)")
+    stored = json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text())
+    return Entry(name, stored["about"], Architecture.make(stored["architecture"]), stored["recipe"])

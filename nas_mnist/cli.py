@@ -1,0 +1,55 @@
+"""What every command line shares: one line for bad input, the exit codes, names that become paths."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from .errors import InputError, NoResultError
+
+DONE, NO_RESULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of options that are unknown or missing
+
+
+def run(command: Callable[..., None]) -> None:
+    """Run a command line and exit: 0 done, 1 no result, 2 bad input, 130 interrupted."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        code = _say(str(error), BAD_INPUT)
+    except NoResultError as error:
+        code = _say(str(error), NO_RESULT)
+    except _UsageError as error:
+        code = _say(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        code = _say("interrupted", INTERRUPTED)
+    sys.exit(code or DONE)
+
+
+def check_name(option: str, name: str) -> str:
+    """A name that may become a folder; raises `InputError` for one that could leave it."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        shown = name if len(name) <= 40 else name[:40] + "..."
+        raise InputError(f"{option}: {shown!r} (use up to 80 letters, digits, '.', '_' and '-')")
+    return name
+
+
+def as_path(text: str | None) -> Path | None:
+    """An option's text as a path; raises `InputError` for text that cannot be one."""
+    if text is None:
+        return None
+    if not text or "\0" in text:
+        raise InputError(f"path: {text!r} (use the path of a file or folder)")
+    return Path(text).expanduser()
+
+
+def _say(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code

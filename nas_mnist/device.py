@@ -1,0 +1,50 @@
+"""Which device to train on, and in which number type."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from .errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is the first of CUDA, MPS and the CPU that is there.
+
+    Raises `InputError` for a device that is unknown or not there.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if name not in available:
+        raise InputError(f"device: {name!r} is not known (use {', '.join(DEVICES)})")
+    if not available[name]:
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise InputError(f"device: {name!r} is not on this machine (here: {here})")
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for reports."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return device.type
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision where the device computes faster in bfloat16, nothing elsewhere.
+
+    bfloat16 has the exponent range of float32, so losses need no scaling.
+    """
+    fast = device.type != "cpu" or _cpu_has_bfloat16()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

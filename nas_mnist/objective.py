@@ -1,0 +1,139 @@
+"""The only place where space, budget, model, training and trial meet."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import Trial, TrialState
+
+from .architecture import Architecture
+from .cost import Budget, Cost, cost_of
+from .errors import InputError
+from .recipe import Recipe
+from .space import SearchSpace
+
+if TYPE_CHECKING:
+    from .data import Images
+    from .training import EpochResult
+
+
+class Verdict(StrEnum):
+    """How a trial ended; stored in the trial as the user attribute ``verdict``."""
+
+    TRAINED = "trained"  # to the last epoch
+    STOPPED = "stopped early"  # by the pruner
+    OVER_BUDGET = "over budget"
+    IMPOSSIBLE = "impossible"  # the draws make no network
+    DUPLICATE = "duplicate"  # of a candidate that was trained or stopped before
+    FAILED = "failed"  # in training, for a reason that is stored
+    INTERRUPTED = "interrupted"
+
+    @property
+    def counts(self) -> bool:
+        """Whether the trial is one of ``--trials``."""
+        return self in (Verdict.TRAINED, Verdict.STOPPED, Verdict.FAILED)
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What a screen wants to hear of a search; every function may do nothing."""
+
+    candidate: Callable[[int, Architecture, Cost], None]  # trial number: its training begins
+    epoch: Callable[[int, EpochResult], None]  # trial number: one more epoch is done
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Draw, count, gate, build, train, report: what one trial does.
+
+    Returns the validation accuracy after the last epoch (0 to 1). Raises `optuna.TrialPruned` for a
+    candidate that does not exist, is over budget, was seen before, failed, or was stopped early.
+    """
+
+    space: SearchSpace
+    budget: Budget
+    recipe: Recipe
+    learn: Images  # those that train
+    choose: Images  # those held out to compare candidates
+    seed: int
+    watcher: Watcher
+
+    def __call__(self, trial: Trial) -> float:
+        """Run one trial."""
+        architecture = self._draw(trial)
+        cost = cost_of(architecture)
+        _describe(trial, architecture, cost)
+        excess = self.budget.excess(cost)
+        trial.set_user_attr("excess", excess)
+        trial.set_constraint("params", float(excess))
+        if excess > 0:
+            raise _end(trial, Verdict.OVER_BUDGET, f"{excess:,} parameters too many")
+        if (first := _seen_before(trial, architecture.key)) is not None:
+            raise _end(trial, Verdict.DUPLICATE, f"of trial {first}")
+        self.watcher.candidate(trial.number, architecture, cost)
+        return self._train(trial, architecture)
+
+    def _draw(self, trial: Trial) -> Architecture:
+        try:
+            return self.space.draw(trial)
+        except InputError as error:
+            raise _end(trial, Verdict.IMPOSSIBLE, str(error)) from None
+
+    def _train(self, trial: Trial, architecture: Architecture) -> float:
+        from .model import build
+        from .training import TrainingError, out_of_memory, train
+
+        accuracy, seconds = 0.0, 0.0
+        try:
+            model = build(architecture, self.seed).to(self.learn.images.device)
+            for result in train(model, self.learn, self.recipe, seed=self.seed, score_on=self.choose):
+                assert result.score is not None
+                accuracy = result.score.accuracy
+                seconds += result.seconds
+                trial.report(accuracy, result.epoch)
+                trial.set_user_attr("epochs", result.epoch)
+                trial.set_user_attr("seconds", round(seconds, 3))
+                trial.set_user_attr("validation_loss", result.score.loss)
+                self.watcher.epoch(trial.number, result)
+                if result.epoch < self.recipe.epochs and trial.should_prune():
+                    raise _end(trial, Verdict.STOPPED, f"after epoch {result.epoch}")
+        except TrainingError as error:
+            raise _end(trial, Verdict.FAILED, str(error)) from None
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            gc.collect()
+            raise _end(trial, Verdict.FAILED, "out of memory") from None
+        trial.set_user_attr("verdict", Verdict.TRAINED)
+        return accuracy
+
+
+def _describe(trial: Trial, architecture: Architecture, cost: Cost) -> None:
+    trial.set_user_attr("n_params", cost.params)
+    trial.set_user_attr("macs", cost.macs)
+    trial.set_user_attr("peak_memory", cost.peak_memory)
+    trial.set_user_attr("key", architecture.key)
+    trial.set_user_attr("architecture", architecture.model_dump(mode="json"))
+
+
+def _end(trial: Trial, verdict: Verdict, reason: str) -> optuna.TrialPruned:
+    """Store why a trial ends; the exception that ends it."""
+    trial.set_user_attr("verdict", verdict)
+    trial.set_user_attr("reason", reason)
+    return optuna.TrialPruned(f"{verdict}: {reason}")
+
+
+def _seen_before(trial: Trial, key: str) -> int | None:
+    """The number of an earlier trial that trains or has trained the same candidate."""
+    for other in trial.study.get_trials(deepcopy=False):
+        if other.number >= trial.number or other.user_attrs.get("key") != key:
+            continue
+        verdict = other.user_attrs.get("verdict")
+        if other.state == TrialState.RUNNING or (verdict and Verdict(verdict).counts):
+            return other.number
+    return None

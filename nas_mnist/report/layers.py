@@ -1,0 +1,58 @@
+"""The layer table of an architecture, in the form in which published results print theirs."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..architecture import Architecture
+from ..layers import ACTIVATIONS
+
+_FUNCTIONS = frozenset({"Add", *ACTIVATIONS.values()})  # no parameters, no rows: functions, not modules
+_BYTES = 4  # float32
+_MEBIBYTE = 1 << 20
+_RULE = "=" * 64
+
+
+def table_rows(architecture: Architecture) -> list[tuple[str, str, int]]:
+    """Name, output shape and parameters of every layer that is a module: ``("Conv2d-1", "[-1, 16, 28, 28]", 160)``."""
+    modules = [layer for layer in architecture.layers if layer.kind not in _FUNCTIONS]
+    return [
+        (f"{layer.kind}-{number}", str([-1, *layer.out_shape]), layer.params)
+        for number, layer in enumerate(modules, 1)
+    ]
+
+
+def layer_table(architecture: Architecture) -> str:
+    """The table and its totals as text.
+
+    "Forward/backward pass size" is every row's output and its gradient, "Params size" every parameter,
+    float32, in units of 2**20 bytes: the arithmetic of the package torchsummary, which printed the
+    published table.
+    """
+    rows = table_rows(architecture)
+    params = sum(row[2] for row in rows)
+    values = sum(prod(layer.out_shape) for layer in architecture.layers if layer.kind not in _FUNCTIONS)
+    image = prod(architecture.input_shape) * _BYTES / _MEBIBYTE
+    maps = 2 * values * _BYTES / _MEBIBYTE
+    weights = params * _BYTES / _MEBIBYTE
+    lines = [
+        _RULE,
+        "",
+        f"{'Layer (type)':>20}{'Output Shape':>27}{'Param #':>16}",
+        "",
+        *(f"{name:>20}{shape:>27}{count:>16,}" for name, shape, count in rows),
+        "",
+        f"Total params: {params:,}",
+        f"Trainable params: {params:,}",
+        "Non-trainable params: 0",
+        "",
+        _RULE,
+        "",
+        f"Input size (MB): {image:.2f}",
+        f"Forward/backward pass size (MB): {maps:.2f}",
+        f"Params size (MB): {weights:.2f}",
+        f"Estimated Total Size (MB): {image + maps + weights:.2f}",
+        "",
+        _RULE,
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Rich tables. Each function takes data and returns something to print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from ..objective import Verdict
+from ..results import TrialRow
+from ..retrain import Requirement, Run, Summary
+
+# Test loss and correct images of 10,000 after each epoch of the published run of the reference.
+PUBLISHED_LOG = (
+    (0.0613, 9775), (0.0426, 9852), (0.0303, 9905), (0.0242, 9922), (0.0279, 9914),
+    (0.0238, 9918), (0.0222, 9926), (0.0253, 9924), (0.0249, 9924), (0.0173, 9941),
+    (0.0186, 9934), (0.0189, 9939), (0.0184, 9947), (0.0164, 9951), (0.0206, 9945),
+    (0.0159, 9950), (0.0169, 9955), (0.0171, 9944), (0.0172, 9948), (0.0168, 9952),
+)  # fmt: skip
+
+
+def counts_line(counts: Counter[Verdict]) -> str:
+    """How the trials ended, in one line."""
+    rejected = counts[Verdict.OVER_BUDGET] + counts[Verdict.IMPOSSIBLE]
+    parts = [
+        f"{counts[Verdict.TRAINED]} trained to the end",
+        f"{counts[Verdict.STOPPED]} stopped early",
+        f"{rejected} rejected",
+        f"{counts[Verdict.DUPLICATE]} duplicate",
+    ]
+    parts += [f"{counts[kind]} {kind}" for kind in (Verdict.FAILED, Verdict.INTERRUPTED) if counts[kind]]
+    return ", ".join(parts)
+
+
+def best_table(rows: Sequence[TrialRow]) -> Table:
+    """The best candidates by validation accuracy."""
+    table = Table(title="Best candidates (chosen on the validation images)")
+    for heading in ("Rank", "Trial", "Validation", "Parameters", "Multiply-adds", "Seconds"):
+        table.add_column(heading, justify="right")
+    for rank, row in enumerate(rows, 1):
+        table.add_row(
+            str(rank),
+            str(row.trial),
+            f"{row.validation_accuracy:.2%}",
+            f"{row.n_params:,}",
+            f"{row.macs:,}",
+            f"{row.seconds:.0f}",
+        )
+    return table
+
+
+def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
+    """The four requirements, what was reached, and the verdict."""
+    table = Table(title=title)
+    table.add_column("Requirement")
+    table.add_column("Reached", justify="right")
+    table.add_column("Met")
+    for requirement in requirements:
+        met = Text("yes", "green") if requirement.met else Text("NO", "bold red")
+        table.add_row(requirement.what, requirement.got, met)
+    return table
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """One row a seed: the result, and in a column of its own the best epoch, which was chosen on test."""
+    table = Table(title="Test images, seed by seed")
+    for heading in ("Seed", "Last epoch (the result)", "Test loss", "Seconds"):
+        table.add_column(heading, justify="right")
+    table.add_column("Best epoch (chosen on test, no result)", justify="right")
+    for run in runs:
+        best = run.best_on_test
+        shown = f"{best.score.accuracy:.2%} (epoch {best.epoch})" if best.score else ""
+        table.add_row(
+            str(run.seed), f"{run.result.accuracy:.2%}", f"{run.result.loss:.4f}", f"{run.seconds:.0f}", shown
+        )
+    return table
+
+
+def published_table(run: Run) -> Table:
+    """A run of the reference beside the published one, epoch by epoch."""
+    table = Table(title=f"Epoch by epoch: seed {run.seed} beside the published run (one run, unknown seed)")
+    for heading in ("Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"):
+        table.add_column(heading, justify="right")
+    for epoch, (loss, correct) in zip(run.epochs, PUBLISHED_LOG, strict=False):
+        ours = (f"{epoch.score.loss:.4f}", f"{epoch.score.accuracy:.2%}") if epoch.score else ("", "")
+        table.add_row(str(epoch.epoch), *ours, f"{loss:.4f}", f"{correct / 10_000:.2%}")
+    return table
+
+
+def summary_line(summary: Summary) -> str:
+    """Mean, deviation and interval in one line."""
+    if summary.std is None or summary.interval is None:
+        return f"Test accuracy after the last epoch: {summary.mean:.2%} (one seed)"
+    low, high = summary.interval
+    return (
+        f"Test accuracy after the last epoch: {summary.mean:.3%} mean of {summary.runs} seeds, "
+        f"standard deviation {summary.std:.3%}, 95 % interval {low:.3%} to {high:.3%}"
+    )

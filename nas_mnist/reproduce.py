@@ -1,0 +1,116 @@
+"""``python -m nas_mnist.reproduce NAME|best|FILE.json``: train on all images, read the test set, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .architecture import Architecture
+from .cli import as_path, check_name, run
+from .errors import NoResultError
+from .files import check_new, check_writable, write_bytes
+from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
+from .zoo import Entry
+from .zoo import load as load_from_zoo
+
+REPORTS = Path("reports")
+
+
+def reproduce(
+    architecture: Annotated[str, typer.Argument(metavar="NAME|best|FILE.json", help="What to train.")],
+    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
+    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = "sqlite:///studies/nas_mnist.db",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings, each with its own seed.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1001, help="The first of them.")] = 0,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE.toml", help="default, seed or a file; else its own.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=MAX_EPOCHS, help="Else the recipe's.")] = None,
+    dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
+    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that holds MNIST/raw.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Also write the result here; must be new.")
+    ] = None,
+) -> None:
+    """Train an architecture on all training images and report the last epoch's test accuracy."""
+    entry, its_recipe = _find(architecture, study, storage)
+    chosen = load_recipe(recipe) if recipe is not None else its_recipe
+    chosen = chosen if epochs is None else chosen.with_epochs(epochs)
+    check_writable(REPORTS, "reports")
+    copy_to = as_path(json_file)
+    if copy_to is not None:
+        check_new(copy_to, "--json")
+
+    from rich.console import Console
+
+    from .cost import cost_of
+    from .data import load
+    from .device import describe_device, pick_device
+    from .report.files import write_runs
+    from .report.layers import layer_table
+    from .report.live import EpochLog
+    from .report.tables import published_table, requirement_table, runs_table, summary_line
+    from .retrain import check_fits, requirements, retrain, summarise
+
+    console = Console(soft_wrap=True)
+    where = pick_device(device)
+    data = load(dataset, as_path(data_dir))
+    check_fits(entry.architecture, data)
+    console.print(layer_table(entry.architecture), highlight=False, markup=False)
+    console.print(f"Data: {data.source}", highlight=False)
+    if data.note:
+        console.print(f"[bold yellow]{data.note}[/bold yellow]", highlight=False)
+    console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where)}", highlight=False)
+    runs = []
+    for number in range(seed, seed + seeds):
+        console.print(f"[bold]Seed {number}[/bold]", highlight=False)
+        log = EpochLog(console, chosen.epochs)
+        runs.append(
+            retrain(
+                entry.architecture, chosen, data, seed=number, device=where, last_only=False, on_epoch=log
+            )
+        )
+    if entry.name == "reference":
+        console.print(published_table(runs[0]))
+    console.print(runs_table(runs))
+    summary = summarise([one.result.accuracy for one in runs])
+    met = requirements(entry.architecture, cost_of(entry.architecture).params, chosen.epochs, summary.mean)
+    console.print(requirement_table(met, "The requirements (test images, last epoch, mean of the seeds)"))
+    console.print(summary_line(summary), highlight=False)
+    if data.note:
+        console.print(f"[bold yellow]{data.note}[/bold yellow]", highlight=False)
+    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where))
+    if copy_to is not None:
+        write_bytes(copy_to, (folder / "result.json").read_bytes())
+    console.print(f"Written: {folder}", highlight=False)
+
+
+def _find(name: str, study: str, storage: str) -> tuple[Entry, Recipe]:
+    """What the argument stands for, and the recipe that belongs to it."""
+    if name == "best":
+        return _best_of(check_name("--study", study), storage)
+    entry = load_from_zoo(name)
+    if name.endswith(".json"):
+        check_name("architecture", entry.name)
+    return entry, load_recipe(entry.recipe)
+
+
+def _best_of(study: str, storage: str) -> tuple[Entry, Recipe]:
+    """The best candidate that a study trained to the end, from the architecture that its trial stored."""
+    from .results import best_rows, trial_rows
+    from .study import load_study
+
+    stored = load_study(storage, study)
+    rows = best_rows(trial_rows(stored), 1)
+    if not rows:
+        raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
+    about = f"best of study {study!r}, trial {rows[0].trial}"
+    entry = Entry(f"{study}-best", about, Architecture.make(rows[0].architecture), f"of study {study!r}")
+    return entry, make_recipe(stored.user_attrs.get("recipe", {}), f"study {study!r}: recipe")
+
+
+if __name__ == "__main__":
+    run(reproduce)

@@ -1,0 +1,135 @@
+"""Train one architecture on all training images and read the test images: the result that counts.
+
+The result is the test accuracy after the last epoch. The best epoch is chosen on the test images; it is
+kept apart, for comparison with published logs only.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from .architecture import Architecture
+from .data import DataSet, Images
+from .errors import InputError
+from .model import Network, build
+from .recipe import Recipe
+from .training import EpochResult, Normalizer, Score, train
+
+MIN_ACCURACY, MAX_PARAMS, MAX_EPOCHS = 0.994, 20_000, 20  # the exercise; parameters stay below
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training on all training images."""
+
+    seed: int
+    epochs: tuple[EpochResult, ...]  # scored on the test images, all of them or the last one only
+    model: Network  # on the CPU, as it was scored
+    normalizer: Normalizer
+
+    @property
+    def result(self) -> Score:
+        """The test score after the last epoch."""
+        score = self.epochs[-1].score
+        assert score is not None
+        return score
+
+    @property
+    def best_on_test(self) -> EpochResult:
+        """The epoch with the best test score: chosen on the test images, so not a result."""
+        scored = [epoch for epoch in self.epochs if epoch.score]
+        return max(scored, key=lambda epoch: epoch.score.accuracy if epoch.score else 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Training time, scoring not included."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Several runs' results together, as shares from 0 to 1."""
+
+    runs: int
+    mean: float
+    std: float | None  # sample standard deviation; None for a single run
+    interval: tuple[float, float] | None  # 95 %, Student's t; None for a single run
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One of the four requirements of the exercise, and whether it is met."""
+
+    what: str
+    got: str
+    met: bool
+
+
+def retrain(
+    architecture: Architecture,
+    recipe: Recipe,
+    data: DataSet,
+    *,
+    seed: int,
+    device: torch.device,
+    last_only: bool,
+    on_epoch: Callable[[EpochResult], None] = lambda _: None,
+) -> Run:
+    """Train on all training images; score the test images after every epoch, or only after the last."""
+    learn, test = data.train.to(device), data.read_test().to(device)
+    model = build(architecture, seed).to(device)
+    epochs = []
+    for result in train(model, learn, recipe, seed=seed, score_on=test, last_only=last_only):
+        epochs.append(result)
+        on_epoch(result)
+    return Run(seed, tuple(epochs), model.cpu(), Normalizer.of(learn.images))
+
+
+def check_fits(architecture: Architecture, data: DataSet) -> None:
+    """Raise `InputError` where an architecture does not take this data set's images or classes."""
+    if architecture.input_shape != data.shape:
+        wanted, got = (" x ".join(map(str, shape)) for shape in (data.shape, architecture.input_shape))
+        raise InputError(f"architecture: input_shape {got} does not fit {data.name} (use {wanted})")
+    if architecture.classes != data.classes:
+        raise InputError(
+            f"architecture: classes {architecture.classes} does not fit {data.name} (use {data.classes})"
+        )
+
+
+def summarise(accuracies: Sequence[float]) -> Summary:
+    """Mean, sample standard deviation and the 95 % confidence interval of the mean."""
+    mean = statistics.fmean(accuracies)
+    if len(accuracies) < 2:
+        return Summary(len(accuracies), mean, None, None)
+    from scipy.stats import t
+
+    std = statistics.stdev(accuracies)
+    half = float(t.ppf(0.975, len(accuracies) - 1)) * std / math.sqrt(len(accuracies))
+    return Summary(len(accuracies), mean, std, (mean - half, mean + half))
+
+
+def requirements(architecture: Architecture, params: int, epochs: int, accuracy: float) -> list[Requirement]:
+    """The four requirements: accuracy, parameters, epochs, no fully connected layer."""
+    return [
+        Requirement(f"accuracy >= {MIN_ACCURACY:.1%}", f"{accuracy:.2%}", accuracy >= MIN_ACCURACY),
+        Requirement(f"parameters < {MAX_PARAMS:,}", f"{params:,}", params < MAX_PARAMS),
+        Requirement(f"epochs <= {MAX_EPOCHS}", str(epochs), epochs <= MAX_EPOCHS),
+        Requirement(
+            "no fully connected layer",
+            "none" if all(layer.kind != "Linear" for layer in architecture.layers) else "some",
+            all(layer.kind != "Linear" for layer in architecture.layers),
+        ),
+    ]
+
+
+def versions() -> dict[str, str]:
+    """What the result was computed with."""
+    packages = ("nas-mnist", "torch", "torchvision", "optuna")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -1,0 +1,229 @@
+"""The study: where it is stored, what it was made with, who draws and who stops, and how it goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from .cost import Budget
+from .errors import InputError, NoResultError
+from .files import check_writable
+from .objective import Objective, Verdict
+from .space import Draws, SearchSpace, Survey
+
+DEFAULT_STUDY = "nas_mnist"
+DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
+METRIC = "validation accuracy"
+
+SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
+RESCUE_DRAWS = 20_000  # random draws among which one feasible candidate is looked for
+REJECTED_IN_A_ROW = 30  # then a feasible candidate, found by counting, is put first in the queue
+DUPLICATES_IN_A_ROW = 200  # then the space is taken to be exhausted
+HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a study is made with. A study goes on only with the same."""
+
+    space: str  # digest
+    recipe: str  # digest
+    data: str  # name and fingerprint of the training images
+    max_params: int
+    epochs: int
+
+    def differences(self, stored: dict[str, Any]) -> list[str]:
+        """In words, what ``stored`` (an earlier study's identity) has otherwise."""
+        return [
+            f"{name} {stored.get(name)!r}, not {value!r}"
+            for name, value in vars(self).items()
+            if stored.get(name) != value
+        ]
+
+
+def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
+    """The storage behind a URL; with ``create`` an SQLite file and its folder are made where missing.
+
+    Raises `InputError` where it cannot be opened.
+    """
+    try:
+        database = make_url(url)
+    except ArgumentError:
+        raise InputError(f"storage: {url!r} is not a database URL (for example {DEFAULT_STORAGE})") from None
+    file = database.database if database.get_backend_name() == "sqlite" else None
+    if file and file != ":memory:":
+        _check_file(Path(file), create)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.storages.RDBStorage(
+                url,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=requeue_once,
+            )
+    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise InputError(f"storage: {url!r} cannot be opened ({reason})") from None
+
+
+def load_study(url: str, name: str) -> optuna.Study:
+    """A study that exists, to read; raises `InputError`."""
+    storage = open_storage(url, create=False)
+    known = optuna.get_all_study_names(storage)
+    if name not in known:
+        raise InputError(f"study: {name!r} is not in {url} (use {', '.join(known) or 'another --storage'})")
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def _check_file(path: Path, create: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"storage: {path} is a folder (use a file)")
+    if not path.exists():
+        if not create:
+            raise InputError(f"storage: {path} does not exist (make it with python -m nas_mnist.search)")
+        check_writable(path.parent, "storage")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not os.access(path, os.R_OK | os.W_OK):
+        raise InputError(f"storage: {path} is not writable")
+
+
+def open_study(
+    storage: optuna.storages.BaseStorage, name: str, identity: Identity, facts: dict[str, Any], seed: int
+) -> optuna.Study:
+    """The study called ``name``, made now or continued.
+
+    ``facts`` are stored with a new study for people to read. Raises `InputError` where a study of that
+    name was made with something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        if differences := identity.differences(study.user_attrs.get("identity", {})):
+            raise InputError(
+                f"study: {name!r} was made with {'; '.join(differences)} (use the same, or --study NEW_NAME)"
+            )
+    else:
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+        study.set_metric_names([METRIC])
+        study.set_user_attr("identity", vars(identity))
+        for key, value in facts.items():
+            study.set_user_attr(key, value)
+    drawn = len(study.get_trials(deepcopy=False))
+    # The same seed on a continued study would repeat its first draws.
+    study.sampler = optuna.samplers.TPESampler(seed=random.Random(f"{seed}-{drawn}").randrange(2**31))
+    study.pruner = make_pruner()
+    return study
+
+
+def make_pruner() -> optuna.pruners.BasePruner:
+    """Asynchronous successive halving with rungs after 1, 3 and 9 epochs: the best third goes on."""
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+
+
+def count_verdicts(study: optuna.Study) -> Counter[Verdict]:
+    """How many trials ended in which way."""
+    verdicts = (verdict_of(trial) for trial in study.get_trials(deepcopy=False))
+    return Counter(verdict for verdict in verdicts if verdict)
+
+
+def check_space(space: SearchSpace, budget: Budget, seed: int) -> Survey:
+    """What random candidates of the space cost; raises `NoResultError` where not one of many fits."""
+    survey = space.survey(budget, SURVEY_DRAWS, random.Random(seed))
+    if not survey.feasible:
+        survey = space.survey(budget, RESCUE_DRAWS, random.Random(seed))
+    if survey.feasible:
+        return survey
+    raise NoResultError(
+        f"no candidate of this space fits {budget.max_params:,} parameters: the smallest of "
+        f"{survey.tried:,} draws has {survey.smallest:,} (raise --max-params, or edit the space)"
+    )
+
+
+def verdict_of(trial: FrozenTrial) -> Verdict | None:
+    """How a trial ended; None: it waits or runs."""
+    if stored := trial.user_attrs.get("verdict"):
+        return Verdict(stored)
+    return Verdict.INTERRUPTED if trial.state == TrialState.FAIL else None
+
+
+def search(
+    study: optuna.Study,
+    objective: Objective,
+    trials: int,
+    *,
+    seed: int,
+    first: Draws | None = None,
+    timeout: float | None = None,
+    after_trial: Callable[[FrozenTrial], None] = lambda _: None,
+) -> None:
+    """Run trials until ``trials`` candidates were trained (to the end, stopped early, or failed).
+
+    ``first`` is tried before anything else in a new study; ``timeout`` is in seconds and ends the
+    search after the trial in which it passes. Raises `NoResultError` where the space has no further
+    candidate within the budget.
+    """
+    rng = random.Random(f"{seed}-{len(study.get_trials(deepcopy=False))}")
+    if first is not None and not study.get_trials(deepcopy=False):
+        study.enqueue_trial(first)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    rejected = duplicates = 0
+
+    def ended(_: optuna.Study, trial: FrozenTrial) -> None:
+        nonlocal rejected, duplicates
+        verdict = verdict_of(trial)
+        rejected = rejected + 1 if verdict in (Verdict.OVER_BUDGET, Verdict.IMPOSSIBLE) else 0
+        duplicates = duplicates + 1 if verdict == Verdict.DUPLICATE else 0
+        after_trial(trial)
+
+    while _counted(study) < trials and (deadline is None or time.monotonic() < deadline):
+        if duplicates >= DUPLICATES_IN_A_ROW:
+            raise NoResultError(
+                f"the space is exhausted: {duplicates} draws in a row were trained before "
+                f"({_counted(study)} of {trials} trials done)"
+            )
+        if rejected and rejected % REJECTED_IN_A_ROW == 0:
+            _enqueue_feasible(study, objective, rng)
+        try:
+            study.optimize(objective, n_trials=1, callbacks=[ended])
+        except KeyboardInterrupt:
+            newest = study.get_trials(deepcopy=False)[-1]
+            if newest.state == TrialState.FAIL and newest.params:
+                requeue(study, newest)
+            raise
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Put the draws of a trial that did not come to an end at the front of the queue."""
+    study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+
+def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
+    """`requeue` for a trial whose process died, unless that happened to the same candidate before."""
+    if "retry_of" not in trial.user_attrs and trial.params:
+        requeue(study, trial)
+
+
+def _counted(study: optuna.Study) -> int:
+    return sum(number for verdict, number in count_verdicts(study).items() if verdict.counts)
+
+
+def _enqueue_feasible(study: optuna.Study, objective: Objective, rng: random.Random) -> None:
+    draws = objective.space.feasible(objective.budget, RESCUE_DRAWS, rng)
+    if draws is None:
+        raise NoResultError(
+            f"no candidate within {objective.budget.max_params:,} parameters among {RESCUE_DRAWS:,} draws"
+        )
+    study.enqueue_trial(draws)
