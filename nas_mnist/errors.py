@@ -14,7 +14,7 @@ class NoResultError(RuntimeError):
 
 
 def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
-    """The first failure of a pydantic check as one line: ``blocks[1].kernel: 4 (input should be 1, 3, 5 or 7)``.
+    """The first failure of a pydantic check: ``blocks[1].kernel: 4 (input should be 1, 3, 5 or 7)``.
 
     ``tags`` are the discriminator values of unions, which pydantic puts into the location and which
     the user never wrote.

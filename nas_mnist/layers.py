@@ -180,9 +180,7 @@ class _Chain:
         self._pool(kind, (channels, out_h, out_w), (block.kernel, block.kernel), block.stride)
 
     def _pool(self, kind: str, out: Shape, kernel: tuple[int, int], stride: int) -> None:
-        self._add(
-            Layer(kind, self.path, (self.at,), self.shape, out, kernel=kernel, stride=stride)
-        )
+        self._add(Layer(kind, self.path, (self.at,), self.shape, out, kernel=kernel, stride=stride))
 
     def _global_average(self) -> None:
         channels, height, width = self.shape

@@ -51,10 +51,7 @@ class Add(nn.Module):
 def _read_later(layers: tuple[Layer, ...]) -> set[int]:
     """Positions of the outputs that are read by more than the next layer."""
     return {
-        source
-        for position, layer in enumerate(layers)
-        for source in layer.inputs
-        if source != position - 1
+        source for position, layer in enumerate(layers) for source in layer.inputs if source != position - 1
     }
 
 
@@ -84,7 +81,7 @@ def _module(layer: Layer) -> nn.Module:
 
 
 def build(architecture: Architecture, seed: int) -> Network:
-    """A network with torch's default initial weights, drawn from ``seed``; the global generator is untouched."""
+    """A network with torch's default initial weights, drawn from ``seed``; no generator is touched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(architecture)

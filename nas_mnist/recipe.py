@@ -82,7 +82,9 @@ def load_recipe(name: str) -> Recipe:
     elif name.endswith(".toml"):
         text, where = read_text(Path(name), "recipe"), name
     else:
-        raise InputError(f"recipe: {name!r} is not known (use {', '.join(RECIPES)} or a file ending in .toml)")
+        raise InputError(
+            f"recipe: {name!r} is not known (use {', '.join(RECIPES)} or a file ending in .toml)"
+        )
     return make_recipe(parse_toml(text, where), where)
 
 

@@ -21,7 +21,9 @@ REPORTS = Path("reports")
 def reproduce(
     architecture: Annotated[str, typer.Argument(metavar="NAME|best|FILE.json", help="What to train.")],
     study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
-    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = "sqlite:///studies/nas_mnist.db",
+    storage: Annotated[
+        str, typer.Option(help="Database URL of that study.")
+    ] = "sqlite:///studies/nas_mnist.db",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings, each with its own seed.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1001, help="The first of them.")] = 0,
     recipe: Annotated[

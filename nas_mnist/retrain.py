@@ -16,7 +16,7 @@ from importlib.metadata import version
 import torch
 
 from .architecture import Architecture
-from .data import DataSet, Images
+from .data import DataSet
 from .errors import InputError
 from .model import Network, build
 from .recipe import Recipe

@@ -9,14 +9,25 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .architecture import Activation, Architecture, Channels, Conv, Head, Kernel, Norm, Padding, Pool
-from .architecture import Residual, Separable, digest
+from .architecture import (
+    Activation,
+    Architecture,
+    Channels,
+    Conv,
+    Kernel,
+    Norm,
+    Padding,
+    Pool,
+    Residual,
+    Separable,
+    digest,
+)
 from .cost import Budget, cost_of
 from .errors import InputError, explain
 from .files import read_text
@@ -171,7 +182,7 @@ class SearchSpace(_Keys):
 
     @classmethod
     def from_toml(cls, text: str, where: str = "space") -> SearchSpace:
-        """Parse and check a TOML document; raises `InputError` quoting file, key, value and what is allowed."""
+        """Parse and check a TOML document; raises `InputError` with file, key and value."""
         try:
             return cls.model_validate(parse_toml(text, where))
         except ValidationError as error:
@@ -212,9 +223,10 @@ class SearchSpace(_Keys):
         """The draws that make this architecture; raises `InputError` where the space does not hold it."""
         if architecture.input_shape == self.input_shape and architecture.classes == self.classes:
             for network in _every(self.network, INHERITED):
-                for draws in self._match_stages(architecture.blocks, 0, network):
-                    draws |= _named("network", self.network, network)
-                    draws |= _named("head", self.head, architecture.head.model_dump())
+                around = _named("network", self.network, network)
+                around |= _named("head", self.head, architecture.head.model_dump())
+                for stages in self._match_stages(architecture.blocks, 0, network):
+                    draws = stages | around
                     if _redraws(self, draws, architecture):
                         return draws
         raise InputError(f"architecture {architecture.key}: not in this search space")
@@ -256,11 +268,11 @@ class SearchSpace(_Keys):
 
 
 def _suggest(suggest: Suggest, name: str, options: Sequence[Any]) -> Any:
-    """One of the options. A single one is no choice; whole numbers at equal distances are an ordered range."""
+    """One of the options. A single one is no choice; whole numbers at equal distances are a range."""
     if len(options) == 1:
         return options[0]
     step = options[1] - options[0] if all(type(option) is int for option in options) else 0
-    if step > 0 and all(b - a == step for a, b in zip(options, options[1:], strict=False)):
+    if step > 0 and all(b - a == step for a, b in pairwise(options)):
         return suggest.suggest_int(name, options[0], options[-1], step=step)
     return suggest.suggest_categorical(name, options)
 
@@ -271,7 +283,9 @@ def _draw(suggest: Suggest, prefix: str, keys: BaseModel, names: Sequence[str]) 
 
 def _draw_stage(suggest: Suggest, prefix: str, stage: StageSpace, network: Draws) -> list[Any]:
     own = [name for name in INHERITED if getattr(stage, name) is not None]
-    drawn = _draw(suggest, prefix, stage, ("transition", "blocks", "block", "kernel", "padding", "downsample"))
+    drawn = _draw(
+        suggest, prefix, stage, ("transition", "blocks", "block", "kernel", "padding", "downsample")
+    )
     shared = network | _draw(suggest, prefix, stage, own)
     widths = [
         _suggest(suggest, f"{prefix}.channels{number}", stage.channels)

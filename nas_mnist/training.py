@@ -103,7 +103,7 @@ def train(
     torch.manual_seed(seed)  # dropout draws from the global generator
     generator = torch.Generator(device).manual_seed(seed)
     normalize = Normalizer.of(data.images)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)
     average = copy.deepcopy(model) if recipe.average else None
     steps = len(data) // recipe.batch_size  # an epoch
@@ -184,9 +184,7 @@ def _optimizer(model: Network, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True
-        )
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True)
     return torch.optim.SGD(
         groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
     )

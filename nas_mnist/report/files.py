@@ -31,7 +31,7 @@ CSV_COLUMNS = (
 def write_runs(
     parent: Path, name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, device: str, **facts: Any
 ) -> Path:
-    """Write ``result.json``, ``epochs.csv`` and one ``weights-seed-N.safetensors`` a run into a new folder."""
+    """Write ``result.json``, ``epochs.csv`` and a ``weights-seed-N.safetensors`` a run into a new folder."""
     from safetensors.torch import save
 
     folder = new_folder(parent, name)
@@ -48,9 +48,7 @@ def write_runs(
     return folder
 
 
-def result_dict(
-    name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, device: str
-) -> dict[str, Any]:
+def result_dict(name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, device: str) -> dict[str, Any]:
     """Everything that is known of some runs of one architecture; the README documents the fields."""
     architecture = runs[0].model.architecture
     cost = cost_of(architecture)
@@ -62,7 +60,12 @@ def result_dict(
         "architecture": architecture.model_dump(mode="json"),
         "cost": asdict(cost),
         "recipe": recipe.model_dump(mode="json"),
-        "data": {"name": data.name, "source": data.source, "note": data.note, "fingerprint": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "note": data.note,
+            "fingerprint": data.fingerprint,
+        },
         "device": device,
         "versions": versions(),
         "test_accuracy": asdict(summary),

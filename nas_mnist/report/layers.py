@@ -14,7 +14,7 @@ _RULE = "=" * 64
 
 
 def table_rows(architecture: Architecture) -> list[tuple[str, str, int]]:
-    """Name, output shape and parameters of every layer that is a module: ``("Conv2d-1", "[-1, 16, 28, 28]", 160)``."""
+    """Name, output shape and parameters of every layer that is a module, numbered from 1."""
     modules = [layer for layer in architecture.layers if layer.kind not in _FUNCTIONS]
     return [
         (f"{layer.kind}-{number}", str([-1, *layer.out_shape]), layer.params)

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from optuna.trial import FrozenTrial
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from ..architecture import Architecture
 from ..cost import Cost
 from ..objective import Verdict, Watcher
+from ..results import TrialRow, best_rows
 from ..study import verdict_of
 from ..training import EpochResult
 from .tables import counts_line
@@ -30,33 +35,49 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class _Lines(Progress):
+    """Bars for tasks that have a total, plain text for those that have none; notes on lines of their own."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Every task's line, from the top."""
+        for task in self.tasks:
+            if task.total is None:
+                yield Text(f"       {task.description}")
+                continue
+            bar = ProgressBar(total=task.total, completed=task.completed, width=24)
+            line = Table.grid(padding=(0, 1))
+            line.add_row(task.description, bar, f"{task.completed:.0f}/{task.total:.0f}", task.fields["note"])
+            yield line
+
+
 class SearchDisplay:
     """The live display of a search; a context manager."""
 
-    def __init__(self, console: Console, trials: int, epochs: int, counts: Counter[Verdict], best: str) -> None:
+    def __init__(self, console: Console, trials: int, epochs: int, rows: list[TrialRow]) -> None:
+        """``rows`` are the study's trials so far."""
         self.console = console
         self.trials, self.epochs = trials, epochs
-        self.counts, self.best = Counter(counts), best
-        self._best_value = float(best.split("%")[0]) / 100 if best else 0.0
+        self.counts = Counter(row.verdict for row in rows)
+        best = best_rows(rows, 1)
+        self._best = (best[0].validation_accuracy or 0.0, best[0].n_params or 0) if best else None
         self.already = self._done()  # in earlier calls
         self.started = time.monotonic()
         self._params: dict[int, int] = {}
         self._accuracy: dict[int, float] = {}
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+        self.progress = _Lines(
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
         self._trial_bar = self.progress.add_task("trials", total=trials, completed=self.already, note="")
         self._epoch_bar = self.progress.add_task("epochs", total=epochs, note="")
-        self._count_line = self.progress.add_task("", total=None, note="", visible=False)
+        self._counts = self.progress.add_task(counts_line(self.counts), total=None)
 
     def __enter__(self) -> Self:
+        if self.already:
+            self.console.print(f"Continuing: {self.already} of {self.trials} candidates are done.")
         self.progress.start()
+        self._refresh()
         return self
 
     def __exit__(
@@ -75,9 +96,9 @@ class SearchDisplay:
         if verdict is None:
             return
         self.counts[verdict] += 1
-        if verdict is Verdict.TRAINED and trial.value is not None and trial.value > self._best_value:
-            self._best_value = trial.value
-            self.best = f"{trial.value:.2%} with {trial.user_attrs['n_params']:,} parameters"
+        value = trial.value if verdict is Verdict.TRAINED else None
+        if value is not None and (self._best is None or value > self._best[0]):
+            self._best = (value, trial.user_attrs["n_params"])
         if verdict.counts:
             last = trial.last_step
             accuracy = "     -" if last is None else f"{trial.intermediate_values[last]:.2%}"
@@ -101,7 +122,8 @@ class SearchDisplay:
     def _epoch(self, number: int, result: EpochResult) -> None:
         assert result.score is not None
         rate = result.images / result.seconds
-        note = f"trial {number}, {self._params[number]:,} parameters, {result.score.accuracy:.2%}, {rate:,.0f} images/s"
+        size = f"{self._params[number]:,} parameters"
+        note = f"trial {number}, {size}, {result.score.accuracy:.2%}, {rate:,.0f} images/s"
         self.progress.update(self._epoch_bar, completed=result.epoch, note=note)
 
     def _refresh(self) -> None:
@@ -109,10 +131,10 @@ class SearchDisplay:
         elapsed = time.monotonic() - self.started
         new = done - self.already
         left = clock(elapsed / new * max(self.trials - done, 0)) if new else "?"
-        note = f"{clock(elapsed)} gone, about {left} left, best {self.best or '-'}"
+        best = f"best {self._best[0]:.2%} with {self._best[1]:,} parameters" if self._best else "no best yet"
+        note = f"{clock(elapsed)} gone, about {left} left, {best}"
         self.progress.update(self._trial_bar, completed=min(done, self.trials), note=note)
-        self.progress.update(self._trial_bar, description="trials")
-        self.progress.update(self._count_line, note=counts_line(self.counts))
+        self.progress.update(self._counts, description=counts_line(self.counts))
 
 
 class EpochLog:
