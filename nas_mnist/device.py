@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import sys
 
 import torch
 
@@ -48,3 +50,18 @@ def autocast(device: torch.device) -> torch.autocast:
 @functools.cache
 def _cpu_has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let the C library keep freed memory instead of giving it back to the system (glibc only).
+
+    Without this every large tensor of every step is mapped anew and faulted in page by page. The
+    figures are those of ``man 3 mallopt``: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD in bytes.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        for setting, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 28)):
+            mallopt(setting, value)

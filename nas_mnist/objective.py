@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import optuna
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from .architecture import Architecture
 from .cost import Budget, Cost, cost_of
@@ -43,11 +43,11 @@ class Verdict(StrEnum):
 class Watcher:
     """What a screen wants to hear of a search; every function may do nothing."""
 
-    candidate: Callable[[int, Architecture, Cost], None]  # trial number: its training begins
+    candidate: Callable[[int, Cost], None]  # trial number: its training begins
     epoch: Callable[[int, EpochResult], None]  # trial number: one more epoch is done
 
 
-@dataclass(frozen=True)
+@dataclass
 class Objective:
     """Draw, count, gate, build, train, report: what one trial does.
 
@@ -62,9 +62,11 @@ class Objective:
     choose: Images  # those held out to compare candidates
     seed: int
     watcher: Watcher
+    running: int = -1  # number of the newest trial
 
     def __call__(self, trial: Trial) -> float:
         """Run one trial."""
+        self.running = trial.number
         architecture = self._draw(trial)
         cost = cost_of(architecture)
         _describe(trial, architecture, cost)
@@ -75,7 +77,7 @@ class Objective:
             raise _end(trial, Verdict.OVER_BUDGET, f"{excess:,} parameters too many")
         if (first := _seen_before(trial, architecture.key)) is not None:
             raise _end(trial, Verdict.DUPLICATE, f"of trial {first}")
-        self.watcher.candidate(trial.number, architecture, cost)
+        self.watcher.candidate(trial.number, cost)
         return self._train(trial, architecture)
 
     def _draw(self, trial: Trial) -> Architecture:
@@ -111,6 +113,13 @@ class Objective:
             raise _end(trial, Verdict.FAILED, "out of memory") from None
         trial.set_user_attr("verdict", Verdict.TRAINED)
         return accuracy
+
+
+def verdict_of(trial: FrozenTrial) -> Verdict | None:
+    """How a trial ended; None: it waits or runs."""
+    if stored := trial.user_attrs.get("verdict"):
+        return Verdict(stored)
+    return Verdict.INTERRUPTED if trial.state == TrialState.FAIL else None
 
 
 def _describe(trial: Trial, architecture: Architecture, cost: Cost) -> None:

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
-from .objective import Verdict
-from .study import verdict_of
+from .objective import Verdict, verdict_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,33 +33,34 @@ class TrialRow:
     architecture: dict[str, Any] | None
 
 
+def trial_row(trial: FrozenTrial) -> TrialRow | None:
+    """One trial as a row; None while it waits or runs."""
+    verdict = verdict_of(trial)
+    if verdict is None:
+        return None
+    attrs = trial.user_attrs
+    last = trial.last_step
+    return TrialRow(
+        trial=trial.number,
+        verdict=verdict,
+        reason=attrs.get("reason", ""),
+        n_params=attrs.get("n_params"),
+        excess=attrs.get("excess"),
+        macs=attrs.get("macs"),
+        peak_memory=attrs.get("peak_memory"),
+        epochs=attrs.get("epochs", 0),
+        validation_accuracy=None if last is None else trial.intermediate_values[last],
+        validation_loss=attrs.get("validation_loss"),
+        seconds=attrs.get("seconds", 0.0),
+        key=attrs.get("key"),
+        architecture=attrs.get("architecture"),
+    )
+
+
 def trial_rows(study: optuna.Study) -> list[TrialRow]:
     """Every trial that has ended, in the order of their numbers."""
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        verdict = verdict_of(trial)
-        if verdict is None:
-            continue
-        attrs = trial.user_attrs
-        last = trial.last_step
-        rows.append(
-            TrialRow(
-                trial=trial.number,
-                verdict=verdict,
-                reason=attrs.get("reason", ""),
-                n_params=attrs.get("n_params"),
-                excess=attrs.get("excess"),
-                macs=attrs.get("macs"),
-                peak_memory=attrs.get("peak_memory"),
-                epochs=attrs.get("epochs", 0),
-                validation_accuracy=None if last is None else trial.intermediate_values[last],
-                validation_loss=attrs.get("validation_loss"),
-                seconds=attrs.get("seconds", 0.0),
-                key=attrs.get("key"),
-                architecture=attrs.get("architecture"),
-            )
-        )
-    return rows
+    rows = (trial_row(trial) for trial in study.get_trials(deepcopy=False))
+    return [row for row in rows if row is not None]
 
 
 def best_rows(rows: list[TrialRow], count: int) -> list[TrialRow]:

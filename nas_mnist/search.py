@@ -15,7 +15,7 @@ from .cli import as_path, check_name, run
 from .cost import Budget
 from .errors import InputError, NoResultError
 from .files import check_writable
-from .recipe import MAX_EPOCHS, Recipe, load_recipe
+from .recipe import MAX_EPOCHS, load_recipe
 from .space import Draws, SearchSpace, Survey
 from .zoo import load as load_from_zoo
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from .data import DataSet
     from .results import TrialRow
+    from .workers import Task
 
 REPORTS = Path("reports")
+MAX_WORKERS = 64
 SHOWN = 5  # candidates in the table at the end
 
 
@@ -42,6 +44,7 @@ def search(
     dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    workers: Annotated[str, typer.Option(metavar="N|auto", help="Processes that train at once.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of draws, weights and order.")] = 0,
     timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start nothing later.")] = None,
     retrain: Annotated[bool, typer.Option(help="Retrain the winner and read the test images.")] = True,
@@ -53,6 +56,7 @@ def search(
     check_name("--study", study)
     if timeout is not None and not 0 < timeout <= 1e6:
         raise InputError(f"--timeout: {timeout} (use minutes above 0)")
+    processes = _worker_count(workers)
     drawn_from = SearchSpace.load(as_path(space))
     trained_by = load_recipe(recipe).with_epochs(epochs)
     if retrain:
@@ -61,6 +65,7 @@ def search(
     from .data import load
     from .device import pick_device
     from .study import Identity, check_space, open_storage, open_study
+    from .workers import Task, auto_workers
 
     where = pick_device(device)
     data = load(dataset, as_path(data_dir))
@@ -69,11 +74,23 @@ def search(
     identity = Identity(
         drawn_from.digest, trained_by.digest, f"{data.name} {data.fingerprint}", max_params, epochs
     )
-    plan = _Plan(drawn_from, Budget(max_params), trained_by, data, where, seed, trials, retrain)
-    opened = open_study(open_storage(storage), study, identity, plan.facts(), seed)
+    task = Task(
+        storage=storage,
+        study=study,
+        space=drawn_from,
+        budget=Budget(max_params),
+        recipe=trained_by,
+        dataset=data.name,
+        data_dir=as_path(data_dir),
+        device=where.type,
+        seed=seed,
+        timeout=None if timeout is None else timeout * 60,
+    )
+    plan = _Plan(task, data, where, trials, processes or auto_workers(where.type), retrain)
+    opened = open_study(open_storage(storage), study, identity, plan.facts(), plan.reference())
     try:
         plan.announce(opened, survey)
-        plan.search(opened, timeout)
+        plan.search(opened)
         plan.finish(opened)
     except KeyboardInterrupt:
         again = shlex.join(["python", "-m", "nas_mnist.search", *sys.argv[1:]])
@@ -88,13 +105,11 @@ def search(
 class _Plan:
     """Everything a search was asked to do, checked."""
 
-    space: SearchSpace
-    budget: Budget
-    recipe: Recipe
+    task: Task
     data: DataSet
     device: torch.device
-    seed: int
     trials: int
+    workers: int
     retrain: bool
 
     @property
@@ -109,8 +124,8 @@ class _Plan:
         from .retrain import versions
 
         return {
-            "space": self.space.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "space": self.task.space.model_dump(mode="json"),
+            "recipe": self.task.recipe.model_dump(mode="json"),
             "data": self.data.source,
             "data_note": self.data.note,
             "device": describe_device(self.device),
@@ -123,9 +138,9 @@ class _Plan:
 
         say = self.console.print
         say(
-            f"[bold]Searching[/bold] for at most {self.budget.max_params:,} parameters: study "
-            f"{study.study_name!r}, {self.trials} candidates, {self.recipe.epochs} epochs, "
-            f"{describe_device(self.device)}",
+            f"[bold]Searching[/bold] for at most {self.task.budget.max_params:,} parameters: study "
+            f"{study.study_name!r}, {self.trials} candidates, {self.task.recipe.epochs} epochs, "
+            f"{describe_device(self.device)}, {self.workers} worker{'s' * (self.workers > 1)}",
             highlight=False,
         )
         say(f"Data: {self.data.source}; one in six is held out to choose", highlight=False)
@@ -133,34 +148,25 @@ class _Plan:
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget", highlight=False)
 
-    def search(self, study: optuna.Study, timeout: float | None) -> None:
-        """Run the trials; ``timeout`` in minutes."""
-        from .objective import Objective
+    def search(self, study: optuna.Study) -> None:
+        """Train candidates until the total is reached."""
         from .report.live import SearchDisplay
         from .report.tables import counts_line
         from .results import trial_rows
-        from .study import count_verdicts
-        from .study import search as run_study
+        from .study import count_verdicts, counted
+        from .workers import Listener, run_workers
 
-        first = self._reference()
-        if first is None:
+        if self.reference() is None:
             self.console.print("The reference network is not in this space: the search starts without it.")
-        display = SearchDisplay(self.console, self.trials, self.recipe.epochs, trial_rows(study))
-        learn, choose = (part.to(self.device) for part in self.data.split())
-        objective = Objective(self.space, self.budget, self.recipe, learn, choose, self.seed, display.watcher)
-        try:
-            with display:
-                run_study(
-                    study,
-                    objective,
-                    self.trials,
-                    seed=self.seed,
-                    first=first,
-                    timeout=None if timeout is None else timeout * 60,
-                    after_trial=display.after_trial,
-                )
-        except NoResultError as error:
-            self.console.print(f"Ended early: {error}", highlight=False)
+        display = SearchDisplay(self.console, self.trials, self.task.recipe.epochs, trial_rows(study))
+        listener = Listener(display.candidate, display.epoch, display.ended)
+        missing = self.trials - counted(study)
+        if missing > 0:
+            try:
+                with display:
+                    run_workers(self.task, self.workers, missing, listener)
+            except NoResultError as error:
+                self.console.print(f"Ended early: {error}", highlight=False)
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}", highlight=False)
 
     def finish(self, study: optuna.Study) -> None:
@@ -182,7 +188,7 @@ class _Plan:
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
-        met = requirements(architecture, winner.n_params or 0, self.recipe.epochs, accuracy)
+        met = requirements(architecture, winner.n_params or 0, self.task.recipe.epochs, accuracy)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
         say("Repeat it over seeds with: python -m nas_mnist.reproduce best --seeds 3", highlight=False)
@@ -195,40 +201,50 @@ class _Plan:
         from .retrain import retrain
 
         stored = study.user_attrs.get("winner", {})
-        if (stored.get("key"), stored.get("seed")) == (winner.key, self.seed):
+        if (stored.get("key"), stored.get("seed")) == (winner.key, self.task.seed):
             self.console.print(f"Retrained before: {stored['folder']}", highlight=False)
             return float(stored["test_accuracy"])
         images = len(self.data.train)
         self.console.print(f"Retraining the winner on all {images:,} training images", highlight=False)
-        log = EpochLog(self.console, self.recipe.epochs)
+        log = EpochLog(self.console, self.task.recipe.epochs)
         result = retrain(
             Architecture.make(winner.architecture),
-            self.recipe,
+            self.task.recipe,
             self.data,
-            seed=self.seed,
+            seed=self.task.seed,
             device=self.device,
             last_only=True,
             on_epoch=log,
         )
         device = describe_device(self.device)
         folder = write_runs(
-            REPORTS, study.study_name, [result], self.recipe, self.data, device, trial=winner.trial
+            REPORTS, study.study_name, [result], self.task.recipe, self.data, device, trial=winner.trial
         )
         accuracy = result.result.accuracy
-        read = {"key": winner.key, "seed": self.seed, "test_accuracy": accuracy, "folder": str(folder)}
+        read = {"key": winner.key, "seed": self.task.seed, "test_accuracy": accuracy, "folder": str(folder)}
         study.set_user_attr("winner", read)
         self.console.print(f"Written: {folder}", highlight=False)
         return accuracy
 
-    def _reference(self) -> Draws | None:
+    def reference(self) -> Draws | None:
+        """The draws that make the reference network, where the space holds it."""
         try:
-            return self.space.encode(load_from_zoo("reference").architecture)
+            return self.task.space.encode(load_from_zoo("reference").architecture)
         except InputError:
             return None
 
     def _warn(self) -> None:
         if self.data.note:
             self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]", highlight=False)
+
+
+def _worker_count(workers: str) -> int | None:
+    """A number of processes; None: as many as pay."""
+    if workers == "auto":
+        return None
+    if not workers.isdecimal() or not 1 <= int(workers[:9]) <= MAX_WORKERS:
+        raise InputError(f"--workers: {workers!r} (use 'auto' or 1 to {MAX_WORKERS})")
+    return int(workers)
 
 
 def _check_shape(space: SearchSpace, data: DataSet) -> None:

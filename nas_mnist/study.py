@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from .cost import Budget
 from .errors import InputError, NoResultError
 from .files import check_writable
-from .objective import Objective, Verdict
+from .objective import Objective, Verdict, verdict_of
 from .space import Draws, SearchSpace, Survey
 
 DEFAULT_STUDY = "nas_mnist"
@@ -62,9 +62,11 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
         database = make_url(url)
     except ArgumentError:
         raise InputError(f"storage: {url!r} is not a database URL (for example {DEFAULT_STORAGE})") from None
-    file = database.database if database.get_backend_name() == "sqlite" else None
-    if file and file != ":memory:":
-        _check_file(Path(file), create)
+    if database.get_backend_name() == "sqlite":
+        if database.database in (None, "", ":memory:"):
+            raise InputError(f"storage: {url!r} is forgotten at the end (for example {DEFAULT_STORAGE})")
+        _check_file(Path(str(database.database)), create)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # every trial is shown by our own display
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -101,14 +103,17 @@ def _check_file(path: Path, create: bool) -> None:
 
 
 def open_study(
-    storage: optuna.storages.BaseStorage, name: str, identity: Identity, facts: dict[str, Any], seed: int
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    identity: Identity,
+    facts: dict[str, Any],
+    first: Draws | None,
 ) -> optuna.Study:
     """The study called ``name``, made now or continued.
 
-    ``facts`` are stored with a new study for people to read. Raises `InputError` where a study of that
-    name was made with something else.
+    A new study tries the draws ``first`` before anything else and stores ``facts`` for people to read.
+    Raises `InputError` where a study of that name was made with something else.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
         if differences := identity.differences(study.user_attrs.get("identity", {})):
@@ -117,20 +122,25 @@ def open_study(
             )
     else:
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
-        study.set_metric_names([METRIC])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([METRIC])
         study.set_user_attr("identity", vars(identity))
         for key, value in facts.items():
             study.set_user_attr(key, value)
-    drawn = len(study.get_trials(deepcopy=False))
-    # The same seed on a continued study would repeat its first draws.
-    study.sampler = optuna.samplers.TPESampler(seed=random.Random(f"{seed}-{drawn}").randrange(2**31))
-    study.pruner = make_pruner()
+        if first is not None:
+            study.enqueue_trial(first)
     return study
 
 
 def make_pruner() -> optuna.pruners.BasePruner:
     """Asynchronous successive halving with rungs after 1, 3 and 9 epochs: the best third goes on."""
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+
+
+def counted(study: optuna.Study) -> int:
+    """How many candidates of ``--trials`` are done."""
+    return sum(number for verdict, number in count_verdicts(study).items() if verdict.counts)
 
 
 def count_verdicts(study: optuna.Study) -> Counter[Verdict]:
@@ -152,57 +162,54 @@ def check_space(space: SearchSpace, budget: Budget, seed: int) -> Survey:
     )
 
 
-def verdict_of(trial: FrozenTrial) -> Verdict | None:
-    """How a trial ended; None: it waits or runs."""
-    if stored := trial.user_attrs.get("verdict"):
-        return Verdict(stored)
-    return Verdict.INTERRUPTED if trial.state == TrialState.FAIL else None
-
-
 def search(
     study: optuna.Study,
     objective: Objective,
-    trials: int,
+    claim: Callable[[], bool],
     *,
-    seed: int,
-    first: Draws | None = None,
-    timeout: float | None = None,
+    seed: str,
+    deadline: float | None = None,
     after_trial: Callable[[FrozenTrial], None] = lambda _: None,
 ) -> None:
-    """Run trials until ``trials`` candidates were trained (to the end, stopped early, or failed).
+    """Run trials while ``claim()`` grants one more candidate to train.
 
-    ``first`` is tried before anything else in a new study; ``timeout`` is in seconds and ends the
-    search after the trial in which it passes. Raises `NoResultError` where the space has no further
-    candidate within the budget.
+    A granted candidate is drawn for until one counts (`Verdict.counts`): rejected and duplicate draws
+    never use up a claim. ``deadline``, in seconds of `time.monotonic`, ends the search after the trial in
+    which it passes. ``seed`` decides the draws together with the number of trials so far, for the same
+    seed on a continued study would repeat its first draws. Raises `NoResultError` where the space has no
+    further candidate within the budget.
     """
-    rng = random.Random(f"{seed}-{len(study.get_trials(deepcopy=False))}")
-    if first is not None and not study.get_trials(deepcopy=False):
-        study.enqueue_trial(first)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    rejected = duplicates = 0
+    drawn = len(study.get_trials(deepcopy=False))
+    rng = random.Random(f"{seed}-{drawn}")
+    study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
+    study.pruner = make_pruner()
+    ended: list[FrozenTrial] = []
+    while (deadline is None or time.monotonic() < deadline) and claim():
+        in_a_row: Counter[Verdict | None] = Counter()
+        while True:
+            _optimize_one(study, objective, ended)
+            verdict = verdict_of(ended[-1])
+            after_trial(ended.pop())
+            if verdict is None or verdict.counts:
+                break
+            in_a_row[verdict] += 1
+            if in_a_row[Verdict.DUPLICATE] >= DUPLICATES_IN_A_ROW:
+                raise NoResultError(
+                    f"{DUPLICATES_IN_A_ROW} draws in a row had been trained before: the space is exhausted"
+                )
+            if verdict is not Verdict.DUPLICATE and in_a_row.total() % REJECTED_IN_A_ROW == 0:
+                _enqueue_feasible(study, objective, rng)
 
-    def ended(_: optuna.Study, trial: FrozenTrial) -> None:
-        nonlocal rejected, duplicates
-        verdict = verdict_of(trial)
-        rejected = rejected + 1 if verdict in (Verdict.OVER_BUDGET, Verdict.IMPOSSIBLE) else 0
-        duplicates = duplicates + 1 if verdict == Verdict.DUPLICATE else 0
-        after_trial(trial)
 
-    while _counted(study) < trials and (deadline is None or time.monotonic() < deadline):
-        if duplicates >= DUPLICATES_IN_A_ROW:
-            raise NoResultError(
-                f"the space is exhausted: {duplicates} draws in a row were trained before "
-                f"({_counted(study)} of {trials} trials done)"
-            )
-        if rejected and rejected % REJECTED_IN_A_ROW == 0:
-            _enqueue_feasible(study, objective, rng)
-        try:
-            study.optimize(objective, n_trials=1, callbacks=[ended])
-        except KeyboardInterrupt:
-            newest = study.get_trials(deepcopy=False)[-1]
-            if newest.state == TrialState.FAIL and newest.params:
-                requeue(study, newest)
-            raise
+def _optimize_one(study: optuna.Study, objective: Objective, ended: list[FrozenTrial]) -> None:
+    """One trial; interrupted, its draws are put back into the queue."""
+    try:
+        study.optimize(objective, n_trials=1, callbacks=[lambda _, trial: ended.append(trial)])
+    except KeyboardInterrupt:
+        mine = [trial for trial in study.get_trials(deepcopy=False) if trial.number == objective.running]
+        if mine and mine[0].state == TrialState.FAIL and mine[0].params:
+            requeue(study, mine[0])
+        raise
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -214,10 +221,6 @@ def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
     """`requeue` for a trial whose process died, unless that happened to the same candidate before."""
     if "retry_of" not in trial.user_attrs and trial.params:
         requeue(study, trial)
-
-
-def _counted(study: optuna.Study) -> int:
-    return sum(number for verdict, number in count_verdicts(study).items() if verdict.counts)
 
 
 def _enqueue_feasible(study: optuna.Study, objective: Objective, rng: random.Random) -> None:

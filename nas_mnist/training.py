@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .augment import affine
 from .data import Images
-from .device import autocast
+from .device import autocast, keep_memory
 from .model import Network
 from .recipe import Recipe
 
@@ -100,6 +100,7 @@ def train(
     if len(data) < recipe.batch_size:
         raise ValueError(f"{len(data)} images do not fill one batch of {recipe.batch_size}")
     device = data.images.device
+    keep_memory()
     torch.manual_seed(seed)  # dropout draws from the global generator
     generator = torch.Generator(device).manual_seed(seed)
     normalize = Normalizer.of(data.images)

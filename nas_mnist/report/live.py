@@ -12,18 +12,15 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from optuna.trial import FrozenTrial
 from rich.console import Console, RenderableType
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..architecture import Architecture
 from ..cost import Cost
-from ..objective import Verdict, Watcher
+from ..objective import Verdict
 from ..results import TrialRow, best_rows
-from ..study import verdict_of
 from ..training import EpochResult
 from .tables import counts_line
 
@@ -62,16 +59,10 @@ class SearchDisplay:
         self._best = (best[0].validation_accuracy or 0.0, best[0].n_params or 0) if best else None
         self.already = self._done()  # in earlier calls
         self.started = time.monotonic()
-        self._params: dict[int, int] = {}
-        self._accuracy: dict[int, float] = {}
-        self.progress = _Lines(
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.progress = _Lines(console=console, transient=True, disable=not console.is_terminal)
         self._trial_bar = self.progress.add_task("trials", total=trials, completed=self.already, note="")
-        self._epoch_bar = self.progress.add_task("epochs", total=epochs, note="")
         self._counts = self.progress.add_task(counts_line(self.counts), total=None)
+        self._running: dict[int, tuple[TaskID, int]] = {}  # trial number -> its bar, its parameters
 
     def __enter__(self) -> Self:
         if self.already:
@@ -85,46 +76,39 @@ class SearchDisplay:
     ) -> None:
         self.progress.stop()
 
-    @property
-    def watcher(self) -> Watcher:
-        """The functions that an objective calls."""
-        return Watcher(self._candidate, self._epoch)
+    def candidate(self, number: int, cost: Cost) -> None:
+        """A candidate's training begins."""
+        note = f"trial {number}, {cost.params:,} parameters"
+        self._running[number] = self.progress.add_task("epochs", total=self.epochs, note=note), cost.params
+        self._refresh()
 
-    def after_trial(self, trial: FrozenTrial) -> None:
+    def epoch(self, number: int, result: EpochResult) -> None:
+        """One more epoch of a candidate is done."""
+        bar, params = self._running[number]
+        rate, accuracy = result.images / result.seconds, result.score.accuracy if result.score else 0.0
+        note = f"trial {number}, {params:,} parameters, {accuracy:.2%}, {rate:,.0f} images/s"
+        self.progress.update(bar, completed=result.epoch, note=note)
+
+    def ended(self, row: TrialRow) -> None:
         """Count a trial that ended and, if it was trained, print its line."""
-        verdict = verdict_of(trial)
-        if verdict is None:
-            return
-        self.counts[verdict] += 1
-        value = trial.value if verdict is Verdict.TRAINED else None
-        if value is not None and (self._best is None or value > self._best[0]):
-            self._best = (value, trial.user_attrs["n_params"])
-        if verdict.counts:
-            last = trial.last_step
-            accuracy = "     -" if last is None else f"{trial.intermediate_values[last]:.2%}"
-            ending = verdict if verdict is Verdict.TRAINED else f"{verdict}: {trial.user_attrs['reason']}"
+        if row.trial in self._running:
+            self.progress.remove_task(self._running.pop(row.trial)[0])
+        self.counts[row.verdict] += 1
+        value = row.validation_accuracy
+        if row.verdict is Verdict.TRAINED and (self._best is None or (value or 0.0) > self._best[0]):
+            self._best = (value or 0.0, row.n_params or 0)
+        if row.verdict.counts:
+            accuracy = "     -" if value is None else f"{value:.2%}"
+            ending = row.verdict if row.verdict is Verdict.TRAINED else f"{row.verdict}: {row.reason}"
             self.console.print(
-                f"{self._done():>4}/{self.trials}  trial {trial.number:<4} "
-                f"{trial.user_attrs['n_params']:>7,} parameters  {accuracy}  {ending}",
+                f"{self._done():>4}/{self.trials}  trial {row.trial:<4} {row.n_params:>7,} parameters  "
+                f"{accuracy}  {ending}",
                 highlight=False,
             )
         self._refresh()
 
     def _done(self) -> int:
         return sum(number for verdict, number in self.counts.items() if verdict.counts)
-
-    def _candidate(self, number: int, _: Architecture, cost: Cost) -> None:
-        note = f"trial {number}, {cost.params:,} parameters"
-        self._params[number] = cost.params
-        self.progress.reset(self._epoch_bar, total=self.epochs, note=note)
-        self._refresh()
-
-    def _epoch(self, number: int, result: EpochResult) -> None:
-        assert result.score is not None
-        rate = result.images / result.seconds
-        size = f"{self._params[number]:,} parameters"
-        note = f"trial {number}, {size}, {result.score.accuracy:.2%}, {rate:,.0f} images/s"
-        self.progress.update(self._epoch_bar, completed=result.epoch, note=note)
 
     def _refresh(self) -> None:
         done = self._done()
