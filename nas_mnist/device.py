@@ -38,12 +38,17 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision where the device computes faster in bfloat16, nothing elsewhere.
+def number_type(device: torch.device) -> torch.dtype:
+    """What activations are computed in: bfloat16 where the device is faster in it, else float32.
 
     bfloat16 has the exponent range of float32, so losses need no scaling.
     """
-    fast = device.type != "cpu" or _cpu_has_bfloat16()
+    return torch.float32 if device.type == "cpu" and not _cpu_has_bfloat16() else torch.bfloat16
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision in the device's `number_type`."""
+    fast = number_type(device) == torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 

@@ -28,6 +28,10 @@ class Network(nn.Module):
         if built != counted:
             raise AssertionError(f"built {built} parameters, counted {counted}: {architecture.to_json()}")
 
+    def is_kept(self, position: int) -> bool:
+        """Whether the output of a layer is read by more than the next layer."""
+        return position in self._kept
+
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (logits) of normalised images, (N, C, H, W) -> (N, classes)."""
         kept = {IMAGE: images} if IMAGE in self._kept else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .augment import affine
 from .data import Images
 from .device import autocast, keep_memory
+from .fused import FusedNetwork
 from .model import Network
 from .recipe import Recipe
 
@@ -106,6 +107,7 @@ def train(
     normalize = Normalizer.of(data.images)
     model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)
+    forward = FusedNetwork(model) if device.type == "cpu" else _mixed(model, device)
     average = copy.deepcopy(model) if recipe.average else None
     steps = len(data) // recipe.batch_size  # an epoch
     step = 0
@@ -122,10 +124,8 @@ def train(
             if not recipe.augmentation.off:
                 images = affine(images, recipe.augmentation, generator)
             images = normalize(images).contiguous(memory_format=torch.channels_last)
-            with autocast(device):
-                scores = model(images)
             loss = F.cross_entropy(
-                scores.float(), data.labels[picked], label_smoothing=recipe.label_smoothing
+                forward(images), data.labels[picked], label_smoothing=recipe.label_smoothing
             )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -174,6 +174,16 @@ def evaluate(model: Network, data: Images, normalize: Normalizer) -> Score:
     loss = F.cross_entropy(scores, data.labels)
     correct = (scores.argmax(1) == data.labels).sum()
     return Score(float(loss), int(correct), len(data))
+
+
+def _mixed(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The plain modules under autocast."""
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast(device):
+            return model(images).float()  # type: ignore[no-any-return]
+
+    return forward
 
 
 def _optimizer(model: Network, recipe: Recipe) -> torch.optim.Optimizer:
