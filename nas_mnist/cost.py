@@ -57,35 +57,33 @@ def cost_of(architecture: Architecture) -> Cost:
 
 
 def _peak_memory(layers: Sequence[Layer], image_values: int) -> int:
-    last_use = {IMAGE: -1}
-    for position, layer in enumerate(layers):
-        for source in layer.inputs:
-            last_use[source] = position
+    last_use = {source: position for position, layer in enumerate(layers) for source in layer.inputs}
     sizes = {IMAGE: image_values}
     live = peak = image_values
     for position, layer in enumerate(layers):
-        size = prod(layer.out_shape)
-        ending = {source for source in layer.inputs if last_use[source] == position}
-        in_place = layer.kind in _IN_PLACE and bool(ending)
-        if not in_place:
-            live += size
-            peak = max(peak, live)
-        freed = sum(sizes[source] for source in ending)
-        live -= freed - size if in_place else freed
-        sizes[position] = size
+        channels, height, width = layer.out_shape
+        size = sizes[position] = channels * height * width
+        freed = 0
+        for source in layer.inputs:
+            if last_use[source] == position:
+                freed += sizes[source]
+        if not (freed and layer.kind in _IN_PLACE):
+            peak = max(peak, live + size)
+        live += size - freed
     return peak * BYTES_PER_VALUE
 
 
 def _receptive_field(layers: Sequence[Layer]) -> int:
-    fields = {IMAGE: (1, 1)}  # position -> pixels seen by one value, pixels between two neighbours
-    last = 1
+    seen = {IMAGE: (1, 1)}  # position -> pixels seen by one value, pixels between two neighbours
+    widest = 1
     for position, layer in enumerate(layers):
-        field = max(fields[source][0] for source in layer.inputs)
-        jump = max(fields[source][1] for source in layer.inputs)
+        inputs = layer.inputs
+        field, jump = seen[inputs[0]] if len(inputs) == 1 else max(seen[source] for source in inputs)
+        kernel = max(layer.kernel)
         is_global = layer.kind == "AvgPool2d" and layer.out_shape[1:] == (1, 1)
-        if not is_global:
-            field += (max(layer.kernel) - 1) * jump
+        if (kernel > 1 or layer.stride > 1) and not is_global:
+            field += (kernel - 1) * jump
             jump *= layer.stride
-            last = max(last, field)
-        fields[position] = (field, jump)
-    return last
+            widest = max(widest, field)
+        seen[position] = (field, jump)
+    return widest
