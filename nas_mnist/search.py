@@ -94,7 +94,7 @@ def search(
         plan.finish(opened)
     except KeyboardInterrupt:
         again = shlex.join(["python", "-m", "nas_mnist.search", *sys.argv[1:]])
-        plan.console.print(f"Interrupted; nothing finished is lost. Continue with:\n{again}", highlight=False)
+        plan.interrupted(opened, again)
         raise
     finally:
         line = f"optuna-dashboard {shlex.quote(storage)}"
@@ -168,6 +168,14 @@ class _Plan:
             except NoResultError as error:
                 self.console.print(f"Ended early: {error}", highlight=False)
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}", highlight=False)
+
+    def interrupted(self, study: optuna.Study, again: str) -> None:
+        """Say what is kept and how to go on."""
+        from .report.tables import counts_line
+        from .study import count_verdicts
+
+        self.console.print(f"Interrupted. Kept: {counts_line(count_verdicts(study))}", highlight=False)
+        self.console.print(f"Continue with:\n{again}", highlight=False)
 
     def finish(self, study: optuna.Study) -> None:
         """Show the best candidates; retrain the winner and read the test images once."""

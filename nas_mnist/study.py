@@ -66,7 +66,7 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
         if database.database in (None, "", ":memory:"):
             raise InputError(f"storage: {url!r} is forgotten at the end (for example {DEFAULT_STORAGE})")
         _check_file(Path(str(database.database)), create)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # every trial is shown by our own display
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own display shows every trial
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
