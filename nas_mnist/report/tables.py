@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -98,3 +99,28 @@ def summary_line(summary: Summary) -> str:
         f"Test accuracy after the last epoch: {summary.mean:.3%} mean of {summary.runs} seeds, "
         f"standard deviation {summary.std:.3%}, 95 % interval {low:.3%} to {high:.3%}"
     )
+
+
+def facts_table(title: str, facts: Mapping[str, object]) -> Table:
+    """Names and values."""
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value))
+    return table
+
+
+def speed_table(name: str, found: Mapping[str, Any]) -> Table:
+    """What `measure.measure_training` found for one network."""
+    table = Table(title=f"Training {name}, {found['params']:,} parameters, images a second")
+    for heading in ("", "Median", "Slowest", "Fastest"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for contender, speed in found["images_per_second"].items():
+        table.add_row(contender, *(f"{speed[key]:,}" for key in ("median", "min", "max")))
+    table.caption = (
+        f"ours : plain {found['ours_to_plain']:.1f}, ours : in memory {found['ours_to_in_memory']:.1f}, "
+        f"convolutions {found['convolution_share_of_our_step']:.0%} of our step, "
+        f"20 epochs in {found['seconds_for_20_epochs']:,} s"
+    )
+    return table

@@ -1,0 +1,83 @@
+"""``python -m nas_mnist.bench``: how fast this machine trains, beside a plain PyTorch loop, in one run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Annotated, Any
+
+import typer
+
+from .architecture import Architecture
+from .cli import as_path, run
+from .files import check_new, write_bytes
+from .zoo import load as load_from_zoo
+
+
+def _conv(channels: int) -> dict[str, Any]:
+    return {"kind": "conv", "channels": channels}
+
+
+def _separable(channels: int) -> dict[str, Any]:
+    return {"kind": "separable", "channels": channels}
+
+
+_POOL = {"kind": "pool"}
+NETWORKS = {  # beside the reference
+    "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
+    "separable": [
+        *(_conv(16), _separable(32), _separable(32), _POOL),
+        *(_separable(48), _separable(48), _separable(48), _POOL, _separable(64), _separable(64)),
+    ],
+}
+
+
+def bench(
+    images: Annotated[int, typer.Option(min=640, max=60_000, help="Trained on in a turn.")] = 6_400,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Turns that count.")] = 5,
+    dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
+    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="A new file.")] = None,
+) -> None:
+    """Measure training beside a plain loop, and counting, building, storing and starting."""
+    keep = as_path(json_file)
+    if keep is not None:
+        check_new(keep, "--json")
+
+    import torch
+    from rich.console import Console
+
+    from . import measure
+    from .data import load
+    from .device import describe_device, pick_device
+    from .report.tables import facts_table, speed_table
+    from .retrain import versions
+
+    console = Console(soft_wrap=True)
+    where = pick_device(device)
+    everything = load(dataset, as_path(data_dir)).train
+    data = everything.take(torch.arange(min(images, len(everything)))).to(where)
+    reference = load_from_zoo("reference").architecture
+    machine = {"device": describe_device(where), "processor": platform.processor() or platform.machine()}
+    found: dict[str, Any] = {"machine": machine | versions(), "images": len(data), "repeats": repeats}
+    console.print(facts_table("Machine", found["machine"]))
+    found["training"] = {}
+    networks = {"reference": reference} | {
+        name: Architecture.make({"blocks": blocks}) for name, blocks in NETWORKS.items()
+    }
+    for name, architecture in networks.items():
+        found["training"][name] = measure.measure_training(architecture, data, repeats)
+        console.print(speed_table(name, found["training"][name]))
+    found["counting"] = measure.measure_counting()
+    found["building"] = measure.measure_building(reference)
+    found["storage"] = measure.measure_storage()
+    found["starting_seconds"] = measure.measure_starting()
+    for name in ("counting", "building", "storage", "starting_seconds"):
+        console.print(facts_table(name.replace("_", ", in ").capitalize(), found[name]))
+    if keep is not None:
+        write_bytes(keep, (json.dumps(found, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    run(bench)

@@ -1,0 +1,253 @@
+"""What the benchmark measures: each function returns plain numbers, ready for JSON.
+
+Contenders take turns (`turns`), so that a machine whose speed drifts is unfair to none of them.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from .architecture import Architecture
+from .cost import cost_of
+from .data import Images
+from .device import keep_memory, number_type
+from .errors import InputError
+from .layers import Layer, expand
+from .model import build
+from .recipe import Recipe, load_recipe
+from .space import RandomDraws, SearchSpace
+from .training import Normalizer, train
+
+BATCH = 64  # images a step, as in the published log, for every contender
+CANDIDATES = 3_000
+Contender = Callable[[], float]  # one turn: images a second
+
+
+class _Pictures(Dataset[tuple[Tensor, int]]):
+    """What torchvision's MNIST class does: a picture through transforms, one at a time."""
+
+    def __init__(self, data: Images, normalize: Normalizer) -> None:
+        self.pixels = data.images[:, 0].cpu()
+        self.labels = data.labels.tolist()
+        self.transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize((normalize.mean / 255,), (normalize.std / 255,))]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index].numpy())), self.labels[index]
+
+
+def measure_training(architecture: Architecture, data: Images, repeats: int) -> dict[str, Any]:
+    """Images a second of four ways to train one network with the published recipe, turn by turn.
+
+    ``plain``: a tutorial's loop (dataset, loader, contiguous float32); ``in memory``: the same with the
+    images as one tensor; ``ours``: `train`; ``convolutions``: the network's convolutions alone, forward
+    and backward, each in the layout and number type that is fastest for it.
+    """
+    normalize = Normalizer.of(data.images)
+    recipe = load_recipe("seed").with_epochs(1)
+    recipe = Recipe.model_validate({**recipe.model_dump(), "batch_size": BATCH})
+    device = data.images.device
+    keep_memory()
+    contenders: dict[str, Contender] = {
+        "plain": lambda: _plain(architecture, DataLoader(_Pictures(data, normalize), BATCH, True), device),
+        "in memory": lambda: _plain(architecture, _in_memory(data, normalize), device),
+        "ours": lambda: _ours(architecture, data, recipe),
+        "convolutions": _convolutions(architecture, device),
+    }
+    speeds = turns(contenders, repeats)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    return {
+        "params": cost_of(architecture).params,
+        "images_per_second": {
+            name: {"median": round(medians[name]), "min": round(min(values)), "max": round(max(values))}
+            for name, values in speeds.items()
+        },
+        "ours_to_plain": _ratio(speeds["ours"], speeds["plain"]),
+        "ours_to_in_memory": _ratio(speeds["ours"], speeds["in memory"]),
+        "convolution_share_of_our_step": _ratio(speeds["ours"], speeds["convolutions"]),
+        "seconds_for_20_epochs": round(20 * 60_000 / medians["ours"], 1),
+    }
+
+
+def turns(contenders: dict[str, Contender], repeats: int) -> dict[str, list[float]]:
+    """One uncounted turn each, then ``repeats`` rounds in which every contender has a turn."""
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(repeats + 1):
+        for name, contender in contenders.items():
+            speed = contender()
+            if turn:
+                speeds[name].append(speed)
+    return speeds
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the ratios, turn by turn."""
+    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
+
+
+def _plain(architecture: Architecture, batches: Any, device: torch.device) -> float:
+    """A tutorial's loop over one epoch."""
+    model = build(architecture, 0).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    started, count = time.perf_counter(), 0
+    for batch in batches:
+        images, labels = (part.to(device) for part in batch)
+        optimizer.zero_grad()
+        loss = F.nll_loss(F.log_softmax(model(images), dim=1), labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()  # for the progress bar
+        count += len(labels)
+    return count / (time.perf_counter() - started)
+
+
+def _in_memory(data: Images, normalize: Normalizer) -> Iterator[tuple[Tensor, Tensor]]:
+    order = torch.randperm(len(data), device=data.images.device)
+    for picked in order.split(BATCH):
+        yield normalize(data.images[picked]), data.labels[picked]
+
+
+def _ours(architecture: Architecture, data: Images, recipe: Recipe) -> float:
+    model = build(architecture, 0).to(data.images.device)
+    (epoch,) = train(model, data, recipe, seed=0)
+    return epoch.images / epoch.seconds
+
+
+def _convolutions(architecture: Architecture, device: torch.device) -> Contender:
+    """The sum of every convolution's fastest forward and backward pass on one batch."""
+    runs = []
+    for position, layer in enumerate(architecture.layers):
+        if layer.kind != "Conv2d":
+            continue
+        variants = [
+            _one_convolution(layer, position > 0, device, layout, kind)
+            for layout in (torch.contiguous_format, torch.channels_last)
+            for kind in {torch.float32, number_type(device)}
+        ]
+        runs.append(min(variants, key=lambda variant: min(variant() for _ in range(4))))
+    return lambda: BATCH / sum(statistics.median(once() for _ in range(10)) for once in runs)
+
+
+def _one_convolution(
+    layer: Layer, needs_gradient: bool, device: torch.device, layout: torch.memory_format, kind: torch.dtype
+) -> Callable[[], float]:
+    """A function that runs one convolution forward and backward and says how many seconds that took."""
+    convolution = nn.Conv2d(
+        layer.in_shape[0], layer.out_shape[0], layer.kernel, layer.stride, layer.padding,
+        groups=layer.groups, bias=layer.bias, device=device, dtype=kind,
+    ).to(memory_format=layout)  # fmt: skip
+    maps = torch.randn(BATCH, *layer.in_shape, device=device, dtype=kind).contiguous(memory_format=layout)
+    maps.requires_grad_(needs_gradient)
+    gradient = torch.randn(BATCH, *layer.out_shape, device=device, dtype=kind).contiguous(
+        memory_format=layout
+    )
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def once() -> float:
+        convolution.zero_grad()
+        maps.grad = None
+        wait()
+        started = time.perf_counter()
+        torch.autograd.backward(convolution(maps), gradient)
+        wait()
+        return time.perf_counter() - started
+
+    return once
+
+
+def measure_counting() -> dict[str, float]:
+    """Candidates a second on one core: expanded and counted, and drawn, validated, expanded and counted."""
+    space, rng = SearchSpace.load(), random.Random(0)
+    candidates: list[Architecture] = []
+    started = time.perf_counter()
+    while len(candidates) < CANDIDATES:
+        try:
+            candidates.append(space.draw(RandomDraws(rng)))
+        except InputError:
+            continue
+        cost_of(candidates[-1])
+    drawn = time.perf_counter() - started
+    started = time.perf_counter()
+    for candidate in candidates:
+        expand(candidate)
+        cost_of(candidate)
+    counted = time.perf_counter() - started
+    return {
+        "counted_per_second": round(CANDIDATES / counted),
+        "drawn_and_counted_per_second": round(CANDIDATES / drawn),
+        "layers_on_average": round(float(np.mean([len(one.layers) for one in candidates])), 1),
+    }
+
+
+def measure_building(architecture: Architecture) -> dict[str, float]:
+    """Milliseconds to build a network."""
+    seconds = []
+    for seed in range(20):
+        started = time.perf_counter()
+        build(architecture, seed)
+        seconds.append(time.perf_counter() - started)
+    return {"milliseconds": round(1000 * statistics.median(seconds), 2)}
+
+
+def measure_storage() -> dict[str, float]:
+    """Milliseconds of drawing and storing a trial, over-budget ones, at 10, 100 and 1,000 trials."""
+    import optuna
+
+    from .cost import Budget
+    from .objective import Objective, Watcher
+    from .study import open_storage
+
+    nothing: Any = None
+    watcher = Watcher(lambda *_: None, lambda *_: None)
+    objective = Objective(SearchSpace.load(), Budget(0), load_recipe("seed"), nothing, nothing, 0, watcher)
+    costs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        storage = open_storage(f"sqlite:///{Path(folder) / 'bench.db'}")
+        study = optuna.create_study(storage=storage, sampler=optuna.samplers.TPESampler(seed=0))
+        for goal in (10, 100, 1000):
+            study.optimize(objective, n_trials=goal - len(study.trials) - 5)
+            started = time.perf_counter()
+            study.optimize(objective, n_trials=5)
+            costs[f"milliseconds_at_{goal}_trials"] = round(1000 * (time.perf_counter() - started) / 5, 1)
+        storage.remove_session()
+    return costs
+
+
+def measure_starting() -> dict[str, float]:
+    """Seconds of whole processes."""
+    commands = {
+        "search --help": ["nas_mnist.search", "--help"],
+        "describe reference": ["nas_mnist.describe", "reference"],
+    }
+    seconds = {}
+    for name, arguments in commands.items():
+        taken = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True)
+            taken.append(time.perf_counter() - started)
+        seconds[name] = round(statistics.median(taken), 3)
+    return seconds
