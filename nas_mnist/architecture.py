@@ -11,17 +11,36 @@ import json
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import InputError, explain
 from .layers import Layer, expand
 
+
+def _whole(value: object) -> object:
+    if type(value) is not int:
+        raise ValueError("use 1, 3, 5 or 7")
+    return value
+
+
 Activation = Literal["none", "relu", "leaky_relu", "silu", "hardswish", "gelu"]
 Norm = Literal["none", "before", "after"]  # batch normalisation: off, before or after the activation
 Padding = Literal["same", "valid"]
-Kernel = Literal[1, 3, 5, 7]
+Kernel = Annotated[Literal[1, 3, 5, 7], BeforeValidator(_whole)]
 Channels = Annotated[int, Field(ge=1, le=1024, strict=True)]
 Stride = Annotated[int, Field(ge=1, le=4, strict=True)]
+Rate = Annotated[float, Field(ge=0, lt=1), AfterValidator(lambda rate: rate + 0.0)]  # no negative zero
+Size = Annotated[int, Field(ge=4, le=256, strict=True)]  # pixels
+InputShape = tuple[Annotated[int, Field(ge=1, le=4, strict=True)], Size, Size]  # channels, height, width
+Classes = Annotated[int, Field(ge=2, le=1000, strict=True)]
 
 MAX_JSON_BYTES = 1_000_000
 
@@ -38,7 +57,7 @@ class _Convolution(_Data):
     bias: bool = False
     norm: Norm = "before"
     activation: Activation = "relu"
-    dropout: float = Field(0.0, ge=0, lt=1)  # probability that a whole channel is set to zero
+    dropout: Rate = 0.0  # probability that a whole channel is set to zero
 
 
 class Conv(_Convolution):
@@ -95,7 +114,7 @@ class Head(_Data):
     @model_validator(mode="after")
     def _one_pixel_has_no_neighbours(self) -> Head:
         if self.order == "pool_then_conv" and self.kernel != 1:
-            raise ValueError(f"head.kernel: {self.kernel} needs more than one pixel (after pooling use 1)")
+            raise ValueError(f"kernel: {self.kernel} needs more than one pixel (after pooling use 1)")
         return self
 
 
@@ -110,12 +129,8 @@ class Architecture(_Data):
     constructor) where no such network can exist; both name the field, the value and what is allowed.
     """
 
-    input_shape: tuple[
-        Annotated[int, Field(ge=1, le=4, strict=True)],
-        Annotated[int, Field(ge=4, le=256, strict=True)],
-        Annotated[int, Field(ge=4, le=256, strict=True)],
-    ] = (1, 28, 28)  # channels, height, width
-    classes: int = Field(10, ge=2, le=1000, strict=True)
+    input_shape: InputShape = (1, 28, 28)
+    classes: Classes = 10
     blocks: tuple[Block, ...] = Field(min_length=1, max_length=64)
     head: Head = Head()
 

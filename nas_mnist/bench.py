@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .architecture import Architecture
-from .cli import as_path, run
+from .cli import as_path, run, whole
 from .files import check_new, write_bytes
 from .zoo import load as load_from_zoo
 
@@ -33,8 +33,10 @@ NETWORKS = {  # beside the reference
 
 
 def bench(
-    images: Annotated[int, typer.Option(min=640, max=60_000, help="Trained on in a turn.")] = 6_400,
-    repeats: Annotated[int, typer.Option(min=1, max=100, help="Turns that count.")] = 5,
+    images: Annotated[
+        int, typer.Option(parser=whole(640, 60_000), metavar="N", help="Trained on in a turn.")
+    ] = 6_400,
+    repeats: Annotated[int, typer.Option(parser=whole(1, 100), metavar="N", help="Turns that count.")] = 5,
     dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

@@ -33,6 +33,22 @@ def run(command: Callable[..., None]) -> None:
     sys.exit(code or DONE)
 
 
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from ``low`` to ``high`` for an option of a command."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            shown = str(text) if len(str(text)) <= 40 else str(text)[:40] + "..."
+            raise typer.BadParameter(f"{shown!r} (use a whole number from {low:,} to {high:,})")
+        return number
+
+    return parse
+
+
 def check_name(option: str, name: str) -> str:
     """A name that may become a folder; raises `InputError` for one that could leave it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import ValidationError
 
 
@@ -21,14 +23,14 @@ def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
     """
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and ": " in message:
-        return message  # a check of ours, which already names field, value and what is allowed
     where = ""
     for part in first["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
         elif part not in tags:
             where += f".{part}" if where else part
+    if first["type"] == "value_error" and re.match(r"\S+: ", message):
+        return f"{where}.{message}" if where else message  # a check of ours of several fields together
     value = repr(first["input"])
     value = value if len(value) <= 60 else value[:57] + "..."
     reason = message[0].lower() + message[1:]

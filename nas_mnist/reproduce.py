@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .architecture import Architecture
-from .cli import as_path, check_name, run
+from .cli import as_path, check_name, run, whole
 from .errors import NoResultError
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
@@ -24,12 +24,18 @@ def reproduce(
     storage: Annotated[
         str, typer.Option(help="Database URL of that study.")
     ] = "sqlite:///studies/nas_mnist.db",
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings, each with its own seed.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1001, help="The first of them.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(parser=whole(1, 1000), metavar="N", help="Trainings, each with its own seed.")
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option(parser=whole(0, 2**31 - 1001), metavar="N", help="The first of them.")
+    ] = 0,
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME|FILE.toml", help="default, seed or a file; else its own.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, max=MAX_EPOCHS, help="Else the recipe's.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="Else the recipe's.")
+    ] = None,
     dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .architecture import Architecture
-from .cli import as_path, check_name, run
+from .cli import as_path, check_name, run, whole
 from .cost import Budget
 from .errors import InputError, NoResultError
 from .files import check_writable
@@ -34,9 +34,15 @@ SHOWN = 5  # candidates in the table at the end
 
 
 def search(
-    trials: Annotated[int, typer.Option(min=1, max=100_000, help="Candidates to train.")] = 50,
-    max_params: Annotated[int, typer.Option(min=1, max=10**9, help="The budget.")] = 20_000,
-    epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS, help="For every candidate.")] = MAX_EPOCHS,
+    trials: Annotated[
+        int, typer.Option(parser=whole(1, 100_000), metavar="N", help="Candidates to train.")
+    ] = 50,
+    max_params: Annotated[
+        int, typer.Option(parser=whole(1, 10**9), metavar="N", help="The budget.")
+    ] = 20_000,
+    epochs: Annotated[
+        int, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="For every candidate.")
+    ] = MAX_EPOCHS,
     study: Annotated[str, typer.Option(help="The same name continues the same study.")] = "nas_mnist",
     storage: Annotated[str, typer.Option(help="Database URL.")] = "sqlite:///studies/nas_mnist.db",
     space: Annotated[str | None, typer.Option(metavar="FILE", help="Search space, TOML.")] = None,
@@ -45,7 +51,9 @@ def search(
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     workers: Annotated[str, typer.Option(metavar="N|auto", help="Processes that train at once.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of draws, weights and order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=whole(0, 2**31 - 1), metavar="N", help="Of draws, weights and order.")
+    ] = 0,
     timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start nothing later.")] = None,
     retrain: Annotated[bool, typer.Option(help="Retrain the winner and read the test images.")] = True,
 ) -> None:

@@ -19,11 +19,14 @@ from .architecture import (
     Activation,
     Architecture,
     Channels,
+    Classes,
     Conv,
+    InputShape,
     Kernel,
     Norm,
     Padding,
     Pool,
+    Rate,
     Residual,
     Separable,
     digest,
@@ -101,14 +104,18 @@ def _as_options(value: Any) -> tuple[Any, ...]:
         raise ValueError("the list is empty: give at least one value")
     if len(options) > MAX_OPTIONS:
         raise ValueError(f"at most {MAX_OPTIONS} values")
-    if len({(type(option), repr(option)) for option in options}) < len(options):
+    distinct = [one for at, one in enumerate(options) if not any(_same(one, two) for two in options[:at])]
+    if len(distinct) < len(options):
         raise ValueError("a value stands twice")
     return options
 
 
+def _same(one: Any, two: Any) -> bool:
+    return isinstance(one, bool) == isinstance(two, bool) and bool(one == two)
+
+
 _read = BeforeValidator(_as_options)
 Flag = Annotated[bool, Field(strict=True)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=16, strict=True)]
 Transition = Annotated[int, Field(ge=0, le=1024, strict=True)]
 
@@ -174,8 +181,8 @@ class Survey(NamedTuple):
 class SearchSpace(_Keys):
     """Every architecture that a search may draw."""
 
-    input_shape: tuple[int, int, int] = (1, 28, 28)
-    classes: int = 10
+    input_shape: InputShape = (1, 28, 28)
+    classes: Classes = 10
     network: NetworkSpace = NetworkSpace()
     stages: tuple[StageSpace, ...] = Field(min_length=1, max_length=12)
     head: HeadSpace = HeadSpace()
@@ -254,17 +261,6 @@ class SearchSpace(_Keys):
             smallest = min(smallest or cost.params, cost.params)
             feasible += budget.excess(cost) <= 0
         return Survey(tries, feasible, smallest)
-
-    def feasible(self, budget: Budget, tries: int, rng: random.Random) -> Draws | None:
-        """The first of at most ``tries`` random draws that exists and fits the budget, or None."""
-        for _ in range(tries):
-            suggest = RandomDraws(rng)
-            try:
-                if budget.excess(cost_of(self.draw(suggest))) <= 0:
-                    return suggest.draws
-            except InputError:
-                continue
-        return None
 
 
 def _suggest(suggest: Suggest, name: str, options: Sequence[Any]) -> Any:

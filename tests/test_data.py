@@ -1,0 +1,254 @@
+"""Where images come from, how they are split, and what is said where they cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FULL_MNIST, TINY_SPACE, Runner
+
+from nas_mnist import data
+from nas_mnist.data import DataSet, Images, stratified
+from nas_mnist.errors import InputError
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+needs_full_mnist = pytest.mark.skipif(
+    not FULL_MNIST, reason="full MNIST is not here (set NAS_MNIST_DATA to a folder with MNIST/raw)"
+)
+
+
+def fake_mnist(folder: Path, **contents: bytes | None) -> Path:
+    """A folder with MNIST's four file names; ``contents`` by the first letters, None leaves a file out."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        content = next((contents[start] for start in contents if name.startswith(start)), b"garbage")
+        if content is not None:
+            (raw / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["mnist-5k", pytest.param("mnist", marks=needs_full_mnist)])
+def loaded(request: pytest.FixtureRequest) -> DataSet:
+    return data.load(request.param, Path(FULL_MNIST) if request.param == "mnist" and FULL_MNIST else None)
+
+
+SIZES = {"mnist": (50_000, 10_000, 10_000), "mnist-5k": (3_473, 694, 833)}  # learn, choose, test
+
+
+def positions(part: Images, whole: Images) -> list[int]:
+    """Where in ``whole`` the images of ``part`` are, found by their bytes."""
+    where: dict[bytes, list[int]] = {}
+    for position, image in enumerate(whole.images.flatten(1).numpy()):
+        where.setdefault(hashlib.md5(image.tobytes()).digest(), []).append(position)
+    return [where[hashlib.md5(image.tobytes()).digest()].pop(0) for image in part.images.flatten(1).numpy()]
+
+
+def test_split_has_the_promised_sizes(loaded: DataSet) -> None:
+    learn, choose = loaded.split()
+    test = loaded.read_test()
+    assert (len(learn), len(choose), len(test)) == SIZES[loaded.name]
+    for part in (learn, choose, test):
+        assert part.images.shape == (len(part), 1, 28, 28)
+        assert part.images.dtype == torch.uint8
+        assert part.labels.dtype == torch.int64
+        assert part.labels.unique().tolist() == list(range(10))
+    assert loaded.shape == (1, 28, 28)
+    assert loaded.classes == 10
+
+
+def test_split_is_disjoint_and_complete(loaded: DataSet) -> None:
+    learn, choose = loaded.split()
+    both = Images(torch.cat([learn.images, choose.images]), torch.cat([learn.labels, choose.labels]))
+    assert sorted(positions(both, loaded.train)) == list(range(len(loaded.train)))
+
+
+def test_split_keeps_the_labels_with_their_images(loaded: DataSet) -> None:
+    for part in loaded.split():
+        assert torch.equal(loaded.train.labels[positions(part, loaded.train)], part.labels)
+
+
+def test_classes_share_of_the_held_out_images_is_exact_within_one_image(loaded: DataSet) -> None:
+    _, choose = loaded.split()
+    exact = torch.bincount(loaded.train.labels) * len(choose) / len(loaded.train)
+    assert (torch.bincount(choose.labels) - exact).abs().max() < 1
+
+
+def test_split_is_the_same_every_time(loaded: DataSet) -> None:
+    for first, second in zip(loaded.split(), loaded.split(), strict=True):
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.labels, second.labels)
+
+
+def test_fingerprint_is_of_the_training_images(five_thousand: DataSet) -> None:
+    train = five_thousand.train
+    changed = Images(train.images.clone(), train.labels)
+    changed.images[17, 0, 3, 3] ^= 1
+    fields = vars(five_thousand)
+    assert five_thousand.fingerprint == data.load("mnist-5k").fingerprint
+    assert DataSet(**fields | {"train": changed}).fingerprint != five_thousand.fingerprint
+    relabelled = Images(train.images, (train.labels + 1) % 10)
+    assert DataSet(**fields | {"train": relabelled}).fingerprint != five_thousand.fingerprint
+
+
+def test_fallback_holds_out_69_or_70_images_of_every_digit(five_thousand: DataSet) -> None:
+    _, choose = five_thousand.split()
+    assert sorted(torch.bincount(choose.labels).tolist()) == [69] * 6 + [70] * 4
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [7, 0, 5], [100, 3, 31], [10, 10, 11, 1]])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.34, 0.5, 1.0])
+def test_stratified_parts_are_sorted_disjoint_complete_and_fair(counts: list[int], share: float) -> None:
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    held_out = int(len(labels) * share)
+    kept, held = stratified(labels, held_out, seed=3)
+    assert len(held) == held_out
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(labels)))
+    for part in (kept, held):
+        assert part.tolist() == sorted(part.tolist())
+    exact = torch.bincount(labels) * held_out / len(labels)
+    assert (torch.bincount(labels[held], minlength=len(counts)) - exact).abs().max() < 1
+
+
+def test_another_seed_holds_out_other_images(five_thousand: DataSet) -> None:
+    labels = five_thousand.train.labels
+    first, again, other = (stratified(labels, 600, seed)[1].tolist() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_five_thousand_images_of_the_fallback_are_all_there_once(five_thousand: DataSet) -> None:
+    test = five_thousand.read_test()
+    assert len(five_thousand.train) + len(test) == 5_000
+    counts = torch.bincount(five_thousand.train.labels) + torch.bincount(test.labels)
+    assert counts.tolist() == [500] * 10
+    assert five_thousand.train.images.max() == 255
+    assert five_thousand.note.startswith("NOT FULL MNIST")
+
+
+def offline(*_: object, **__: object) -> None:
+    from urllib.error import URLError
+
+    raise URLError("no way out")
+
+
+def test_without_a_way_to_download_the_fallback_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("torchvision.datasets.MNIST", offline)
+    found = data.load("mnist")
+    assert found.name == "mnist-5k"
+    assert found.note == data.FALLBACK_NOTE
+    assert "5,000" in found.source
+
+
+def test_a_folder_that_was_asked_for_has_no_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--data-dir"):
+        data.load("mnist", tmp_path)
+    monkeypatch.setenv("NAS_MNIST_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="NAS_MNIST_DATA"):
+        data.load("mnist")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
+    folder = fake_mnist(tmp_path / "data", **{name: None})
+    with pytest.raises(InputError) as refused:
+        data.load("mnist", folder)
+    assert f"{folder / 'MNIST' / 'raw' / name} is missing" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\0\0\x08\x03" + b"\0" * 100])
+def test_a_corrupt_training_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = fake_mnist(tmp_path / "data", **{name: content})
+    if name == FILES[1]:  # the images before it must be whole
+        if not FULL_MNIST:
+            name = FILES[0]
+        else:
+            link_full(folder, FILES[0])
+    with pytest.raises(InputError) as refused:
+        data.load("mnist", folder)
+    said = str(refused.value)
+    assert str(folder / "MNIST" / "raw" / name) in said
+    assert "truncated or corrupt" in said
+    assert "\n" not in said
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    folder = fake_mnist(tmp_path / "data", **{FILES[0]: None})
+    (folder / "MNIST" / "raw" / FILES[0]).mkdir()
+    with pytest.raises(InputError, match=FILES[0]):
+        data.load("mnist", folder)
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"dataset: 'cifar' is not known \(use mnist or mnist-5k\)"):
+        data.load("cifar")
+
+
+def link_full(folder: Path, *names: str) -> None:
+    """Replace files of a fake folder by those of the real set."""
+    for name in names:
+        fake = folder / "MNIST" / "raw" / name
+        fake.unlink(missing_ok=True)
+        fake.symlink_to((Path(str(FULL_MNIST)) / "MNIST" / "raw" / name).absolute())
+
+
+@needs_full_mnist
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_short_is_named(name: str, tmp_path: Path) -> None:
+    whole = (Path(str(FULL_MNIST)) / "MNIST" / "raw" / name).read_bytes()
+    folder = fake_mnist(tmp_path / "data", **{name: whole[: min(len(whole) - 1, 1_000_000)]})
+    link_full(folder, *(other for other in FILES if other != name))
+    with pytest.raises(InputError, match=f"{name} is truncated or corrupt"):
+        data.load("mnist", folder).read_test()
+
+
+@needs_full_mnist
+def test_search_reads_broken_test_files_only_to_judge_the_winner(invoke: Runner, work: Path) -> None:
+    folder = fake_mnist(work / "data")
+    link_full(folder, *FILES[:2])
+    (work / "space.toml").write_text('[[stages]]\nblocks = 1\nchannels = 1\ndownsample = "stride"\n')
+    (work / "fast.toml").write_text("batch_size = 1000\n")
+    asked = ["--data-dir", folder, "--space", "space.toml", "--recipe", "fast.toml", "--trials", 1]
+    asked += ["--epochs", 1, "--device", "cpu", "--workers", 2]
+    ended = invoke("search", *asked, "--no-retrain")
+    assert (ended.code, ended.err) == (0, "")
+    assert "60,000 training images" in ended.out
+    judged = invoke("search", *asked)
+    assert judged.code == 2
+    assert "t10k-images-idx3-ubyte is truncated or corrupt" in judged.err
+
+
+def test_choosing_candidates_never_reads_the_test_images(tmp_path: Path, tiny_data: DataSet) -> None:
+    import optuna
+
+    from nas_mnist import Budget, SearchSpace
+    from nas_mnist.objective import Objective, Watcher
+    from nas_mnist.recipe import Recipe
+    from nas_mnist.retrain import retrain
+
+    def read() -> Images:
+        raise AssertionError("the test images were read")
+
+    guarded = DataSet(**vars(tiny_data) | {"read_test": read})
+    learn, choose = guarded.split()
+    watcher = Watcher(lambda *_: None, lambda *_: None)
+    recipe = Recipe(epochs=1, batch_size=60)
+    space = SearchSpace.from_toml(TINY_SPACE)
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db", direction="maximize")
+    study.optimize(Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher), n_trials=2)
+    assert study.best_trial.user_attrs["verdict"] == "trained"
+    architecture = space.draw(optuna.trial.FixedTrial(study.best_params))
+    with pytest.raises(AssertionError, match="the test images were read"):
+        retrain(architecture, recipe, guarded, seed=0, device=torch.device("cpu"), last_only=True)

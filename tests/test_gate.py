@@ -1,0 +1,253 @@
+"""The budget gate: what is over the budget is never built, is stored as such, and costs no trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import TINY_SPACE, Runner, run_python
+from optuna.trial import FrozenTrial, TrialState
+
+from nas_mnist import Architecture, Budget, SearchSpace
+from nas_mnist import study as studies
+from nas_mnist.cost import cost_of
+from nas_mnist.errors import NoResultError
+from nas_mnist.objective import Objective, Verdict, Watcher
+from nas_mnist.recipe import Recipe
+from nas_mnist.space import Replay
+
+EPOCHS = 2
+RECIPE = Recipe(epochs=EPOCHS, batch_size=60, learning_rate=0.1)
+WIDE_SPACE = """
+[[stages]]
+blocks = 1
+channels = { min = 4, max = 40, step = 4 }
+downsample = "max"
+
+[[stages]]
+blocks = [1, 2]
+block = ["conv", "separable"]
+channels = { min = 4, max = 64, step = 4 }
+downsample = ["max", "stride"]
+"""
+THREE = '[[stages]]\nblocks = 1\nchannels = [1, 2, 3]\ndownsample = "stride"\n'
+NOBODY = Watcher(lambda *_: None, lambda *_: None)
+
+Search = Callable[..., optuna.Study]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+def run(
+    url: str, data, text: str | None, budget: int, trials: int, watcher: Watcher = NOBODY
+) -> optuna.Study:
+    """Search in a database file; returns the study as a later process would load it."""
+    learn, choose = data.split()
+    space = SearchSpace.load() if text is None else SearchSpace.from_toml(text)
+    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", budget, EPOCHS)
+    study = studies.open_study(studies.open_storage(url), "s", identity, {}, None)
+    objective = Objective(space, Budget(budget), RECIPE, learn, choose, 0, watcher)
+    claims = iter(range(trials - studies.counted(study)))
+    studies.search(study, objective, lambda: next(claims, None) is not None, seed="0")
+    return load(url)
+
+
+def load(url: str) -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=optuna.storages.RDBStorage(url))
+
+
+@pytest.fixture
+def search(url: str, tiny_data) -> Search:
+    """`run` in a database file of this test's own."""
+    return lambda *arguments: run(url, tiny_data, *arguments)
+
+
+CASES = {"small": (WIDE_SPACE, 1_000), "wide": (WIDE_SPACE, 20_000), "default": (None, 20_000)}
+TRIALS = 4
+
+
+@pytest.fixture(scope="module", params=CASES)
+def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_data):
+    """A finished search, loaded afresh; its space and its budget."""
+    text, budget = CASES[request.param]
+    url = f"sqlite:///{tmp_path_factory.mktemp(request.param)}/study.db"
+    study = run(url, tiny_data, text, budget, TRIALS)
+    return study, SearchSpace.load() if text is None else SearchSpace.from_toml(text), budget
+
+
+def of(study: optuna.Study, *verdicts: Verdict) -> list[FrozenTrial]:
+    return [trial for trial in study.trials if trial.user_attrs.get("verdict") in verdicts]
+
+
+def done(study: optuna.Study) -> list[FrozenTrial]:
+    return of(study, *(verdict for verdict in Verdict if verdict.counts))
+
+
+def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Study, SearchSpace, int]) -> None:
+    study, space, budget = searched
+    over = 0
+    for trial in study.trials:
+        params = cost_of(space.draw(Replay(trial.params))).params
+        over += params > budget
+        if params > budget:
+            assert trial.intermediate_values == {}
+            assert trial.user_attrs["verdict"] == "over budget"
+        else:
+            assert trial.user_attrs["verdict"] != "over budget"
+    assert over
+
+
+def test_a_trial_over_budget_says_so_in_the_storage(searched: tuple[optuna.Study, SearchSpace, int]) -> None:
+    study, space, budget = searched
+    for trial in of(study, Verdict.OVER_BUDGET):
+        params = cost_of(space.draw(Replay(trial.params))).params
+        assert trial.state == TrialState.PRUNED
+        assert trial.value is None
+        assert trial.user_attrs["n_params"] == params
+        assert trial.user_attrs["excess"] == params - budget > 0
+        assert trial.user_attrs["reason"] == f"{params - budget:,} parameters too many"
+        assert trial.constraints == {"params": params - budget}
+        assert "epochs" not in trial.user_attrs
+
+
+def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study, SearchSpace, int]) -> None:
+    study, _, budget = searched
+    assert len(done(study)) == TRIALS
+    for trial in done(study):
+        architecture = Architecture.make(trial.user_attrs["architecture"])
+        assert architecture.key == trial.user_attrs["key"]
+        assert cost_of(architecture).params == trial.user_attrs["n_params"] <= budget
+        assert cost_of(architecture).macs == trial.user_attrs["macs"]
+        assert trial.constraints["params"] == trial.user_attrs["excess"] <= 0
+        assert sorted(trial.intermediate_values) == list(range(1, trial.user_attrs["epochs"] + 1))
+    for trial in of(study, Verdict.TRAINED):
+        assert trial.state == TrialState.COMPLETE
+        assert trial.user_attrs["epochs"] == EPOCHS
+        assert trial.value == trial.intermediate_values[EPOCHS]
+    for trial in of(study, Verdict.STOPPED):
+        assert trial.state == TrialState.PRUNED
+        assert trial.user_attrs["epochs"] < EPOCHS
+    assert of(study, Verdict.TRAINED)
+
+
+def test_only_what_was_trained_counts_and_the_same_call_trains_nothing_more(search: Search) -> None:
+    begun: list[int] = []
+    watcher = Watcher(lambda number, *_: begun.append(number), lambda *_: None)
+    study = search(WIDE_SPACE, 2_000, 2, watcher)
+    assert len(begun) == len(done(study)) == 2
+    assert len(study.trials) > 2
+    assert begun == [trial.number for trial in done(study)]
+    again = search(WIDE_SPACE, 2_000, 2, watcher)
+    assert len(begun) == 2
+    assert len(again.trials) == len(study.trials)
+    more = search(WIDE_SPACE, 2_000, 3, watcher)
+    assert len(begun) == len(done(more)) == 3
+
+
+def test_a_budget_of_ten_ends_before_a_study_is_made() -> None:
+    space = SearchSpace.from_toml(TINY_SPACE)
+    with pytest.raises(
+        NoResultError, match=r"no candidate of this space fits 10 parameters: the smallest of"
+    ):
+        studies.check_space(space, Budget(10), seed=0)
+
+
+def test_a_budget_of_ten_ends_the_search_with_a_message_and_trains_nothing(search: Search, url: str) -> None:
+    with pytest.raises(NoResultError, match="no candidate within 10 parameters"):
+        search(TINY_SPACE, 10, 2)
+    study = load(url)
+    assert study.trials
+    assert {trial.user_attrs["verdict"] for trial in study.trials} == {"over budget"}
+    assert all(trial.intermediate_values == {} for trial in study.trials)
+
+
+def test_command_with_a_budget_of_ten_writes_nothing(invoke: Runner, work: Path) -> None:
+    ended = invoke("search", "--dataset", "mnist-5k", "--max-params", 10, "--device", "cpu")
+    assert ended.code == 1
+    assert ended.err.startswith("error: no candidate of this space fits 10 parameters: the smallest of ")
+    assert ended.err.count("\n") == 1
+    assert list(work.iterdir()) == []
+
+
+def test_an_over_budget_trial_never_imports_torch(tmp_path: Path) -> None:
+    script = """
+import sys
+import optuna
+from nas_mnist import Budget, SearchSpace
+from nas_mnist.objective import Objective, Watcher
+from nas_mnist.recipe import Recipe
+
+watcher = Watcher(lambda *_: None, lambda *_: None)
+objective = Objective(SearchSpace.load(), Budget(10), Recipe(), None, None, 0, watcher)
+study = optuna.create_study(storage="sqlite:///s.db", study_name="s")
+study.optimize(objective, n_trials=2)
+print("torch" in sys.modules, [trial.state.name for trial in study.trials])
+"""
+    ended = run_python(["-c", script], tmp_path)
+    assert ended.code == 0, ended.err
+    assert ended.out.strip() == "False " + str(["PRUNED"] * 2)
+
+
+def test_a_candidate_drawn_again_is_not_trained_again(search: Search) -> None:
+    begun: list[int] = []
+    watcher = Watcher(lambda number, _: begun.append(number), lambda *_: None)
+    study = search(THREE, 20_000, 3, watcher)
+    assert len({study.trials[number].user_attrs["key"] for number in begun}) == len(begun) == 3
+    duplicates = of(study, Verdict.DUPLICATE)
+    for trial in duplicates:
+        first = study.trials[int(trial.user_attrs["reason"].removeprefix("of trial "))]
+        assert first.user_attrs["key"] == trial.user_attrs["key"]
+        assert first.number < trial.number
+        assert trial.state == TrialState.PRUNED
+        assert trial.intermediate_values == {}
+
+
+def test_a_space_with_no_further_candidate_ends_as_exhausted(
+    search: Search, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "DUPLICATES_IN_A_ROW", 25)
+    with pytest.raises(NoResultError, match="the space is exhausted"):
+        search(THREE, 20_000, 4)
+    study = load(url)
+    assert len(done(study)) == 3
+    assert len({trial.user_attrs["key"] for trial in study.trials}) == 3
+    assert len(of(study, Verdict.DUPLICATE)) >= studies.DUPLICATES_IN_A_ROW
+
+
+def test_draws_that_make_no_network_are_stored_as_impossible_and_cost_no_trial(search: Search) -> None:
+    text = '[[stages]]\nblocks = [1, 5]\nchannels = [1, 2]\nkernel = 7\npadding = "valid"\n'
+    study = search(text, 20_000, 2)
+    impossible = of(study, Verdict.IMPOSSIBLE)
+    assert impossible
+    assert len(done(study)) == 2
+    for trial in impossible:
+        assert trial.state == TrialState.PRUNED
+        assert "does not fit a map of" in trial.user_attrs["reason"]
+        assert trial.intermediate_values == {}
+        assert "n_params" not in trial.user_attrs
+
+
+def test_a_space_that_seldom_fits_is_helped_to_a_candidate(search: Search) -> None:
+    """After a row of rejections a candidate that fits is found by counting and tried next."""
+    text = "[[stages]]\nblocks = 1\n" + "channels = { min = 1, max = 900 }\n" + 'downsample = "stride"\n'
+    study = search(text, 60, 2)  # 9 + 2 + 20 or 18 + 4 + 30 parameters: one or two channels
+    assert len(done(study)) == 2
+    assert {trial.user_attrs["n_params"] for trial in done(study)} == {31, 52}
+
+
+def test_a_loss_that_is_not_finite_ends_one_trial_with_a_reason(url: str, tiny_data) -> None:
+    learn, choose = tiny_data.split()
+    deep = '[[stages]]\nblocks = 8\nchannels = 8\nnorm = "none"\nactivation = "none"\n'
+    recipe = Recipe(epochs=2, batch_size=30, learning_rate=100.0, momentum=0.99, schedule="constant")
+    study = optuna.create_study(study_name="s", storage=url)
+    objective = Objective(SearchSpace.from_toml(deep), Budget(20_000), recipe, learn, choose, 0, NOBODY)
+    study.optimize(objective, n_trials=1)
+    (trial,) = load(url).trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.user_attrs["verdict"] == "failed"
+    assert trial.user_attrs["reason"].startswith("loss not finite in epoch ")

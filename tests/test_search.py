@@ -1,0 +1,433 @@
+"""The commands from end to end, on 5,000 images and tiny networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from conftest import TINY_RECIPE, TINY_SPACE, Ended, Runner, environment, run_module
+from safetensors.torch import load_file
+
+from nas_mnist import Architecture
+from nas_mnist.cost import cost_of
+from nas_mnist.data import DataSet
+from nas_mnist.model import Network
+from nas_mnist.objective import Verdict, verdict_of
+from nas_mnist.results import best_rows, to_frame, trial_rows
+from nas_mnist.training import Normalizer, evaluate
+
+TRIALS, EPOCHS = 3, 2
+COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]
+SEARCH = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
+URL = "sqlite:///studies/nas_mnist.db"
+
+
+def furnish(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "space.toml").write_text(TINY_SPACE)
+    (folder / "recipe.toml").write_text(TINY_RECIPE)
+    return folder
+
+
+def stored(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="nas_mnist", storage=f"sqlite:///{folder}/studies/nas_mnist.db")
+
+
+def counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.trials if (verdict := verdict_of(trial)) and verdict.counts]
+
+
+def listing(folder: Path) -> set[str]:
+    """Every file and folder, without SQLite's own temporary ones."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {name for name in names if not name.endswith(("-wal", "-shm", "-journal"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A search that ran to its end, and the folder it ran in; not to be changed."""
+    folder = furnish(tmp_path_factory.mktemp("finished") / "work")
+    return folder, run_module("search", *SEARCH, "--trials", TRIALS, "--workers", 2, cwd=folder)
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Ended], work: Path) -> Path:
+    """The current folder, holding what a finished search left."""
+    shutil.copytree(finished[0], work, dirs_exist_ok=True)
+    return work
+
+
+@pytest.fixture(scope="module")
+def result(finished: tuple[Path, Ended]) -> dict[str, Any]:
+    return json.loads((finished[0] / "reports" / "nas_mnist" / "result.json").read_text())
+
+
+def test_search_ends_with_table_verdict_and_the_line_to_paste(finished: tuple[Path, Ended]) -> None:
+    folder, ended = finished
+    assert (ended.code, ended.err) == (0, "")
+    assert "Best candidates (chosen on the validation images)" in ended.out
+    assert f"{TRIALS}/{TRIALS}" in ended.out
+    for requirement in (
+        "accuracy >= 99.4%",
+        "parameters < 20,000",
+        "epochs <= 20",
+        "no fully connected layer",
+    ):
+        assert requirement in ended.out
+    assert "Estimated Total Size (MB)" in ended.out
+    assert "python -m nas_mnist.reproduce best" in ended.out
+    assert ended.out.splitlines()[-1] == f"optuna-dashboard {URL}"
+    assert listing(folder) == {
+        "space.toml", "recipe.toml", "studies", "studies/nas_mnist.db", "reports", "reports/nas_mnist",
+        "reports/nas_mnist/result.json", "reports/nas_mnist/epochs.csv",
+        "reports/nas_mnist/weights-seed-0.safetensors",
+    }  # fmt: skip
+
+
+def test_output_in_a_pipe_has_no_escape_codes_and_nothing_that_moves(finished: tuple[Path, Ended]) -> None:
+    _, ended = finished
+    assert "\x1b" not in ended.out
+    assert "\r" not in ended.out
+
+
+def test_a_small_data_set_is_said_on_screen_in_the_study_and_in_the_report(
+    finished: tuple[Path, Ended], result: dict[str, Any]
+) -> None:
+    folder, ended = finished
+    assert ended.out.count("NOT FULL MNIST") >= 2  # at the start and beside the verdict
+    assert stored(folder).user_attrs["data_note"].startswith("NOT FULL MNIST")
+    assert result["data"]["note"].startswith("NOT FULL MNIST")
+    assert result["data"]["name"] == "mnist-5k"
+
+
+def test_study_holds_what_it_was_made_with_and_its_winner(
+    finished: tuple[Path, Ended], result: dict[str, Any]
+) -> None:
+    study = stored(finished[0])
+    assert len(counted(study)) == TRIALS
+    attrs = study.user_attrs
+    assert {"space", "recipe", "data", "device", "versions", "identity", "winner"} <= set(attrs)
+    assert attrs["identity"]["max_params"] == 20_000
+    assert attrs["identity"]["epochs"] == EPOCHS
+    rows = trial_rows(study)
+    (winner,) = best_rows(rows, 1)
+    assert winner.validation_accuracy == max(t.value for t in study.trials if t.value is not None)
+    assert attrs["winner"]["key"] == winner.key == result["key"]
+    assert attrs["winner"]["test_accuracy"] == result["test_accuracy"]["mean"]
+    assert result["trial"] == winner.trial
+    frame = to_frame(rows)
+    assert len(frame) == len(study.trials)
+    assert list(frame.columns) == [
+        "trial", "verdict", "reason", "n_params", "excess", "macs", "peak_memory", "epochs",
+        "validation_accuracy", "validation_loss", "seconds", "key",
+    ]  # fmt: skip
+
+
+def test_result_has_stable_fields(result: dict[str, Any]) -> None:
+    assert set(result) >= {
+        "name", "key", "architecture", "cost", "recipe", "data", "device", "versions", "test_accuracy",
+        "requirements", "runs",
+    }  # fmt: skip
+    architecture = Architecture.make(result["architecture"])
+    cost = cost_of(architecture)
+    assert result["key"] == architecture.key
+    assert result["cost"] == {
+        "params": cost.params,
+        "macs": cost.macs,
+        "peak_memory": cost.peak_memory,
+        "receptive_field": cost.receptive_field,
+    }
+    assert set(result["data"]) >= {"name", "source", "note", "fingerprint"}
+    assert set(result["versions"]) >= {"python", "nas-mnist", "torch", "torchvision", "optuna"}
+    assert result["recipe"]["epochs"] == EPOCHS
+    (run,) = result["runs"]
+    assert run["test_images"] == 833
+    assert run["test_accuracy"] == run["test_correct"] / 833 == result["test_accuracy"]["mean"]
+    assert [epoch["epoch"] for epoch in run["epochs"]] == [1, 2]
+    assert [epoch["test_accuracy"] for epoch in run["epochs"]] == [None, run["test_accuracy"]]
+    met = {one["what"]: one["met"] for one in result["requirements"]}
+    assert met == {
+        "accuracy >= 99.4%": False,
+        "parameters < 20,000": True,
+        "epochs <= 20": True,
+        "no fully connected layer": True,
+    }
+
+
+def test_epochs_table_agrees_with_the_result(finished: tuple[Path, Ended], result: dict[str, Any]) -> None:
+    with (finished[0] / "reports" / "nas_mnist" / "epochs.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    columns = [
+        "seed",
+        "epoch",
+        "train_loss",
+        "test_loss",
+        "test_accuracy",
+        "learning_rate",
+        "seconds",
+        "images",
+    ]
+    assert list(rows[0]) == columns
+    for row, epoch in zip(rows, result["runs"][0]["epochs"], strict=True):
+        assert row.pop("seed") == "0"
+        assert {name: float(value) if value else None for name, value in row.items()} == epoch
+
+
+def test_weights_load_back_and_reach_the_recorded_accuracy(
+    finished: tuple[Path, Ended], result: dict[str, Any], five_thousand: DataSet
+) -> None:
+    model = Network(Architecture.make(result["architecture"]))
+    file = finished[0] / "reports" / "nas_mnist" / "weights-seed-0.safetensors"
+    model.load_state_dict(load_file(file))
+    score = evaluate(model, five_thousand.read_test(), Normalizer.of(five_thousand.train.images))
+    (run,) = result["runs"]
+    assert abs(score.correct - run["test_correct"]) <= 1  # threads may round otherwise
+    assert score.loss == pytest.approx(run["test_loss"], rel=1e-3)
+
+
+def test_the_same_command_again_trains_nothing_and_writes_nothing(copied: Path) -> None:
+    before, trials = listing(copied), len(stored(copied).trials)
+    ended = run_module("search", *SEARCH, "--trials", TRIALS, cwd=copied)
+    assert (ended.code, ended.err) == (0, "")
+    assert "Retrained before" in ended.out
+    assert ended.out.splitlines()[-1] == f"optuna-dashboard {URL}"
+    assert listing(copied) == before
+    assert len(stored(copied).trials) == trials
+
+
+def test_more_trials_go_on_from_where_it_ended(copied: Path) -> None:
+    before = [(trial.number, trial.value) for trial in stored(copied).trials]
+    ended = run_module("search", *SEARCH, "--trials", TRIALS + 2, "--no-retrain", "--workers", 2, cwd=copied)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"Continuing: {TRIALS} of {TRIALS + 2} candidates are done." in ended.out
+    study = stored(copied)
+    assert len(counted(study)) == TRIALS + 2
+    assert [(trial.number, trial.value) for trial in study.trials][: len(before)] == before
+    keys = [trial.user_attrs["key"] for trial in counted(study)]
+    assert len(set(keys)) == len(keys)
+
+
+OTHERWISE = {
+    "space": ["--space", "other.toml"],
+    "max_params": ["--max-params", 9_999],
+    "epochs": ["--epochs", 3],
+    "recipe": ["--recipe", "seed"],
+}
+
+
+@pytest.mark.parametrize("what", [*OTHERWISE, "data"])
+def test_a_study_made_with_something_else_is_refused_and_not_touched(
+    what: str, copied: Path, invoke: Runner
+) -> None:
+    (copied / "other.toml").write_text(TINY_SPACE.replace("max = 12", "max = 13"))
+    if what == "data":  # as if it had been made on other images
+        study = stored(copied)
+        study.set_user_attr("identity", study.user_attrs["identity"] | {"data": "mnist 0123456789abcdef"})
+    study = stored(copied)
+    before = listing(copied), study.user_attrs, len(study.trials)
+    ended = invoke("search", *SEARCH, "--trials", TRIALS + 1, *OTHERWISE.get(what, []))
+    assert ended.code == 2
+    assert "study: 'nas_mnist' was made with " in ended.err
+    assert f"{what} " in ended.err.partition("made with ")[2]
+    assert "--study NEW_NAME" in ended.err
+    assert ended.err.count("\n") == 1
+    study = stored(copied)
+    assert (listing(copied), study.user_attrs, len(study.trials)) == before
+
+
+def test_another_name_makes_another_study_in_the_same_file(copied: Path, invoke: Runner) -> None:
+    otherwise = ["--max-params", 9_999, "--study", "second"]
+    ended = invoke("search", *SEARCH, "--trials", 1, *otherwise, "--no-retrain", "--workers", 2)
+    assert (ended.code, ended.err) == (0, "")
+    names = optuna.get_all_study_names(f"sqlite:///{copied}/studies/nas_mnist.db")
+    assert set(names) == {"nas_mnist", "second"}
+    assert len(counted(stored(copied))) == TRIALS
+
+
+def begin(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """A search in a process group of its own, as a terminal would start it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "nas_mnist.search", *map(str, arguments)],
+        cwd=folder,
+        env=environment(folder.parent / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def reported_epochs(file: Path) -> int:
+    """How many epochs a study's file has, also while it is being made."""
+    try:
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT COUNT(*) FROM trial_intermediate_values").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> None:
+    furnish(work)
+    command = [*SEARCH, "--epochs", 5, "--trials", 2, "--workers", 2]
+
+    running = begin(work, *command)  # interrupted while it trains its first candidate
+    while not reported_epochs(work / "studies" / "nas_mnist.db") and running.poll() is None:
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    out, first_err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    again = out.partition("Continue with:\n")[2].splitlines()[0]
+    assert again == " ".join(["python -m nas_mnist.search", *map(str, command)])
+    assert f"optuna-dashboard {URL}" in out
+    study = stored(work)
+    assert counted(study) == []
+    lost = {trial.user_attrs["key"] for trial in study.trials if verdict_of(trial) is Verdict.INTERRUPTED}
+    assert lost
+
+    running = begin(work, *command)  # interrupted while the winner is retrained
+    assert running.stdout is not None
+    seen = ""
+    for line in running.stdout:
+        seen += line
+        if line.startswith("Retraining the winner"):
+            break
+    os.killpg(running.pid, signal.SIGINT)
+    out, second_err = running.communicate(timeout=60)
+    assert running.returncode == 130, seen + out
+    study = stored(work)
+    assert len(counted(study)) == 2
+    assert lost <= {trial.user_attrs["key"] for trial in counted(study)}
+    assert not list((work / "reports").glob("*/result.json"))
+
+    ended = run_module("search", *command, cwd=work)
+    assert (ended.code, ended.err) == (0, "")
+    assert len(stored(work).trials) == len(study.trials)
+    assert (work / "reports" / "nas_mnist" / "result.json").exists()
+    assert {first_err, second_err} <= {"", "error: interrupted\n"}
+
+
+def test_reproduce_best_trains_the_candidate_that_the_trial_stored(
+    copied: Path, invoke: Runner, result: dict[str, Any]
+) -> None:
+    (copied / "space.toml").unlink()  # an edited or lost space breaks nothing
+    ended = invoke("reproduce", "best", *COMMON)
+    assert (ended.code, ended.err) == (0, "")
+    ours = json.loads((copied / "reports" / "nas_mnist-best" / "result.json").read_text())
+    assert ours["key"] == result["key"]
+    assert ours["recipe"] == result["recipe"]
+    assert ours["runs"][0]["test_correct"] == pytest.approx(result["runs"][0]["test_correct"], abs=5)
+
+
+@pytest.fixture
+def mine(work: Path) -> Path:
+    architecture = Architecture.make(
+        {
+            "blocks": [
+                {"kind": "conv", "channels": 4, "stride": 2},
+                {"kind": "conv", "channels": 4, "stride": 2},
+            ]
+        }
+    )
+    (work / "recipe.toml").write_text(TINY_RECIPE)
+    (work / "mine.json").write_text(architecture.to_json())
+    return work
+
+
+def test_reproduce_a_file_over_seeds_gives_mean_deviation_and_interval(mine: Path, invoke: Runner) -> None:
+    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 2, "--seeds", 2]
+    ended = invoke("reproduce", *asked, "--seed", 5, "--json", "out.json")
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads((mine / "out.json").read_text())
+    assert found == json.loads((mine / "reports" / "mine" / "result.json").read_text())
+    assert {path.name for path in (mine / "reports" / "mine").iterdir()} == {
+        "result.json", "epochs.csv", "weights-seed-5.safetensors", "weights-seed-6.safetensors",
+    }  # fmt: skip
+    shares = [run["test_accuracy"] for run in found["runs"]]
+    assert [run["seed"] for run in found["runs"]] == [5, 6]
+    assert len(set(shares)) == 2
+    summary = found["test_accuracy"]
+    assert (summary["runs"], summary["mean"]) == (2, pytest.approx(statistics.fmean(shares)))
+    assert summary["std"] == pytest.approx(statistics.stdev(shares))
+    half = 12.706205 * summary["std"] / math.sqrt(2)  # Student's t for 1 degree of freedom, 97.5 %
+    assert summary["interval"] == pytest.approx([summary["mean"] - half, summary["mean"] + half], abs=1e-7)
+    for run in found["runs"]:
+        best = max(run["epochs"], key=lambda epoch: epoch["test_accuracy"])
+        assert run["best_epoch_chosen_on_test"]["test_accuracy"] == best["test_accuracy"]
+        assert run["test_accuracy"] == run["epochs"][-1]["test_accuracy"]
+    assert f"{summary['mean']:.3%} mean of 2 seeds" in ended.out
+    assert "chosen on test, no result" in " ".join(ended.out.split())
+    assert ended.out.count("epoch  1/2") == 2
+    assert ended.out.count("NOT FULL MNIST") >= 2
+
+
+def test_reports_are_never_overwritten(mine: Path, invoke: Runner) -> None:
+    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1]
+    assert invoke("reproduce", *asked).code == 0
+    first = (mine / "reports" / "mine" / "result.json").read_bytes()
+    assert invoke("reproduce", *asked).code == 0
+    assert invoke("reproduce", *asked).code == 0
+    assert {path.name for path in (mine / "reports").iterdir()} == {"mine", "mine-2", "mine-3"}
+    assert (mine / "reports" / "mine" / "result.json").read_bytes() == first
+    runs = [json.loads((mine / "reports" / name / "result.json").read_text()) for name in ("mine", "mine-2")]
+    assert runs[0]["runs"][0]["test_correct"] == runs[1]["runs"][0]["test_correct"]
+
+
+def test_reference_is_laid_beside_the_published_log_and_offline_is_said(work: Path) -> None:
+    """By the data set's usual name, with no way to download it."""
+    ended = run_module("reproduce", "reference", "--epochs", 1, "--device", "cpu", cwd=work)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("NOT FULL MNIST") >= 2
+    assert "Total params: 19,122" in ended.out
+    (row,) = [line for line in ended.out.splitlines() if "0.0613" in line]
+    assert "97.75%" in row
+    stored_result = json.loads((work / "reports" / "reference" / "result.json").read_text())
+    assert stored_result["recipe"]["batch_size"] == 64  # the published one's
+    assert stored_result["data"]["note"].startswith("NOT FULL MNIST")
+    assert "\x1b" not in ended.out
+
+
+# Test loss and correct images of 10,000 after each epoch, as published.
+PUBLISHED = (
+    (0.0613, 9_775), (0.0426, 9_852), (0.0303, 9_905), (0.0242, 9_922), (0.0279, 9_914),
+    (0.0238, 9_918), (0.0222, 9_926), (0.0253, 9_924), (0.0249, 9_924), (0.0173, 9_941),
+    (0.0186, 9_934), (0.0191, 9_939), (0.0184, 9_947), (0.0164, 9_951), (0.0206, 9_945),
+    (0.0159, 9_950), (0.0169, 9_955), (0.0171, 9_944), (0.0172, 9_948), (0.0168, 9_952),
+)  # fmt: skip
+
+
+def test_published_log_is_the_published_one() -> None:
+    from nas_mnist.report.tables import PUBLISHED_LOG
+
+    assert PUBLISHED_LOG == PUBLISHED
+    assert max(correct for _, correct in PUBLISHED_LOG) == 9_955
+
+
+def test_safetensors_carry_what_is_needed_to_use_them(finished: tuple[Path, Ended]) -> None:
+    from safetensors import safe_open
+
+    file = finished[0] / "reports" / "nas_mnist" / "weights-seed-0.safetensors"
+    with safe_open(file, "pt") as weights:
+        metadata = weights.metadata()
+        numbers = sum(
+            weights.get_tensor(name).numel()
+            for name in weights.keys()  # noqa: SIM118
+            if name.endswith(("weight", "bias"))
+        )
+    architecture = Architecture.from_json(metadata["architecture"])
+    assert numbers == cost_of(architecture).params
+    assert metadata["input"].startswith("(byte - ")
+    assert torch.isfinite(load_file(file)["layers.0.weight"]).all()

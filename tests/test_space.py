@@ -1,0 +1,279 @@
+"""The search space: read from TOML or refused with the key, drawn from, and matched against."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import optuna
+import pytest
+from conftest import TINY_SPACE
+
+from nas_mnist import Architecture, Budget, SearchSpace
+from nas_mnist.cost import cost_of
+from nas_mnist.errors import InputError
+from nas_mnist.space import RandomDraws, Replay
+
+STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
+VARIED = """
+[network]
+bias = [true, false]
+activation = ["relu", "gelu"]
+middle = [true, false]
+
+[[stages]]
+transition = [0, 3]
+blocks = { min = 0, max = 3 }
+block = ["conv", "separable", "residual", "residual_separable"]
+channels = { min = 2, max = 11, step = 3 }
+kernel = [1, 3, 5, 7]
+padding = ["same", "valid"]
+downsample = ["none", "max", "average", "stride"]
+norm = ["none", "before", "after"]
+dropout = [0.0, 0.1]
+
+[[stages]]
+blocks = [1, 3]
+channels = [7, 2]
+kernel = 7
+padding = "valid"
+downsample = ["max", "stride"]
+
+[head]
+order = ["conv_then_pool", "pool_then_conv"]
+kernel = [1, 3]
+padding = ["same", "valid"]
+bias = [true, false]
+norm = [true, false]
+"""
+SPACES = {"default": None, "tiny": TINY_SPACE, "varied": VARIED}
+
+
+@pytest.fixture(params=SPACES)
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    text = SPACES[request.param]
+    return SearchSpace.load() if text is None else SearchSpace.from_toml(text)
+
+
+def drawn(space: SearchSpace, seed: int) -> tuple[Architecture | None, RandomDraws]:
+    """A random draw that exists or None, and its draws."""
+    suggest = RandomDraws(random.Random(seed))
+    try:
+        return space.draw(suggest), suggest
+    except InputError:
+        return None, suggest
+
+
+def test_default_space_holds_the_reference_exactly(reference: Architecture) -> None:
+    space = SearchSpace.load()
+    draws = space.encode(reference)
+    again = space.draw(Replay(draws))
+    assert again == reference
+    assert again.key == reference.key
+    assert cost_of(again).params == 19_122
+
+
+def test_every_draw_is_an_architecture_or_bad_input(space: SearchSpace) -> None:
+    made = sum(drawn(space, seed)[0] is not None for seed in range(300))
+    assert made > 30
+
+
+def test_varied_space_draws_what_cannot_exist_too() -> None:
+    with pytest.raises(InputError, match="does not fit a map of"):
+        for seed in range(300):
+            SearchSpace.from_toml(VARIED).draw(RandomDraws(random.Random(seed)))
+
+
+def test_draws_replayed_make_the_same_architecture(space: SearchSpace) -> None:
+    for seed in range(200):
+        architecture, suggest = drawn(space, seed)
+        if architecture is not None:
+            assert space.draw(Replay(suggest.draws)) == architecture
+
+
+def test_encoding_a_draw_makes_the_same_architecture(space: SearchSpace) -> None:
+    encoded = 0
+    for seed in range(15):
+        architecture, _ = drawn(space, seed)
+        if architecture is not None:
+            assert space.draw(Replay(space.encode(architecture))) == architecture
+            encoded += 1
+    assert encoded > 2
+
+
+def test_an_architecture_outside_is_not_encoded(reference: Architecture) -> None:
+    with pytest.raises(InputError, match=f"architecture {reference.key}: not in this search space"):
+        SearchSpace.from_toml(TINY_SPACE).encode(reference)
+    small = reference.model_dump(mode="json") | {"classes": 9}
+    with pytest.raises(InputError, match="not in this search space"):
+        SearchSpace.load().encode(Architecture.make(small))
+
+
+def test_live_trial_replay_and_random_draw_agree(space: SearchSpace) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    agreed = 0
+    for seed in range(25):
+        architecture, suggest = drawn(space, seed)
+        study.enqueue_trial(suggest.draws)
+        trial = study.ask()
+        if architecture is None:
+            with pytest.raises(InputError):
+                space.draw(trial)
+        else:
+            assert space.draw(trial) == architecture
+            assert trial.params == suggest.draws
+            assert space.draw(Replay(trial.params)) == architecture
+            assert space.draw(optuna.trial.FixedTrial(suggest.draws)) == architecture
+            agreed += 1
+        study.tell(trial, 0.0)
+    assert agreed > 3
+
+
+def test_everything_is_drawn_before_a_candidate_is_refused() -> None:
+    """So that the sampler learns from the whole draw."""
+    space = SearchSpace.from_toml(VARIED)
+    for seed in range(200):
+        architecture, suggest = drawn(space, seed)
+        assert {"head.order", "head.bias", "head.norm", "stage2.blocks"} <= set(suggest.draws), architecture
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        ("4", {4}),
+        ("[4, 9]", {4, 9}),
+        ("[9, 2, 5]", {2, 5, 9}),
+        ("{ min = 3, max = 6 }", {3, 4, 5, 6}),
+        ("{ min = 3, max = 10, step = 3 }", {3, 6, 9}),
+        ("{ min = 5, max = 5 }", {5}),
+    ],
+)
+def test_fixed_values_lists_and_ranges_allow_exactly_their_values(value: str, seen: set[int]) -> None:
+    space = SearchSpace.from_toml(f"[[stages]]\nblocks = 1\nchannels = {value}\n")
+    widths = {space.draw(RandomDraws(random.Random(seed))).blocks[0].channels for seed in range(100)}
+    assert widths == seen
+
+
+def test_a_single_value_is_no_draw() -> None:
+    suggest = RandomDraws(random.Random(0))
+    SearchSpace.from_toml(STAGE).draw(suggest)
+    assert suggest.draws == {}
+
+
+def test_a_stage_says_otherwise_than_the_network() -> None:
+    text = (
+        '[network]\nactivation = "gelu"\nbias = true\n'
+        + STAGE
+        + STAGE
+        + 'activation = "silu"\nbias = false\n'
+    )
+    first, second = SearchSpace.from_toml(text).draw(RandomDraws(random.Random(0))).blocks
+    assert (first.activation, first.bias) == ("gelu", True)
+    assert (second.activation, second.bias) == ("silu", False)
+
+
+def test_digest_ignores_comments_and_the_way_a_value_is_written() -> None:
+    plain = SearchSpace.from_toml(STAGE + "kernel = [1, 3, 5]\n")
+    other = SearchSpace.from_toml(
+        "# my space\nclasses = 10\n[[stages]]  # stem\nkernel = {min = 1, max = 5, step = 2}\n"
+        'channels = [4]\nblocks = [1]\npadding = "same"\n'
+    )
+    assert other == plain
+    assert other.digest == plain.digest
+
+
+@pytest.mark.parametrize("change", ["kernel = 5", "kernel = [3, 5]", 'norm = "after"', "transition = 2"])
+def test_digest_sees_every_change(change: str) -> None:
+    assert SearchSpace.from_toml(STAGE + change).digest != SearchSpace.from_toml(STAGE).digest
+
+
+def test_survey_counts_what_fits() -> None:
+    space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = [1, 2]\n")
+    # 9 + 2 + 20 and 18 + 4 + 30 parameters
+    assert space.survey(Budget(30), 200, random.Random(0)) == (200, 0, 31)
+    assert space.survey(Budget(52), 200, random.Random(0)) == (200, 200, 31)
+    half = space.survey(Budget(31), 200, random.Random(0))
+    assert 60 < half.feasible < 140
+
+
+def test_feasible_draws_fit_and_none_means_that_nothing_does() -> None:
+    space = SearchSpace.from_toml(TINY_SPACE)
+    draws = space.feasible(Budget(150), 1000, random.Random(0))
+    assert draws is not None
+    assert cost_of(space.draw(Replay(draws))).params <= 150
+    assert space.feasible(Budget(10), 1000, random.Random(0)) is None
+
+
+def channels(value: str) -> str:
+    return f"[[stages]]\nblocks = 1\nchannels = {value}\n"
+
+
+BAD = [
+    ("not toml", "not TOML", "line 1"),
+    (STAGE + "kernel = [3\n", "not TOML", ""),
+    ("[[stages]]\nblocks = 1\nblocks = 2\n", "not TOML", "line 3"),
+    ("x = " + "[" * 50_000, "not TOML", ""),
+    ("", "stages: missing field", ""),
+    ("stages = []", "stages: []", "at least 1"),
+    ("stages = 3", "stages: 3", "tuple"),
+    ("stages = [1]", "stages[0]: 1", ""),
+    (STAGE * 13, "stages: ", "at most 12"),
+    ("[[stages]]\nblocks = 1\n", "stages[0].channels: missing field", ""),
+    ("[[stages]]\nchannels = 4\n", "stages[0].blocks: missing field", ""),
+    (STAGE + "colour = 3\n", "stages[0].colour: unknown field", ""),
+    ("[network]\ncolour = 3\n" + STAGE, "network.colour: unknown field", ""),
+    ("colour = 3\n" + STAGE, "colour: unknown field", ""),
+    (STAGE + "kernel = 4\n", "stages[0].kernel", "4 (input should be 1, 3, 5 or 7)"),
+    (STAGE + "kernel = [3, 4]\n", "stages[0].kernel[1]", "4 (input should be 1, 3, 5 or 7)"),
+    (STAGE + 'kernel = "3"\n', "stages[0].kernel", "'3' (input should be 1, 3, 5 or 7)"),
+    (STAGE + "kernel = 2020-01-01\n", "stages[0].kernel", "1, 3, 5 or 7"),
+    (STAGE + "kernel = true\n", "stages[0].kernel", "1, 3, 5 or 7"),
+    (STAGE + "kernel = []\n", "stages[0].kernel: []", "at least one value"),
+    (STAGE + "kernel = [3, 3]\n", "stages[0].kernel: [3, 3]", "twice"),
+    (STAGE + "dropout = [0, 0.0]\n", "stages[0].dropout: ", "twice"),
+    (STAGE + "bias = [true, true]\n", "stages[0].bias: [True, True]", "twice"),
+    (STAGE + 'bias = "yes"\n', "stages[0].bias", "'yes' (input should be a valid boolean)"),
+    (STAGE + "dropout = 1.5\n", "stages[0].dropout", "1.5 (input should be less than 1)"),
+    (STAGE + "dropout = nan\n", "stages[0].dropout", "finite"),
+    (STAGE + 'downsample = "half"\n', "stages[0].downsample", "'none', 'max', 'average' or 'stride'"),
+    (STAGE + 'block = "linear"\n', "stages[0].block", "'linear' (input should be 'conv', 'separable'"),
+    (STAGE + 'norm = "always"\n', "stages[0].norm", "'none', 'before' or 'after'"),
+    ("[head]\nkernel = 2\n" + STAGE, "head.kernel", "1, 3, 5 or 7"),
+    ('[head]\norder = "both"\n' + STAGE, "head.order", "'conv_then_pool' or 'pool_then_conv'"),
+    ('[[stages]]\nblocks = "two"\nchannels = 4\n', "stages[0].blocks", "'two' (input should be"),
+    ("[[stages]]\nblocks = -1\nchannels = 4\n", "stages[0].blocks", "-1 (input should be greater"),
+    ("[[stages]]\nblocks = 17\nchannels = 4\n", "stages[0].blocks", "17 (input should be less"),
+    (channels("[[4]]"), "stages[0].channels", "[4]"),
+    (channels("{ min = 8, max = 4 }"), "stages[0].channels: {'min': 8, 'max': 4}", "empty"),
+    (channels("{ min = 8 }"), "stages[0].channels: {'min': 8}", "min, max"),
+    (channels("{ min = 8, max = 16, by = 2 }"), "stages[0].channels: ", "step"),
+    (channels("{ min = 1, max = 8, step = 0 }"), "stages[0].channels: ", "step is at least 1"),
+    (channels("{ min = 1.0, max = 8 }"), "stages[0].channels: ", "whole numbers"),
+    (channels("{ min = true, max = 8 }"), "stages[0].channels: ", "whole numbers"),
+    (channels("{ min = 0, max = 8 }"), "stages[0].channels", "0 (input should be greater"),
+    (channels("{ min = 1, max = 5000 }"), "stages[0].channels: ", "at most 1024 values"),
+    (channels(f"{{ min = 1, max = {10**18} }}"), "stages[0].channels: ", "at most 1024 values"),
+    ('classes = "ten"\n' + STAGE, "classes: 'ten'", "integer"),
+    ("classes = 10.5\n" + STAGE, "classes: 10.5", "integer"),
+    ("classes = -3\n" + STAGE, "classes: -3", ""),
+    ("input_shape = 28\n" + STAGE, "input_shape: 28", "tuple"),
+    ("input_shape = [28, 28]\n" + STAGE, "input_shape[2]: missing field", ""),
+    ("input_shape = [1, 0, 28]\n" + STAGE, "input_shape[1]: 0", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "key", "allowed"), BAD, ids=[key.strip() for _, key, _ in BAD])
+def test_bad_toml_is_refused_with_file_and_key(text: str, key: str, allowed: str) -> None:
+    with pytest.raises(InputError) as refused:
+        SearchSpace.from_toml(text, "my.toml")
+    said = str(refused.value)
+    assert said.startswith(f"my.toml: {key}")
+    assert allowed in said
+    assert "\n" not in said
+
+
+def test_random_draws_keep_to_what_was_drawn_before() -> None:
+    suggest = RandomDraws(random.Random(0))
+    values: list[Any] = [suggest.suggest_int("a", 0, 1000, step=10) for _ in range(5)]
+    assert len(set(values)) == 1
+    assert values[0] % 10 == 0

@@ -1,0 +1,368 @@
+"""Training: repeatable, a generator, and honest about what it scores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from nas_mnist import Architecture
+from nas_mnist.augment import affine
+from nas_mnist.data import DataSet, Images
+from nas_mnist.errors import InputError
+from nas_mnist.model import Network, build
+from nas_mnist.recipe import Augmentation, Recipe, load_recipe, make_recipe
+from nas_mnist.retrain import summarise
+from nas_mnist.training import (
+    EpochResult,
+    Normalizer,
+    Score,
+    TrainingError,
+    evaluate,
+    predict,
+    schedule,
+    train,
+)
+
+SMALL = Architecture.make(
+    {
+        "blocks": [
+            {"kind": "conv", "channels": 6, "stride": 2, "dropout": 0.1},
+            {"kind": "residual", "body": [{"kind": "separable", "channels": 6, "norm": "after"}]},
+            {"kind": "pool"},
+        ]
+    }
+)
+PLAIN = Recipe(epochs=2, batch_size=60, learning_rate=0.05)
+RICH = Recipe(
+    epochs=2,
+    batch_size=50,
+    learning_rate=0.1,
+    nesterov=True,
+    weight_decay=1e-3,
+    schedule="linear",
+    warmup=0.3,
+    label_smoothing=0.1,
+    average=0.9,
+    augmentation=Augmentation(rotate=10, translate=0.1, scale=0.1, shear=5),
+)
+ADAM = Recipe(epochs=2, batch_size=60, optimizer="adamw", learning_rate=0.01)
+RECIPES = {"plain": PLAIN, "rich": RICH, "adamw": ADAM}
+
+
+def run(recipe: Recipe, data: DataSet, seed: int = 0, **options: Any) -> tuple[Network, list[EpochResult]]:
+    learn, choose = data.split()
+    model = build(SMALL, seed)
+    return model, list(train(model, learn, recipe, seed=seed, score_on=choose, **options))
+
+
+def told(results: list[EpochResult]) -> list[tuple[Any, ...]]:
+    """All that does not depend on the clock."""
+    return [(r.epoch, r.train_loss, r.learning_rate, r.images, r.score) for r in results]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(name: str, tiny_data: DataSet) -> None:
+    first, again, other = (run(RECIPES[name], tiny_data, seed) for seed in (3, 3, 4))
+    assert told(first[1]) == told(again[1])
+    for ours, theirs in zip(first[0].state_dict().values(), again[0].state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [r.train_loss for r in first[1]] != [r.train_loss for r in other[1]]
+
+
+def test_numbers_do_not_depend_on_what_was_drawn_before(tiny_data: DataSet) -> None:
+    first = told(run(RICH, tiny_data)[1])
+    torch.rand(7)
+    assert told(run(RICH, tiny_data)[1]) == first
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = build(SMALL, 1), build(SMALL, 1), build(SMALL, 2)
+    assert torch.equal(torch.rand(3), expected)
+    weights = [next(model.parameters()) for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loss_falls_and_the_network_learns(name: str, five_thousand: DataSet) -> None:
+    recipe = Recipe.model_validate(RECIPES[name].model_dump() | {"epochs": 3, "batch_size": 20})
+    _, results = run(recipe, five_thousand)
+    assert results[-1].train_loss < 0.9 * results[0].train_loss
+    assert results[-1].score is not None
+    assert results[-1].score.accuracy > 0.4  # a guess has 0.1
+
+
+def test_every_epoch_is_told_in_order(tiny_data: DataSet) -> None:
+    _, results = run(PLAIN.with_epochs(3), tiny_data)
+    assert [r.epoch for r in results] == [1, 2, 3]
+    for result in results:
+        assert result.images == 300
+        assert result.seconds > 0
+        assert result.score is not None
+        assert (result.score.count, math.isfinite(result.score.loss)) == (60, True)
+
+
+def test_a_remainder_that_fills_no_batch_is_dropped(tiny_data: DataSet) -> None:
+    _, results = run(Recipe(epochs=1, batch_size=70), tiny_data)
+    assert results[0].images == 280
+
+
+def test_last_only_scores_the_last_epoch_and_changes_nothing_else(tiny_data: DataSet) -> None:
+    model, every = run(RICH, tiny_data)
+    other, last = run(RICH, tiny_data, last_only=True)
+    assert [r.score is None for r in last] == [True, False]
+    assert last[-1].score == every[-1].score
+    assert [r.train_loss for r in last] == [r.train_loss for r in every]
+    for ours, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_images_to_score_on_there_is_no_score(tiny_data: DataSet) -> None:
+    learn, _ = tiny_data.split()
+    results = list(train(build(SMALL, 0), learn, PLAIN, seed=0))
+    assert [r.score for r in results] == [None, None]
+
+
+def test_training_can_be_abandoned_after_any_epoch(tiny_data: DataSet) -> None:
+    learn, choose = tiny_data.split()
+    epochs = train(build(SMALL, 0), learn, RICH.with_epochs(20), seed=0, score_on=choose)
+    first = next(epochs)
+    epochs.close()
+    with pytest.raises(StopIteration):
+        next(epochs)
+    assert first.epoch == 1
+    assert told([first]) == told(
+        [next(train(build(SMALL, 0), learn, RICH.with_epochs(20), seed=0, score_on=choose))]
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_model_ends_with_the_weights_that_were_scored(name: str, tiny_data: DataSet) -> None:
+    learn, choose = tiny_data.split()
+    model, results = run(RECIPES[name], tiny_data)
+    assert evaluate(model, choose, Normalizer.of(learn.images)) == results[-1].score
+
+
+def test_averaged_weights_are_not_the_last_ones(tiny_data: DataSet) -> None:
+    base = RICH.model_dump() | {"average": 0.0}
+    plain, _ = run(Recipe.model_validate(base), tiny_data)
+    averaged, _ = run(RICH, tiny_data)
+    assert not torch.equal(next(plain.parameters()), next(averaged.parameters()))
+
+
+def test_a_loss_that_is_not_finite_is_a_training_error(tiny_data: DataSet) -> None:
+    deep = Architecture.make(
+        {"blocks": [{"kind": "conv", "channels": 8, "norm": "none", "activation": "none"}] * 8}
+    )
+    recipe = Recipe(epochs=3, batch_size=30, learning_rate=100, momentum=0.99, schedule="constant")
+    learn, choose = tiny_data.split()
+    with pytest.raises(TrainingError, match=r"loss not finite in epoch \d"):
+        list(train(build(deep, 0), learn, recipe, seed=0, score_on=choose))
+
+
+def test_fewer_images_than_a_batch_are_refused(tiny_data: DataSet) -> None:
+    learn, _ = tiny_data.split()
+    with pytest.raises(ValueError, match="300 images do not fill one batch of 301"):
+        next(train(build(SMALL, 0), learn, Recipe(batch_size=301), seed=0))
+
+
+def test_normaliser_measures_mean_and_deviation() -> None:
+    images = torch.tensor([0, 0, 30, 90], dtype=torch.uint8).view(1, 1, 2, 2)
+    normalize = Normalizer.of(images)
+    assert normalize.mean == pytest.approx(30)
+    assert normalize.std == pytest.approx(math.sqrt((900 + 900 + 0 + 3600) / 4))
+    made = normalize(images)
+    assert made.dtype == torch.float32
+    assert made.flatten().tolist() == pytest.approx([-30 / normalize.std] * 2 + [0, 60 / normalize.std])
+
+
+def test_normaliser_of_real_images_gives_mean_zero_and_deviation_one(five_thousand: DataSet) -> None:
+    normalize = Normalizer.of(five_thousand.train.images)
+    made = normalize(five_thousand.train.images)
+    assert float(made.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(made.std()) == pytest.approx(1, abs=1e-3)
+    # mean and deviation of the whole of MNIST are 0.1307 and 0.3081
+    assert normalize.mean / 255 == pytest.approx(0.1307, abs=0.005)
+    assert normalize.std / 255 == pytest.approx(0.3081, abs=0.005)
+
+
+def test_normaliser_survives_images_of_one_colour() -> None:
+    images = torch.full((2, 1, 4, 4), 7, dtype=torch.uint8)
+    assert Normalizer.of(images)(images).abs().max() == 0
+
+
+def test_predictions_do_not_depend_on_the_other_images(tiny_data: DataSet) -> None:
+    learn, choose = tiny_data.split()
+    normalize = Normalizer.of(learn.images)
+    model, _ = run(PLAIN, tiny_data)
+    together = predict(model, choose.images, normalize)
+    alone = torch.cat([predict(model, image[None], normalize) for image in choose.images[:5]])
+    assert together.shape == (len(choose), 10)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together[:5], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_score_counts_what_is_predicted_right(tiny_data: DataSet) -> None:
+    learn, choose = tiny_data.split()
+    normalize = Normalizer.of(learn.images)
+    model = build(SMALL, 0)
+    scores = predict(model, choose.images, normalize)
+    found = evaluate(model, choose, normalize)
+    right = int((scores.argmax(1) == choose.labels).sum())
+    assert (found.correct, found.count) == (right, len(choose))
+    assert found.accuracy == right / len(choose)
+    log_shares = scores.log_softmax(1)[torch.arange(len(choose)), choose.labels]
+    assert found.loss == pytest.approx(float(-log_shares.mean()), rel=1e-5)
+    perfect = evaluate(model, Images(choose.images, scores.argmax(1)), normalize)
+    assert perfect.accuracy == 1.0
+
+
+def test_accuracy_is_a_share() -> None:
+    assert Score(0.1, 9_955, 10_000).accuracy == 0.9955
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_rate_warms_up_to_its_peak_then_falls_to_zero(kind: str, warmup: float) -> None:
+    recipe = make_recipe({"schedule": kind, "warmup": warmup}, "test")
+    shares = [schedule(recipe, step / 100) for step in range(101)]
+    peak = int(100 * warmup)
+    assert shares[peak] == max(shares) == pytest.approx(1)
+    assert shares[-1] == pytest.approx(0, abs=1e-12)
+    assert shares[: peak + 1] == sorted(shares[: peak + 1])
+    assert shares[peak:] == sorted(shares[peak:], reverse=True)
+    assert all(-1e-12 <= share <= 1 + 1e-12 for share in shares)
+
+
+def test_rate_by_hand() -> None:
+    linear, cosine, constant = (
+        make_recipe({"schedule": kind, "warmup": 0.2}, "test") for kind in ("linear", "cosine", "constant")
+    )
+    assert [schedule(linear, p) for p in (0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.5, 1, 0.5, 0])
+    assert [schedule(cosine, p) for p in (0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.5, 1, 0.5, 0])
+    assert schedule(cosine, 0.4) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert [schedule(constant, p) for p in (0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.5, 1, 1, 1])
+
+
+def test_the_reported_rate_is_that_of_the_epochs_last_step(tiny_data: DataSet) -> None:
+    recipe = Recipe(epochs=4, batch_size=60, learning_rate=0.2, schedule="linear")
+    _, results = run(recipe, tiny_data)
+    assert [r.learning_rate for r in results] == pytest.approx([0.15, 0.1, 0.05, 0.0])
+
+
+def pictures() -> torch.Tensor:
+    return torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def test_no_augmentation_is_the_identity() -> None:
+    assert Augmentation().off
+    made = affine(pictures(), Augmentation(), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made, pictures(), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["rotate", "translate", "scale", "shear"])
+def test_every_kind_of_augmentation_moves_images_and_keeps_their_shape(name: str) -> None:
+    how = Augmentation(**{name: 0.3 if name in ("translate", "scale") else 20})
+    assert not how.off
+    made = affine(pictures(), how, torch.Generator().manual_seed(0))
+    assert (made.shape, made.dtype) == (pictures().shape, torch.float32)
+    assert all((one - other).abs().max() > 1 for one, other in zip(made, pictures(), strict=True))
+    assert made.min() >= 0
+    assert made.max() <= 255 + 1e-2
+
+
+def test_augmentation_depends_on_its_generator_alone() -> None:
+    how = Augmentation(rotate=10, translate=0.1, scale=0.1, shear=5)
+    first, again, other = (affine(pictures(), how, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_every_image_is_moved_by_its_own_amount() -> None:
+    same = pictures()[:1].repeat(6, 1, 1, 1)
+    made = affine(same, Augmentation(rotate=30), torch.Generator().manual_seed(0))
+    assert len({image.sum().item() for image in made}) == 6
+
+
+def test_a_shift_stays_within_its_share_of_the_image() -> None:
+    dot = torch.zeros(200, 1, 28, 28)
+    dot[:, :, 14, 14] = 1.0
+    made = affine(dot, Augmentation(translate=0.25), torch.Generator().manual_seed(0))
+    rows = (made.sum((1, 3)) * torch.arange(28)).sum(1) / made.sum((1, 2, 3))
+    assert rows.min() >= 14 - 7 - 1e-3
+    assert rows.max() <= 14 + 7 + 1e-3
+    assert rows.max() - rows.min() > 10
+
+
+BAD_RECIPES = [
+    ({"epochs": 0}, "epochs: 0 (input should be greater than or equal to 1)"),
+    ({"epochs": 21}, "epochs: 21 (input should be less than or equal to 20)"),
+    ({"epochs": "20"}, "epochs: '20' (input should be a valid integer)"),
+    ({"batch_size": 0}, "batch_size: 0 (input should be greater than or equal to 1)"),
+    ({"optimizer": "adam"}, "optimizer: 'adam' (input should be 'sgd' or 'adamw')"),
+    ({"learning_rate": 0}, "learning_rate: 0 (input should be greater than 0)"),
+    ({"learning_rate": -1.0}, "learning_rate: -1.0 (input should be greater than 0)"),
+    ({"learning_rate": float("nan")}, "learning_rate: nan (input should be a finite number)"),
+    ({"momentum": 1.0}, "momentum: 1.0 (input should be less than 1)"),
+    ({"weight_decay": -1e-3}, "weight_decay: -0.001 (input should be greater than or equal to 0)"),
+    ({"schedule": "step"}, "schedule: 'step' (input should be 'constant', 'cosine' or 'linear')"),
+    ({"warmup": 1.0}, "warmup: 1.0 (input should be less than 1)"),
+    ({"label_smoothing": 1.0}, "label_smoothing: 1.0 (input should be less than 1)"),
+    ({"average": 1.0}, "average: 1.0 (input should be less than 1)"),
+    ({"dropout": 0.1}, "dropout: unknown field"),
+    ({"augmentation": {"flip": True}}, "augmentation.flip: unknown field"),
+    (
+        {"augmentation": {"rotate": 181}},
+        "augmentation.rotate: 181 (input should be less than or equal to 180)",
+    ),
+    ({"augmentation": {"scale": 1.0}}, "augmentation.scale: 1.0 (input should be less than 1)"),
+    (
+        {"nesterov": True, "optimizer": "adamw"},
+        "nesterov: true needs optimizer 'sgd' and a momentum above 0",
+    ),
+    ({"nesterov": True, "momentum": 0.0}, "nesterov: true needs optimizer 'sgd' and a momentum above 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "said"), BAD_RECIPES, ids=[said.split(":")[0] for _, said in BAD_RECIPES])
+def test_a_recipe_that_cannot_be_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        make_recipe(fields, "my.toml")
+    assert str(refused.value) == f"my.toml: {said}"
+
+
+def test_the_packages_recipes() -> None:
+    seed, default = load_recipe("seed"), load_recipe("default")
+    assert (seed.epochs, seed.batch_size, seed.learning_rate, seed.momentum) == (20, 64, 0.01, 0.9)
+    assert (seed.optimizer, seed.augmentation.off, seed.average, seed.weight_decay) == ("sgd", True, 0, 0)
+    assert default.epochs <= 20
+    assert schedule(default, 1.0) == pytest.approx(0, abs=1e-12)
+    assert not default.augmentation.off
+    assert default.average > 0
+    with pytest.raises(InputError, match=r"recipe: 'fast' is not known \(use default, seed or a file"):
+        load_recipe("fast")
+
+
+def test_another_number_of_epochs_is_another_recipe() -> None:
+    assert PLAIN.with_epochs(3).epochs == 3
+    assert PLAIN.with_epochs(3).digest != PLAIN.digest
+    assert PLAIN.with_epochs(2).digest == PLAIN.digest
+
+
+def test_mean_deviation_and_interval_by_hand() -> None:
+    one = summarise([0.99])
+    assert (one.runs, one.mean, one.std, one.interval) == (1, 0.99, None, None)
+    three = summarise([0.994, 0.995, 0.996])
+    assert three.mean == pytest.approx(0.995)
+    assert three.std == pytest.approx(0.001)
+    # Student's t for 2 degrees of freedom, 97.5 %: 4.302653
+    half = 4.302653 * 0.001 / math.sqrt(3)
+    assert three.interval == pytest.approx((0.995 - half, 0.995 + half), abs=1e-9)
+    same = summarise([0.99, 0.99])
+    assert (same.std, same.interval) == (0, (0.99, 0.99))
