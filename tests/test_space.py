@@ -196,14 +196,6 @@ def test_survey_counts_what_fits() -> None:
     assert 60 < half.feasible < 140
 
 
-def test_feasible_draws_fit_and_none_means_that_nothing_does() -> None:
-    space = SearchSpace.from_toml(TINY_SPACE)
-    draws = space.feasible(Budget(150), 1000, random.Random(0))
-    assert draws is not None
-    assert cost_of(space.draw(Replay(draws))).params <= 150
-    assert space.feasible(Budget(10), 1000, random.Random(0)) is None
-
-
 def channels(value: str) -> str:
     return f"[[stages]]\nblocks = 1\nchannels = {value}\n"
 
