@@ -31,6 +31,7 @@ from .model import Network
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 _SIGN_BIT = {torch.int16: 15, torch.int32: 31, torch.int64: 63}
 _VECTOR = 16  # channels; torch's channels_last kernels are vectorised for multiples of this
+_NARROW = 3  # pixels; the widest depthwise kernel whose weight gradient torch computes fast
 _LONG_ROW = 128  # values; rows this long hide the cost of starting on a new one
 
 Step = Callable[..., Tensor]
@@ -97,13 +98,57 @@ def _plain(module: nn.Module) -> Step:
 
 def _convolution(module: nn.Conv2d) -> Step:
     """The weights stay float32 and are cast once a step, for less than autocast's bookkeeping costs."""
+    depthwise = module.groups == module.in_channels == module.out_channels > 1
+    wide_depthwise = depthwise and module.kernel_size[0] > _NARROW and module.stride == (1, 1)
 
     def step(maps: Tensor) -> Tensor:
         weight = module.weight.to(maps.dtype)
         bias = None if module.bias is None else module.bias.to(maps.dtype)
+        if wide_depthwise:
+            out: Tensor = _WideDepthwise.apply(maps, weight, module.padding)
+            return out if bias is None else out + bias.view(1, -1, 1, 1)
         return F.conv2d(maps, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
     return step
+
+
+class _WideDepthwise(torch.autograd.Function):
+    """A depthwise convolution with a 5x5 or 7x7 kernel and stride 1.
+
+    Its weight gradient is put together from those of 3x3 kernels on shifted maps: torch's own takes 23 ms
+    for 48 channels of 14x14 and a batch of 128 in bfloat16, where the 3x3 kernel's takes 0.3 ms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        ctx.padding = padding
+        return F.conv2d(maps, weight, None, 1, padding, 1, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        maps, weight = ctx.saved_tensors
+        pad, channels, size = ctx.padding[0], weight.shape[0], weight.shape[2]
+        backward = torch.ops.aten.convolution_backward
+        rest = ([1, 1], [0, 0], [1, 1], False, [0, 0], channels)  # stride, padding, dilation...
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        into = None
+        if ctx.needs_input_grad[0]:
+            into = backward(
+                gradient, maps, weight, None, [1, 1], [pad, pad], *rest[2:], [True, False, False]
+            )[0]
+        padded = F.pad(maps, (pad, pad, pad, pad)).contiguous(memory_format=torch.channels_last)
+        height, width = (extent + _NARROW - 1 for extent in gradient.shape[2:])
+        into_weight = torch.empty_like(weight)
+        narrow = torch.empty_like(weight[:, :, :_NARROW, :_NARROW])
+        starts = sorted({min(start, size - _NARROW) for start in range(0, size, _NARROW)})
+        for top in starts:
+            for left in starts:
+                part = padded[:, :, top : top + height, left : left + width]
+                part = part.contiguous(memory_format=torch.channels_last)
+                here = backward(gradient, part, narrow, None, *rest, [False, True, False])[1]
+                into_weight[:, :, top : top + _NARROW, left : left + _NARROW] = here
+        return into, into_weight, None
 
 
 def _norm(module: nn.BatchNorm2d, relu: bool, rate: float = 0.0, pool: bool = False) -> Step:
