@@ -99,13 +99,14 @@ def _plain(module: nn.Module) -> Step:
 def _convolution(module: nn.Conv2d) -> Step:
     """The weights stay float32 and are cast once a step, for less than autocast's bookkeeping costs."""
     depthwise = module.groups == module.in_channels == module.out_channels > 1
-    wide_depthwise = depthwise and module.kernel_size[0] > _NARROW and module.stride == (1, 1)
+    wide_depthwise = depthwise and module.kernel_size[0] > _NARROW
+    down, across = module.stride
 
     def step(maps: Tensor) -> Tensor:
         weight = module.weight.to(maps.dtype)
         bias = None if module.bias is None else module.bias.to(maps.dtype)
         if wide_depthwise:
-            out: Tensor = _WideDepthwise.apply(maps, weight, module.padding)
+            out: Tensor = _WideDepthwise.apply(maps, weight, module.padding)[:, :, ::down, ::across]
             return out if bias is None else out + bias.view(1, -1, 1, 1)
         return F.conv2d(maps, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
@@ -113,10 +114,11 @@ def _convolution(module: nn.Conv2d) -> Step:
 
 
 class _WideDepthwise(torch.autograd.Function):
-    """A depthwise convolution with a 5x5 or 7x7 kernel and stride 1.
+    """A depthwise convolution with a 5x5 or 7x7 kernel, at every pixel.
 
     Its weight gradient is put together from those of 3x3 kernels on shifted maps: torch's own takes 23 ms
-    for 48 channels of 14x14 and a batch of 128 in bfloat16, where the 3x3 kernel's takes 0.3 ms.
+    for 48 channels of 14x14 and a batch of 128 in bfloat16, where the 3x3 kernel's takes 0.3 ms. A stride
+    is taken by leaving out values afterwards: torch's own strided gradient takes 63 ms there.
     """
 
     @staticmethod
