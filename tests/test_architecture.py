@@ -74,7 +74,7 @@ def test_every_field_changes_the_key(change: dict[str, Any]) -> None:
     assert changed.key != plain.key
 
 
-@pytest.mark.parametrize("same", [{"dropout": -0.0}, {"kernel": 3.0}, {"bias": 0}])
+@pytest.mark.parametrize("same", [{"dropout": -0.0}, {"bias": 0}])
 def test_equal_architectures_have_equal_keys(same: dict[str, Any]) -> None:
     other, plain = Architecture.make(conv(**same)), Architecture.make(conv())
     assert other == plain
@@ -98,7 +98,7 @@ def test_constructor_refuses_what_make_refuses() -> None:
 
 REFUSED = [
     (conv(kernel=4), "blocks[0].kernel: 4 (input should be 1, 3, 5 or 7)"),
-    (conv(kernel="3"), "blocks[0].kernel: '3' (input should be 1, 3, 5 or 7)"),
+    (conv(kernel="3"), "blocks[0].kernel: '3' (use 1, 3, 5 or 7)"),
     (conv(channels=0), "blocks[0].channels: 0 (input should be greater than or equal to 1)"),
     (conv(channels=1025), "blocks[0].channels: 1025 (input should be less than or equal to 1024)"),
     (conv(channels=10**30), f"blocks[0].channels: {10**30} (input should be less than or equal to 1024)"),

@@ -158,7 +158,7 @@ def test_a_budget_of_ten_ends_before_a_study_is_made() -> None:
 
 
 def test_a_budget_of_ten_ends_the_search_with_a_message_and_trains_nothing(search: Search, url: str) -> None:
-    with pytest.raises(NoResultError, match="no candidate within 10 parameters"):
+    with pytest.raises(NoResultError, match="new candidate within 10 parameters"):
         search(TINY_SPACE, 10, 2)
     study = load(url)
     assert study.trials

@@ -217,7 +217,7 @@ BAD = [
     ("colour = 3\n" + STAGE, "colour: unknown field", ""),
     (STAGE + "kernel = 4\n", "stages[0].kernel", "4 (input should be 1, 3, 5 or 7)"),
     (STAGE + "kernel = [3, 4]\n", "stages[0].kernel[1]", "4 (input should be 1, 3, 5 or 7)"),
-    (STAGE + 'kernel = "3"\n', "stages[0].kernel", "'3' (input should be 1, 3, 5 or 7)"),
+    (STAGE + 'kernel = "3"\n', "stages[0].kernel", "'3' (use 1, 3, 5 or 7)"),
     (STAGE + "kernel = 2020-01-01\n", "stages[0].kernel", "1, 3, 5 or 7"),
     (STAGE + "kernel = true\n", "stages[0].kernel", "1, 3, 5 or 7"),
     (STAGE + "kernel = []\n", "stages[0].kernel: []", "at least one value"),
@@ -249,7 +249,7 @@ BAD = [
     ("classes = 10.5\n" + STAGE, "classes: 10.5", "integer"),
     ("classes = -3\n" + STAGE, "classes: -3", ""),
     ("input_shape = 28\n" + STAGE, "input_shape: 28", "tuple"),
-    ("input_shape = [28, 28]\n" + STAGE, "input_shape[2]: missing field", ""),
+    ("input_shape = [1, 28]\n" + STAGE, "input_shape[2]: missing field", ""),
     ("input_shape = [1, 0, 28]\n" + STAGE, "input_shape[1]: 0", ""),
 ]  # fmt: skip
 
