@@ -207,7 +207,9 @@ class _Plan:
         met = requirements(architecture, winner.n_params or 0, self.task.recipe.epochs, accuracy)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
-        say("Repeat it over seeds with: python -m nas_mnist.reproduce best --seeds 3", highlight=False)
+        where = ["--study", self.task.study, "--storage", self.task.storage]
+        again = shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *where])
+        say(f"Repeat it over seeds with:\n{again}", highlight=False)
 
     def _test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
         """The winner's test accuracy after training on all training images, kept in the study."""
