@@ -1,6 +1,6 @@
 """The forward pass that trains fast on a CPU; it learns what the plain modules learn.
 
-Where the time goes in a network this small: convolutions take a quarter of a plain training step, the rest is
+Where the time goes in a network this small: convolutions take a fifth of a plain training step, the rest is
 memory traffic in normalisation, activation, dropout and pooling. Three things help:
 
 * normalisation, ReLU, channel dropout and 2x2 max-pooling run as one autograd function over a view of

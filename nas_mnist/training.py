@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .augment import affine
 from .data import Images
 from .device import autocast, keep_memory
+from .errors import InputError
 from .fused import FusedNetwork
 from .model import Network
 from .recipe import Recipe
@@ -96,10 +97,10 @@ def train(
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
     Every epoch is scored on ``score_on``, or the last one only. With the last result the model holds the
     weights that were scored: the running average where the recipe keeps one. Raises `TrainingError` when
-    the loss is not finite, and `ValueError` for fewer images than one batch.
+    the loss is not finite, and `InputError` for fewer images than one batch.
     """
     if len(data) < recipe.batch_size:
-        raise ValueError(f"{len(data)} images do not fill one batch of {recipe.batch_size}")
+        raise InputError(f"recipe: batch_size {recipe.batch_size} is more than the {len(data)} images")
     device = data.images.device
     keep_memory()
     torch.manual_seed(seed)  # dropout draws from the global generator

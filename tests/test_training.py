@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_is_a_training_error(tiny_data: DataSet) -> No
 
 def test_fewer_images_than_a_batch_are_refused(tiny_data: DataSet) -> None:
     learn, _ = tiny_data.split()
-    with pytest.raises(ValueError, match="300 images do not fill one batch of 301"):
+    with pytest.raises(ValueError, match="batch_size 301 is more than the 300 images"):
         next(train(build(SMALL, 0), learn, Recipe(batch_size=301), seed=0))
 
 
