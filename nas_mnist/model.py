@@ -23,6 +23,7 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(_module(layer) for layer in architecture.layers)
         self._sources = [layer.inputs for layer in architecture.layers]
         self._kept = _read_later(architecture.layers)
+        self.head_starts = next(at for at, layer in enumerate(architecture.layers) if layer.path == "head")
         counted = cost_of(architecture).params
         built = sum(parameter.numel() for parameter in self.parameters())
         if built != counted:
@@ -36,11 +37,22 @@ class Network(nn.Module):
         """Class scores (logits) of normalised images, (N, C, H, W) -> (N, classes)."""
         kept = {IMAGE: images} if IMAGE in self._kept else {}
         maps = images
-        for position, (module, sources) in enumerate(zip(self.layers, self._sources, strict=True)):
-            inputs = [kept[source] if source != position - 1 else maps for source in sources]
-            maps = module(*inputs)
+        for position in range(self.head_starts):
+            inputs = [kept[at] if at != position - 1 else maps for at in self._sources[position]]
+            maps = self.layers[position](*inputs)
             if position in self._kept:
                 kept[position] = maps
+        return self.head(maps)
+
+    def head(self, maps: Tensor) -> Tensor:
+        """Class scores (N, classes) of the maps before the head, in the weights' number type.
+
+        Under autocast too: bfloat16 would round a score of 10 to the nearest 1/16.
+        """
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = maps.to(next(self.parameters()).dtype)
+            for module in self.layers[self.head_starts :]:
+                maps = module(maps)
         return maps.flatten(1)  # (N, classes, 1, 1) -> (N, classes)
 
 

@@ -12,6 +12,7 @@ from .cli import as_path, check_name, run, whole
 from .errors import NoResultError
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
+from .workers import auto_workers, parse_workers
 from .zoo import Entry
 from .zoo import load as load_from_zoo
 
@@ -39,11 +40,15 @@ def reproduce(
     dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    workers: Annotated[
+        str, typer.Option(metavar="N|auto", help="Processes, each training one seed at a time.")
+    ] = "auto",
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Also write the result here; must be new.")
     ] = None,
 ) -> None:
     """Train an architecture on all training images and report the last epoch's test accuracy."""
+    processes = parse_workers(workers)
     entry, its_recipe = _find(architecture, study, storage)
     chosen = load_recipe(recipe) if recipe is not None else its_recipe
     chosen = chosen if epochs is None else chosen.with_epochs(epochs)
@@ -61,7 +66,8 @@ def reproduce(
     from .report.layers import layer_table
     from .report.live import EpochLog
     from .report.tables import published_table, requirement_table, runs_table, summary_line
-    from .retrain import check_fits, requirements, retrain, summarise
+    from .retrain import check_fits, requirements, summarise
+    from .tasks import RetrainTask, retrain_seeds
 
     console = Console(soft_wrap=True)
     where = pick_device(device)
@@ -72,15 +78,16 @@ def reproduce(
     if data.note:
         console.print(f"[bold yellow]{data.note}[/bold yellow]", highlight=False)
     console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where)}", highlight=False)
-    runs = []
-    for number in range(seed, seed + seeds):
-        console.print(f"[bold]Seed {number}[/bold]", highlight=False)
-        log = EpochLog(console, chosen.epochs)
-        runs.append(
-            retrain(
-                entry.architecture, chosen, data, seed=number, device=where, last_only=False, on_epoch=log
-            )
-        )
+    task = RetrainTask(
+        architecture=entry.architecture,
+        recipe=chosen,
+        seeds=range(seed, seed + seeds),
+        dataset=data.name,
+        data_dir=as_path(data_dir),
+        device=where.type,
+        last_only=False,
+    )
+    runs = retrain_seeds(task, data, processes or auto_workers(where.type), EpochLog(console, chosen.epochs))
     if entry.name == "reference":
         console.print(published_table(runs[0]))
     console.print(runs_table(runs))

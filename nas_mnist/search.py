@@ -17,6 +17,7 @@ from .errors import InputError, NoResultError
 from .files import check_writable
 from .recipe import MAX_EPOCHS, load_recipe
 from .space import Draws, SearchSpace, Survey
+from .workers import Handlers, auto_workers, parse_workers, run_workers
 from .zoo import load as load_from_zoo
 
 if TYPE_CHECKING:
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 
     from .data import DataSet
     from .results import TrialRow
-    from .workers import Task
+    from .tasks import SearchTask
 
 REPORTS = Path("reports")
-MAX_WORKERS = 64
 SHOWN = 5  # candidates in the table at the end
 
 
@@ -64,7 +64,7 @@ def search(
     check_name("--study", study)
     if timeout is not None and not 0 < timeout <= 1e6:
         raise InputError(f"--timeout: {timeout} (use minutes above 0)")
-    processes = _worker_count(workers)
+    processes = parse_workers(workers)
     drawn_from = SearchSpace.load(as_path(space))
     trained_by = load_recipe(recipe).with_epochs(epochs)
     if retrain:
@@ -73,16 +73,18 @@ def search(
     from .data import load
     from .device import pick_device
     from .study import Identity, check_space, open_storage, open_study
-    from .workers import Task, auto_workers
+    from .tasks import SearchTask
+    from .training import check_enough
 
     where = pick_device(device)
     data = load(dataset, as_path(data_dir))
     _check_shape(drawn_from, data)
+    check_enough(data.split()[0], trained_by)
     survey = check_space(drawn_from, Budget(max_params), seed)
     identity = Identity(
         drawn_from.digest, trained_by.digest, f"{data.name} {data.fingerprint}", max_params, epochs
     )
-    task = Task(
+    task = SearchTask(
         storage=storage,
         study=study,
         space=drawn_from,
@@ -113,7 +115,7 @@ def search(
 class _Plan:
     """Everything a search was asked to do, checked."""
 
-    task: Task
+    task: SearchTask
     data: DataSet
     device: torch.device
     trials: int
@@ -162,17 +164,20 @@ class _Plan:
         from .report.tables import counts_line
         from .results import trial_rows
         from .study import count_verdicts, counted
-        from .workers import Listener, run_workers
 
         if self.reference() is None:
             self.console.print("The reference network is not in this space: the search starts without it.")
         display = SearchDisplay(self.console, self.trials, self.task.recipe.epochs, trial_rows(study))
-        listener = Listener(display.candidate, display.epoch, display.ended)
+        handlers: Handlers = {
+            "candidate": display.candidate,
+            "epoch": display.epoch,
+            "ended": display.ended,
+        }
         missing = self.trials - counted(study)
         if missing > 0:
             try:
                 with display:
-                    run_workers(self.task, self.workers, missing, listener)
+                    run_workers(self.task, self.workers, missing, handlers)
             except NoResultError as error:
                 self.console.print(f"Ended early: {error}", highlight=False)
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}", highlight=False)
@@ -216,7 +221,7 @@ class _Plan:
         from .device import describe_device
         from .report.files import write_runs
         from .report.live import EpochLog
-        from .retrain import retrain
+        from .tasks import RetrainTask, retrain_seeds
 
         stored = study.user_attrs.get("winner", {})
         if (stored.get("key"), stored.get("seed")) == (winner.key, self.task.seed):
@@ -224,16 +229,16 @@ class _Plan:
             return float(stored["test_accuracy"])
         images = len(self.data.train)
         self.console.print(f"Retraining the winner on all {images:,} training images", highlight=False)
-        log = EpochLog(self.console, self.task.recipe.epochs)
-        result = retrain(
-            Architecture.make(winner.architecture),
-            self.task.recipe,
-            self.data,
-            seed=self.task.seed,
-            device=self.device,
+        task = RetrainTask(
+            architecture=Architecture.make(winner.architecture),
+            recipe=self.task.recipe,
+            seeds=(self.task.seed,),
+            dataset=self.task.dataset,
+            data_dir=self.task.data_dir,
+            device=self.task.device,
             last_only=True,
-            on_epoch=log,
         )
+        (result,) = retrain_seeds(task, self.data, 1, EpochLog(self.console, self.task.recipe.epochs))
         device = describe_device(self.device)
         folder = write_runs(
             REPORTS, study.study_name, [result], self.task.recipe, self.data, device, trial=winner.trial
@@ -254,15 +259,6 @@ class _Plan:
     def _warn(self) -> None:
         if self.data.note:
             self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]", highlight=False)
-
-
-def _worker_count(workers: str) -> int | None:
-    """A number of processes; None: as many as pay."""
-    if workers == "auto":
-        return None
-    if not workers.isdecimal() or not 1 <= int(workers[:9]) <= MAX_WORKERS:
-        raise InputError(f"--workers: {workers!r} (use 'auto' or 1 to {MAX_WORKERS})")
-    return int(workers)
 
 
 def _check_shape(space: SearchSpace, data: DataSet) -> None:

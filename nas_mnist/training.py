@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .augment import affine
 from .data import Images
 from .device import autocast, keep_memory
-from .errors import InputError
+from .errors import InputError, NoResultError
 from .fused import FusedNetwork
 from .model import Network
 from .recipe import Recipe
@@ -27,7 +27,7 @@ from .recipe import Recipe
 SCORE_BATCH = 1000  # images a forward pass when scoring
 
 
-class TrainingError(RuntimeError):
+class TrainingError(NoResultError):
     """A failure that training may legitimately have; the message is its reason."""
 
 
@@ -99,8 +99,7 @@ def train(
     weights that were scored: the running average where the recipe keeps one. Raises `TrainingError` when
     the loss is not finite, and `InputError` for fewer images than one batch.
     """
-    if len(data) < recipe.batch_size:
-        raise InputError(f"recipe: batch_size {recipe.batch_size} is more than the {len(data)} images")
+    check_enough(data, recipe)
     device = data.images.device
     keep_memory()
     torch.manual_seed(seed)  # dropout draws from the global generator
@@ -145,6 +144,12 @@ def train(
         if epoch == recipe.epochs and average is not None:
             model.load_state_dict(average.state_dict())
         yield EpochResult(epoch, mean_loss, rate, seconds, steps * recipe.batch_size, score)
+
+
+def check_enough(data: Images, recipe: Recipe) -> None:
+    """Raise `InputError` where the images do not fill one batch."""
+    if len(data) < recipe.batch_size:
+        raise InputError(f"recipe: batch_size {recipe.batch_size} is more than the {len(data):,} images")
 
 
 def schedule(recipe: Recipe, progress: float) -> float:

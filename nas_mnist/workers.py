@@ -1,8 +1,7 @@
-"""Several processes on one study: each loads torch and the data once and trains one candidate at a time.
+"""Several processes that share a number of jobs: each loads torch and the data once.
 
 On a CPU, networks this small train faster as one single-thread process a core than as one process with
-many threads. What the workers do reaches the parent as events through a queue; Optuna's storage is the
-only thing they share.
+many threads. What the workers do reaches the parent as events through a queue.
 """
 
 from __future__ import annotations
@@ -13,51 +12,34 @@ import queue
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cost import Budget, Cost
-from .errors import NoResultError
-from .recipe import Recipe
-from .results import TrialRow
-from .space import SearchSpace
+from .errors import InputError, NoResultError
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from multiprocessing.queues import Queue
     from multiprocessing.sharedctypes import Synchronized
 
-    from .training import EpochResult
-
+MAX_WORKERS = 64
 MAX_AUTO = 8  # the sampler learns less from candidates that are drawn at the same time
 STOP_WITHIN = 5.0  # seconds; an interrupted worker puts its candidate back in that time
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every worker needs to know; plain data, so that it can be sent to a new process."""
+class Desk:
+    """What one worker is given."""
 
-    storage: str
-    study: str
-    space: SearchSpace
-    budget: Budget
-    recipe: Recipe
-    dataset: str
-    data_dir: Path | None
-    device: str  # cpu, cuda or mps
-    seed: int
-    timeout: float | None  # seconds
+    number: int  # 0 is the first worker
+    threads: int  # that it may use
+    claim: Callable[[], int | None]  # the next job, counted from 0; None: all are taken
+    send: Callable[..., None]  # send("epoch", 3, result) calls the parent's handler "epoch" with the rest
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Who hears what the workers do."""
-
-    candidate: Callable[[int, Cost], None]
-    epoch: Callable[[int, EpochResult], None]
-    ended: Callable[[TrialRow], None]
+Work = Callable[[Desk], None]  # sent to the processes: a function of a module, or frozen plain data
+Handlers = Mapping[str, Callable[..., None]]
 
 
 def cores() -> int:
@@ -65,30 +47,40 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def parse_workers(text: str) -> int | None:
+    """A number of workers, None for ``auto``; raises `InputError`."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MAX_WORKERS:
+        raise InputError(f"--workers: {text!r} (use 'auto' or 1 to {MAX_WORKERS})")
+    return int(text)
+
+
 def auto_workers(device: str) -> int:
     """How many workers pay: one a core, up to a limit, on a CPU; one on anything else."""
     return min(cores(), MAX_AUTO) if device == "cpu" else 1
 
 
-def run_workers(task: Task, count: int, candidates: int, listener: Listener) -> None:
-    """Let ``count`` processes train ``candidates`` candidates between them.
+def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
+    """Let ``count`` processes do ``work`` until ``jobs`` jobs are claimed and done.
 
-    Raises `NoResultError` where the space has no further candidate within the budget, and
-    `RuntimeError` with a worker's traceback where one broke. Interrupted, every worker puts its
-    candidate back before the interruption goes on.
+    Raises what a worker raised where that is an `InputError` or a `NoResultError` (the others finish
+    first), and `RuntimeError` with a worker's traceback where one broke. Interrupted, every worker
+    gets a `KeyboardInterrupt` and a few seconds before the interruption goes on.
     """
     context = multiprocessing.get_context("spawn")
-    claims = context.Value("i", candidates)
+    taken = context.Value("i", 0)
     events: Queue[tuple[str, Any]] = context.Queue()
+    count = min(count, jobs)
     threads = max(1, cores() // count)
     workers = [
-        context.Process(target=_work, args=(task, number, threads, claims, events), daemon=True)
-        for number in range(min(count, candidates))
+        context.Process(target=_live, args=(work, number, threads, jobs, taken, events), daemon=True)
+        for number in range(count)
     ]
     for worker in workers:
         worker.start()
     try:
-        _listen(workers, events, listener)
+        _listen(workers, events, handlers)
     except BaseException:
         for worker in workers:
             worker.terminate()
@@ -97,9 +89,10 @@ def run_workers(task: Task, count: int, candidates: int, listener: Listener) -> 
         _join(workers)
 
 
-def _listen(workers: list[SpawnProcess], events: Queue[tuple[str, Any]], listener: Listener) -> None:
+def _listen(workers: list[SpawnProcess], events: Queue[tuple[str, Any]], handlers: Handlers) -> None:
     """Pass events on until every worker is done."""
-    done, no_result = 0, ""
+    done = 0
+    refused: Exception | None = None
     while done < len(workers):
         try:
             kind, content = events.get(timeout=1.0)
@@ -109,20 +102,16 @@ def _listen(workers: list[SpawnProcess], events: Queue[tuple[str, Any]], listene
                     "a worker ended without a word (was it killed, or out of memory?)"
                 ) from None
             continue
-        if kind == "candidate":
-            listener.candidate(*content)
-        elif kind == "epoch":
-            listener.epoch(*content)
-        elif kind == "ended":
-            listener.ended(content)
-        elif kind == "no result":
-            done, no_result = done + 1, content
+        if kind == "event":
+            name, *rest = content
+            handlers[name](*rest)
         elif kind == "broken":
             raise RuntimeError(f"a worker broke:\n{content}")
         else:
             done += 1
-    if no_result:
-        raise NoResultError(no_result)
+            refused = content or refused
+    if refused:
+        raise refused
 
 
 def _join(workers: list[SpawnProcess]) -> None:
@@ -134,54 +123,35 @@ def _join(workers: list[SpawnProcess]) -> None:
             worker.kill()
 
 
-def _work(
-    task: Task, number: int, threads: int, claims: Synchronized[int], events: Queue[tuple[str, Any]]
+def _live(
+    work: Work,
+    number: int,
+    threads: int,
+    jobs: int,
+    taken: Synchronized[int],
+    events: Queue[tuple[str, Any]],
 ) -> None:
     """One worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parent = multiprocessing.parent_process()
+
+    def send(*event: Any) -> None:
+        if parent is not None and not parent.is_alive():
+            raise KeyboardInterrupt
+        events.put(("event", event))
+
+    def claim() -> int | None:
+        with taken.get_lock():
+            taken.value += 1
+            return taken.value - 1 if taken.value <= jobs else None
+
     try:
-        _search(task, number, threads, claims, events)
+        work(Desk(number, threads, claim, send))
         events.put(("done", None))
     except KeyboardInterrupt:
         events.cancel_join_thread()  # nobody listens any more
-    except NoResultError as error:
-        events.put(("no result", str(error)))
+    except (InputError, NoResultError) as error:
+        events.put(("done", error))
     except Exception:
         events.put(("broken", traceback.format_exc()))
-
-
-def _search(
-    task: Task, number: int, threads: int, claims: Synchronized[int], events: Queue[tuple[str, Any]]
-) -> None:
-    import torch
-
-    from .data import load
-    from .objective import Objective, Watcher
-    from .results import trial_row
-    from .study import load_study, search
-
-    torch.set_num_threads(threads)
-    device = torch.device(task.device)
-    learn, choose = (part.to(device) for part in load(task.dataset, task.data_dir).split())
-    parent = multiprocessing.parent_process()
-
-    def epoch(trial: int, result: EpochResult) -> None:
-        if parent is not None and not parent.is_alive():
-            raise KeyboardInterrupt
-        events.put(("epoch", (trial, result)))
-
-    def claim() -> bool:
-        with claims.get_lock():
-            claims.value -= 1
-            return claims.value >= 0
-
-    watcher = Watcher(lambda trial, cost: events.put(("candidate", (trial, cost))), epoch)
-    search(
-        load_study(task.storage, task.study),
-        Objective(task.space, task.budget, task.recipe, learn, choose, task.seed, watcher),
-        claim,
-        seed=f"{task.seed}-{number}",
-        deadline=None if task.timeout is None else time.monotonic() + task.timeout,
-        after_trial=lambda trial: events.put(("ended", trial_row(trial))),
-    )

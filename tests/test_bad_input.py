@@ -73,6 +73,13 @@ CASES = {
         ["r.toml", "speed: unknown field"],
         {"r.toml": "speed = 3\n"},
     ),
+    "recipe with more images in a batch than there are": Case(
+        "search",
+        [*SMALL, "--recipe", "r.toml"],
+        ["recipe: batch_size 3474 is more than the 3,473 images"],
+        {"r.toml": "batch_size = 3474\n"},
+    ),
+    "no workers to reproduce": Case("reproduce", ["reference", "--workers", "x"], ["--workers", "'x'"]),
     # data
     "data folder without files": Case(
         "search", ["--data-dir", "data"], ["--data-dir", "train-images-idx3-ubyte is missing"], {"data/x": ""}

@@ -122,14 +122,14 @@ class SearchDisplay:
 
 
 class EpochLog:
-    """One line for every epoch of a retraining, in the form of published logs."""
+    """One line for every epoch of every seed's retraining, in the form of published logs."""
 
     def __init__(self, console: Console, epochs: int) -> None:
         self.console, self.epochs = console, epochs
 
-    def __call__(self, result: EpochResult) -> None:
+    def __call__(self, seed: int, result: EpochResult) -> None:
         """Print one epoch's line."""
-        line = f"epoch {result.epoch:>2}/{self.epochs}  train loss {result.train_loss:.4f}"
+        line = f"seed {seed}  epoch {result.epoch:>2}/{self.epochs}  train loss {result.train_loss:.4f}"
         if result.score is not None:
             score = result.score
             line += (

@@ -1,0 +1,141 @@
+"""What worker processes do: search, or train one architecture with several seeds.
+
+Both are plain data, so that they can be sent to a new process, and import torch only there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .architecture import Architecture
+from .cost import Budget
+from .recipe import Recipe
+from .space import SearchSpace
+from .workers import Desk, run_workers
+
+if TYPE_CHECKING:
+    from .data import DataSet
+    from .retrain import Run
+    from .training import EpochResult, Normalizer
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """Train candidates of a study; a job is one more candidate.
+
+    Sends ``candidate`` (trial number, `Cost`), ``epoch`` (trial number, `EpochResult`) and ``ended``
+    (`TrialRow`).
+    """
+
+    storage: str
+    study: str
+    space: SearchSpace
+    budget: Budget
+    recipe: Recipe
+    dataset: str
+    data_dir: Path | None
+    device: str  # cpu, cuda or mps
+    seed: int
+    timeout: float | None  # seconds
+
+    def __call__(self, desk: Desk) -> None:
+        """Search until there is no further job."""
+        import torch
+
+        from .data import load
+        from .objective import Objective, Watcher
+        from .results import trial_row
+        from .study import load_study, search
+
+        torch.set_num_threads(desk.threads)
+        device = torch.device(self.device)
+        learn, choose = (part.to(device) for part in load(self.dataset, self.data_dir).split())
+        watcher = Watcher(
+            lambda trial, cost: desk.send("candidate", trial, cost),
+            lambda trial, result: desk.send("epoch", trial, result),
+        )
+        search(
+            load_study(self.storage, self.study),
+            Objective(self.space, self.budget, self.recipe, learn, choose, self.seed, watcher),
+            lambda: desk.claim() is not None,
+            seed=f"{self.seed}-{desk.number}",
+            deadline=None if self.timeout is None else time.monotonic() + self.timeout,
+            after_trial=lambda trial: desk.send("ended", trial_row(trial)),
+        )
+
+
+@dataclass(frozen=True)
+class RetrainTask:
+    """Train one architecture on all training images, once a seed; a job is one more seed.
+
+    Sends ``epoch`` (seed, `EpochResult`) and ``done`` (what makes a `Run`, the weights as numpy arrays).
+    """
+
+    architecture: Architecture
+    recipe: Recipe
+    seeds: Sequence[int]
+    dataset: str
+    data_dir: Path | None
+    device: str
+    last_only: bool  # score the test images after the last epoch only
+
+    def __call__(self, desk: Desk) -> None:
+        """Train until there is no further job."""
+        import torch
+
+        from .data import load
+
+        torch.set_num_threads(desk.threads)
+        data = load(self.dataset, self.data_dir)
+        while (job := desk.claim()) is not None:
+            seed = self.seeds[job]
+            run = self.retrain(seed, data, partial(desk.send, "epoch", seed))
+            weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
+            desk.send("done", seed, run.epochs, weights, run.normalizer)
+
+    def retrain(self, seed: int, data: DataSet, on_epoch: Callable[[EpochResult], None]) -> Run:
+        """Train with one seed, in this process."""
+        import torch
+
+        from .retrain import retrain
+
+        return retrain(
+            *(self.architecture, self.recipe, data),
+            seed=seed,
+            device=torch.device(self.device),
+            last_only=self.last_only,
+            on_epoch=on_epoch,
+        )
+
+
+def retrain_seeds(
+    task: RetrainTask, data: DataSet, workers: int, on_epoch: Callable[[int, EpochResult], None]
+) -> list[Run]:
+    """The runs of a task in the order of its seeds, by that many processes at once; one: by this process.
+
+    ``data`` is the task's data set; ``on_epoch`` hears of every seed's epochs. Raises what
+    `retrain.retrain` raises.
+    """
+    import torch
+
+    from .model import Network
+    from .retrain import Run
+
+    runs: dict[int, Run] = {}
+
+    def done(
+        seed: int, epochs: Sequence[EpochResult], weights: dict[str, Any], normalizer: Normalizer
+    ) -> None:
+        model = Network(task.architecture)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+        runs[seed] = Run(seed, tuple(epochs), model.eval(), normalizer)
+
+    if min(workers, len(task.seeds)) == 1:
+        return [task.retrain(seed, data, partial(on_epoch, seed)) for seed in task.seeds]
+    run_workers(task, workers, len(task.seeds), {"epoch": on_epoch, "done": done})
+    return [runs[seed] for seed in task.seeds]
