@@ -37,6 +37,9 @@ def bench(
         int, typer.Option(parser=whole(640, 60_000), metavar="N", help="Trained on in a turn.")
     ] = 6_400,
     repeats: Annotated[int, typer.Option(parser=whole(1, 100), metavar="N", help="Turns that count.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(parser=whole(0, 100), metavar="N", help="Full trainings, for the time to 99 %.")
+    ] = 0,
     dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -58,8 +61,9 @@ def bench(
 
     console = Console(soft_wrap=True)
     where = pick_device(device)
-    everything = load(dataset, as_path(data_dir)).train
-    data = everything.take(torch.arange(min(images, len(everything)))).to(where)
+    everything = load(dataset, as_path(data_dir))
+    learn, check = (part.to(where) for part in everything.split())
+    data = learn.take(torch.arange(min(images, len(learn)), device=where))
     reference = load_from_zoo("reference").architecture
     machine = {"device": describe_device(where), "processor": platform.processor() or platform.machine()}
     found: dict[str, Any] = {"machine": machine | versions(), "images": len(data), "repeats": repeats}
@@ -69,13 +73,18 @@ def bench(
         name: Architecture.make({"blocks": blocks}) for name, blocks in NETWORKS.items()
     }
     for name, architecture in networks.items():
-        found["training"][name] = measure.measure_training(architecture, data, repeats)
+        found["training"][name] = measure.measure_training(architecture, data, check, repeats)
         console.print(speed_table(name, found["training"][name]))
+    found["workers"] = measure.measure_workers(reference, data, repeats)
+    if seeds:
+        found["time"] = measure.measure_time_to(reference, everything, where, seeds)
     found["counting"] = measure.measure_counting()
     found["building"] = measure.measure_building(reference)
     found["storage"] = measure.measure_storage()
     found["starting_seconds"] = measure.measure_starting()
-    for name in ("counting", "building", "storage", "starting_seconds"):
+    for name in ("workers", "time", "counting", "building", "storage", "starting_seconds"):
+        if name not in found:
+            continue
         console.print(facts_table(name.replace("_", ", in ").capitalize(), found[name]))
     if keep is not None:
         write_bytes(keep, (json.dumps(found, indent=2) + "\n").encode())
