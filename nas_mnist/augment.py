@@ -17,14 +17,22 @@ def affine(images: Tensor, how: Augmentation, generator: torch.Generator) -> Ten
     Takes and returns floating point images (N, C, H, W) whose background is 0; ``generator`` lives on
     the device of the images. All amounts are uniform between minus and plus what ``how`` names.
     """
-    count = images.shape[0]
-    amounts = torch.rand((5, count), generator=generator, device=images.device) * 2 - 1  # (5, N) in [-1, 1)
+    count, _, height, width = images.shape
+    amounts = torch.rand((5, count, 1, 1), generator=generator, device=images.device) * 2 - 1  # in [-1, 1)
     angle = amounts[0] * math.radians(how.rotate)
     slant = torch.tan(amounts[1] * math.radians(how.shear))
     size = 1 + amounts[2] * how.scale
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
     shift_x, shift_y = amounts[3:] * (2 * how.translate)  # the grid is 2 wide
-    rows = [cos, cos * slant - sin, shift_x, sin, sin * slant + cos, shift_y]
-    theta = torch.stack(rows, dim=1).view(count, 2, 3).to(images.dtype)  # output grid -> input grid
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (N, H, W, 2)
-    return F.grid_sample(images, grid, align_corners=False)
+    x = _centres(width, images.device)
+    y = _centres(height, images.device)[:, None]
+    # Output pixels to input pixels, what `affine_grid` computes as a product of matrices in three times
+    # the time; each (N, H, W).
+    grid_x = shift_x + cos * x + (cos * slant - sin) * y
+    grid_y = shift_y + sin * x + (sin * slant + cos) * y
+    return F.grid_sample(images, torch.stack((grid_x, grid_y), dim=3), align_corners=False)
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """Where the centres of pixels lie along an edge that goes from -1 to 1."""
+    return (torch.arange(size, device=device) * 2 + 1) / size - 1

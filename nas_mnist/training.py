@@ -109,6 +109,7 @@ def train(
     optimizer = _optimizer(model, recipe)
     forward = FusedNetwork(model) if device.type == "cpu" else _mixed(model, device)
     average = copy.deepcopy(model) if recipe.average else None
+    pairs = (_floats(average), _floats(model)) if average is not None else None
     steps = len(data) // recipe.batch_size  # an epoch
     step = 0
     for epoch in range(1, recipe.epochs + 1):
@@ -132,8 +133,8 @@ def train(
             optimizer.step()
             step += 1
             total_loss += loss.detach()
-            if average is not None:
-                _move_average(average, model, min(recipe.average, (1 + step) / (10 + step)))
+            if pairs is not None:
+                torch._foreach_lerp_(*pairs, 1 - min(recipe.average, (1 + step) / (10 + step)))
         mean_loss = float(total_loss) / steps  # waits for the device
         seconds = time.perf_counter() - started
         if not math.isfinite(mean_loss):
@@ -207,9 +208,6 @@ def _optimizer(model: Network, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-@torch.no_grad()
-def _move_average(average: Network, model: Network, decay: float) -> None:
-    """One step of the running average of all weights and normalisation statistics."""
-    ours = [tensor for tensor in average.state_dict().values() if tensor.is_floating_point()]
-    theirs = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
-    torch._foreach_lerp_(ours, theirs, 1 - decay)
+def _floats(model: Network) -> list[Tensor]:
+    """All weights and normalisation statistics, detached."""
+    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]

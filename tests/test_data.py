@@ -230,6 +230,21 @@ def test_search_reads_broken_test_files_only_to_judge_the_winner(invoke: Runner,
     assert "t10k-images-idx3-ubyte is truncated or corrupt" in judged.err
 
 
+@needs_full_mnist
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_reproduce_says_in_one_line_that_test_files_are_broken(
+    invoke: Runner, work: Path, seeds: int
+) -> None:
+    folder = fake_mnist(work / "data")
+    link_full(folder, *FILES[:2])
+    asked = ["reference", "--data-dir", folder, "--seeds", seeds, "--workers", seeds, "--device", "cpu"]
+    ended = invoke("reproduce", *asked)
+    assert ended.code == 2
+    assert "t10k-images-idx3-ubyte is truncated or corrupt" in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (work / "reports").exists()
+
+
 def test_choosing_candidates_never_reads_the_test_images(tmp_path: Path, tiny_data: DataSet) -> None:
     import optuna
 

@@ -374,6 +374,40 @@ def test_reproduce_a_file_over_seeds_gives_mean_deviation_and_interval(mine: Pat
     assert ended.out.count("NOT FULL MNIST") >= 2
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_training_that_fails_ends_in_one_line(mine: Path, invoke: Runner, seeds: int) -> None:
+    wild = 'batch_size = 64\nlearning_rate = 100\nmomentum = 0.99\nschedule = "constant"\n'
+    (mine / "wild.toml").write_text(wild)
+    deep = [
+        {"kind": "conv", "channels": 4, "stride": stride, "norm": "none"} for stride in (2, 2, 1, 1, 1, 1)
+    ]
+    (mine / "deep.json").write_text(Architecture.make({"blocks": deep}).to_json())
+    ended = invoke(
+        "reproduce", "deep.json", *COMMON, "--recipe", "wild.toml", "--seeds", seeds, "--workers", 2
+    )
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "loss not finite in epoch" in ended.err
+    assert not (mine / "reports").exists()
+
+
+def test_seeds_side_by_side_give_what_they_give_alone(mine: Path, invoke: Runner) -> None:
+    asked = ["reproduce", "mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1, "--seeds", 2]
+    found = []
+    for workers in (1, 2):
+        assert invoke(*asked, "--workers", workers, "--json", f"{workers}.json").code == 0
+        found.append(json.loads((mine / f"{workers}.json").read_text()))
+    alone, together = ([run["test_correct"] for run in one["runs"]] for one in found)
+    assert alone == pytest.approx(together, abs=5)  # the number of threads changes the order of sums
+    alone, together, other = (
+        load_file(mine / "reports" / name)["layers.0.weight"]
+        for name in (f"{folder}/weights-seed-{seed}.safetensors" for folder, seed in FILES_OF_SEEDS)
+    )
+    assert (alone - together).abs().max() < 0.05 < (alone - other).abs().max()
+
+
+FILES_OF_SEEDS = (("mine", 1), ("mine-2", 1), ("mine", 0))
+
+
 def test_reports_are_never_overwritten(mine: Path, invoke: Runner) -> None:
     asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1]
     assert invoke("reproduce", *asked).code == 0

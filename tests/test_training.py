@@ -98,6 +98,56 @@ def test_loss_falls_and_the_network_learns(name: str, five_thousand: DataSet) ->
     assert results[-1].score.accuracy > 0.4  # a guess has 0.1
 
 
+def plain_losses(architecture: Architecture, data: Images, recipe: Recipe, seed: int) -> list[float]:
+    """The mean loss of every epoch of a float32 loop of torch's own modules on the same batches."""
+    model = build(architecture, seed).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+    generator = torch.Generator().manual_seed(seed)
+    normalize = Normalizer.of(data.images)
+    means = []
+    for _ in range(recipe.epochs):
+        losses = []
+        for picked in torch.randperm(len(data), generator=generator).split(recipe.batch_size):
+            loss = torch.nn.functional.cross_entropy(
+                model(normalize(data.images[picked])), data.labels[picked]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        means.append(sum(losses) / len(losses))
+    return means
+
+
+MIXED = Architecture.make(
+    {
+        "blocks": [
+            {"kind": "conv", "channels": 8, "bias": True},
+            {"kind": "separable", "channels": 16, "kernel": 5, "stride": 2, "norm": "after"},
+            {"kind": "residual", "body": [{"kind": "conv", "channels": 12}], "activation": "relu"},
+            {"kind": "conv", "channels": 12, "norm": "after"},
+            {"kind": "pool"},
+            {"kind": "conv", "channels": 16, "activation": "hardswish"},
+        ],
+        "head": {"order": "pool_then_conv"},
+    }
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_agree_with_those_of_a_plain_float32_loop_for_a_hundred_steps(
+    seed: int, five_thousand: DataSet
+) -> None:
+    data = five_thousand.train.take(torch.arange(0, 3000, 6))
+    recipe = Recipe(epochs=10, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
+    ours = [result.train_loss for result in train(build(MIXED, seed), data, recipe, seed=seed)]
+    expected = plain_losses(MIXED, data, recipe, seed)
+    assert expected[-1] < 0.6 * expected[0]  # there is something to agree about
+    for epoch, (mine, other) in enumerate(zip(ours, expected, strict=True), 1):
+        # bfloat16 keeps 8 significant bits; small differences grow with every step
+        assert mine == pytest.approx(other, rel=0.003 * (1 + epoch)), epoch
+
+
 def test_every_epoch_is_told_in_order(tiny_data: DataSet) -> None:
     _, results = run(PLAIN.with_epochs(3), tiny_data)
     assert [r.epoch for r in results] == [1, 2, 3]
@@ -275,6 +325,20 @@ def test_every_kind_of_augmentation_moves_images_and_keeps_their_shape(name: str
     assert all((one - other).abs().max() > 1 for one, other in zip(made, pictures(), strict=True))
     assert made.min() >= 0
     assert made.max() <= 255 + 1e-2
+
+
+def test_affine_maps_are_those_of_torchs_grid() -> None:
+    images = torch.rand(3, 2, 10, 7)
+    how = Augmentation(rotate=30, translate=0.2, scale=0.3, shear=20)
+    draw = torch.rand((5, 3), generator=torch.Generator().manual_seed(4)) * 2 - 1
+    angle, slant, size = draw[0] * math.pi / 6, torch.tan(draw[1] * math.pi / 9), 1 + draw[2] * 0.3
+    zero, one = torch.zeros(3), torch.ones(3)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(3, 2, 2)
+    shear = torch.stack([one, slant, zero, one], 1).view(3, 2, 2)
+    theta = torch.cat([turn @ shear / size.view(3, 1, 1), draw[3:].T.reshape(3, 2, 1) * 0.4], 2)
+    grid = torch.nn.functional.affine_grid(theta, [3, 2, 10, 7], align_corners=False)
+    expected = torch.nn.functional.grid_sample(images, grid, align_corners=False)
+    torch.testing.assert_close(affine(images, how, torch.Generator().manual_seed(4)), expected)
 
 
 def test_augmentation_depends_on_its_generator_alone() -> None:

@@ -1,0 +1,62 @@
+"""What the benchmark measures, on few images: that it measures, never how fast this machine is."""
+
+import torch
+
+from nas_mnist import measure
+from nas_mnist.architecture import Architecture
+from nas_mnist.data import DataSet
+
+SMALL = Architecture.make(
+    {"blocks": [{"kind": "conv", "channels": 8, "stride": 2}, {"kind": "separable", "channels": 12}]}
+)
+
+
+def test_training_is_measured_for_every_contender(tiny_data: DataSet) -> None:
+    learn, check = tiny_data.split()
+    found = measure.measure_training(SMALL, learn, check, repeats=2)
+    assert found["params"] == SMALL_PARAMS
+    assert set(found["images_per_second"]) == {"plain", "in memory", "ours", "convolutions"}
+    for speed in found["images_per_second"].values():
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+    assert set(found["accuracy_after_one_turn"]) == {"plain", "in memory", "ours"}
+    assert all(0 <= accuracy <= 1 for accuracy in found["accuracy_after_one_turn"].values())
+    assert found["convolution_share_of_our_step"] > 0
+
+
+SMALL_PARAMS = 8 * 9 + 16 + 8 * 9 + 8 * 12 + 24 + 10 * 12 + 10
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
+    calls: list[str] = []
+
+    def contender(name: str) -> measure.Contender:
+        return lambda: float(len(calls)) if calls.append(name) is None else 0.0
+
+    speeds = measure.turns({"a": contender("a"), "b": contender("b")}, repeats=3)
+    assert calls == ["a", "b"] * 4
+    assert speeds == {"a": [3.0, 5.0, 7.0], "b": [4.0, 6.0, 8.0]}
+
+
+def test_plain_loop_and_engine_learn_the_same(five_thousand: DataSet) -> None:
+    learn, check = five_thousand.split()
+    accuracy = measure.measure_training(SMALL, learn, check, repeats=1)["accuracy_after_one_turn"]
+    assert accuracy["plain"] > 0.3
+    assert abs(accuracy["ours"] - accuracy["plain"]) < 0.15
+
+
+def test_workers_are_measured_alone_and_together(tiny_data: DataSet, monkeypatch) -> None:
+    monkeypatch.setattr(measure, "auto_workers", lambda _: 2)
+    found = measure.measure_workers(SMALL, tiny_data.train, repeats=1)
+    assert set(found) == {"images_per_second_of_1", "images_per_second_of_2"}
+    assert min(found.values()) > 0
+
+
+def test_time_to_an_accuracy_says_how_many_seeds_reach_it(tiny_data: DataSet) -> None:
+    found = measure.measure_time_to(SMALL, tiny_data, torch.device("cpu"), seeds=1)
+    assert found == {
+        "seeds": 1,
+        "seeds_that_reach_99.0%": 0,
+        "mean_seconds_to_99.0%": None,
+        "seeds_that_reach_99.4%": 0,
+        "mean_seconds_to_99.4%": None,
+    }
