@@ -46,12 +46,6 @@ def number_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" and not _cpu_has_bfloat16() else torch.bfloat16
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision in the device's `number_type`."""
-    fast = number_type(device) == torch.bfloat16
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
-
-
 @functools.cache
 def _cpu_has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

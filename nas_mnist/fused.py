@@ -1,4 +1,4 @@
-"""The forward pass that trains fast on a CPU; it learns what the plain modules learn.
+"""The forward pass that is fast on a CPU, in training and in scoring; it computes what the plain modules do.
 
 Where the time goes in a network this small: convolutions take a fifth of a plain training step, the rest is
 memory traffic in normalisation, activation, dropout and pooling. So a network's layers are grouped into
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .device import autocast, number_type
-from .kernels import depthwise, is_slow, norm_relu, relu_norm
+from .kernels import depthwise, is_slow, norm_in_scoring, norm_relu, relu_norm
 from .layers import IMAGE, Layer
 from .model import Network
 
@@ -23,10 +22,9 @@ Step = Callable[..., Tensor]
 
 
 class FusedNetwork:
-    """A network's training forward pass with neighbouring layers run as one; shares the network's weights."""
+    """A network's forward pass with neighbouring layers run as one; shares the network's weights and mode."""
 
     def __init__(self, network: Network) -> None:
-        self.device = next(network.parameters()).device
         self.network = network
         self.steps: list[tuple[tuple[int, ...], int, Step]] = []  # read from, written to, what to do
         layers = network.architecture.layers
@@ -37,8 +35,11 @@ class FusedNetwork:
             position += length
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) float32 of normalised images (N, C, H, W), in training mode."""
-        latest = images.to(number_type(self.device)).contiguous(memory_format=torch.channels_last)
+        """Class scores (N, classes) of normalised images (N, C, H, W).
+
+        The layers before the head compute in the images' number type: float32 or bfloat16.
+        """
+        latest = images.contiguous(memory_format=torch.channels_last)
         at, kept = IMAGE, {IMAGE: latest}
         for sources, position, step in self.steps:
             latest = step(*(latest if source == at else kept[source] for source in sources))
@@ -84,6 +85,8 @@ def _halves(module: nn.Module) -> bool:
 
 def _norm(module: nn.BatchNorm2d, relu_first: bool, relu_last: bool, rate: float, pool: bool) -> Step:
     def step(maps: Tensor) -> Tensor:
+        if not module.training:
+            return norm_in_scoring(maps, module, relu_first, relu_last, pool)
         keep = torch.rand(maps.shape[:2], device=maps.device) >= rate if rate else None
         scale = 1 / (1 - rate)
         if relu_last:
@@ -95,7 +98,7 @@ def _norm(module: nn.BatchNorm2d, relu_first: bool, relu_last: bool, rate: float
 
 def _plain(module: nn.Module) -> Step:
     def step(*maps: Tensor) -> Tensor:
-        with autocast(maps[0].device):
+        with torch.autocast(maps[0].device.type, torch.bfloat16, enabled=maps[0].dtype == torch.bfloat16):
             return module(*maps)  # type: ignore[no-any-return]
 
     return step

@@ -60,6 +60,26 @@ def relu_norm(
     return result
 
 
+def norm_in_scoring(
+    maps: Tensor, module: nn.BatchNorm2d, relu_first: bool, relu_last: bool, pool: bool
+) -> Tensor:
+    """Batch normalisation in evaluation mode with its neighbours; no gradients."""
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    shape, rows = _rows(_ready(maps))
+    if relu_first:
+        rows = rows.clamp(min=0)
+    factor = module.weight * torch.rsqrt(module.running_var + module.eps)
+    out = _affine(rows, factor, module.bias - module.running_mean * factor).view(shape)
+    if relu_last:
+        out.clamp_(min=0)
+    if pool and relu_last:
+        out = _pool(out.view(_INTEGERS[out.dtype]))[1].view(out.dtype)
+        pool = False
+    out = out.permute(0, 3, 1, 2)
+    return F.max_pool2d(out, 2) if pool else out
+
+
 def is_slow(module: nn.Conv2d) -> bool:
     """Whether `depthwise` is faster than torch's own convolution."""
     each_its_own = module.groups == module.in_channels == module.out_channels > 1

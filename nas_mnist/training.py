@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .augment import affine
 from .data import Images
-from .device import autocast, keep_memory
+from .device import keep_memory, number_type
 from .errors import InputError, NoResultError
 from .fused import FusedNetwork
 from .model import Network
@@ -95,7 +95,8 @@ def train(
     """Train ``model`` on ``data``, both on one device; yields one result an epoch.
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
-    Every epoch is scored on ``score_on``, or the last one only. With the last result the model holds the
+    Every epoch is scored on ``score_on``, or the last one only: the last in float32, those before it in the
+    device's `number_type`. With the last result the model holds the
     weights that were scored: the running average where the recipe keeps one. Raises `TrainingError` when
     the loss is not finite, and `InputError` for fewer images than one batch.
     """
@@ -107,7 +108,7 @@ def train(
     normalize = Normalizer.of(data.images)
     model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)
-    forward = FusedNetwork(model) if device.type == "cpu" else _mixed(model, device)
+    forward, kind = _forward(model, device), number_type(device)
     average = copy.deepcopy(model) if recipe.average else None
     pairs = (_floats(average), _floats(model)) if average is not None else None
     steps = len(data) // recipe.batch_size  # an epoch
@@ -124,7 +125,7 @@ def train(
             images = data.images[picked].float()  # (B, C, H, W), 0 to 255
             if not recipe.augmentation.off:
                 images = affine(images, recipe.augmentation, generator)
-            images = normalize(images).contiguous(memory_format=torch.channels_last)
+            images = normalize(images).to(kind, memory_format=torch.channels_last)
             loss = F.cross_entropy(
                 forward(images), data.labels[picked], label_smoothing=recipe.label_smoothing
             )
@@ -141,7 +142,8 @@ def train(
             raise TrainingError(f"loss not finite in epoch {epoch}")
         result = model if average is None else average
         scored = score_on is not None and (epoch == recipe.epochs or not last_only)
-        score = evaluate(result, score_on, normalize) if scored and score_on is not None else None
+        score_kind = torch.float32 if epoch == recipe.epochs else kind
+        score = evaluate(result, score_on, normalize, score_kind) if scored and score_on is not None else None
         if epoch == recipe.epochs and average is not None:
             model.load_state_dict(average.state_dict())
         yield EpochResult(epoch, mean_loss, rate, seconds, steps * recipe.batch_size, score)
@@ -164,31 +166,39 @@ def schedule(recipe: Recipe, progress: float) -> float:
 
 
 @torch.inference_mode()
-def predict(model: Network, images: Tensor, normalize: Normalizer) -> Tensor:
-    """Class scores (N, classes) float32 of uint8 images (N, C, H, W) on the model's device, in float32."""
+def predict(
+    model: Network, images: Tensor, normalize: Normalizer, kind: torch.dtype = torch.float32
+) -> Tensor:
+    """Class scores (N, classes) float32 of uint8 images (N, C, H, W) on the model's device.
+
+    The layers before the head compute in ``kind``, float32 or bfloat16.
+    """
     model.eval()
+    forward = _forward(model, images.device)
     return torch.cat(
         [
-            model(normalize(part).contiguous(memory_format=torch.channels_last))
+            forward(normalize(part).to(kind, memory_format=torch.channels_last))
             for part in images.split(SCORE_BATCH)
         ]
     )
 
 
-def evaluate(model: Network, data: Images, normalize: Normalizer) -> Score:
-    """Cross-entropy and correct predictions of ``model`` on ``data``."""
-    scores = predict(model, data.images, normalize)
+def evaluate(model: Network, data: Images, normalize: Normalizer, kind: torch.dtype = torch.float32) -> Score:
+    """Cross-entropy and correct predictions of ``model`` on ``data``; ``kind`` as in `predict`."""
+    scores = predict(model, data.images, normalize, kind)
     loss = F.cross_entropy(scores, data.labels)
     correct = (scores.argmax(1) == data.labels).sum()
     return Score(float(loss), int(correct), len(data))
 
 
-def _mixed(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The plain modules under autocast."""
+def _forward(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """How a network runs fast on a device, in the number type of its input."""
+    if device.type == "cpu":
+        return FusedNetwork(model)
 
     def forward(images: Tensor) -> Tensor:
-        with autocast(device):
-            return model(images).float()  # type: ignore[no-any-return]
+        with torch.autocast(device.type, torch.bfloat16, enabled=images.dtype == torch.bfloat16):
+            return model(images)  # type: ignore[no-any-return]
 
     return forward
 

@@ -123,9 +123,7 @@ ODD = Architecture.make(
 
 
 @pytest.mark.parametrize("architecture", [load("reference").architecture, ODD], ids=["reference", "odd"])
-def test_the_fused_pass_of_a_whole_network_agrees_with_the_plain_one(architecture, monkeypatch):
-    monkeypatch.setattr(fused, "number_type", lambda _: torch.float64)
-    monkeypatch.setattr(fused, "autocast", lambda _: torch.autocast("cpu", enabled=False))
+def test_the_fused_pass_of_a_whole_network_agrees_with_the_plain_one(architecture):
     ours = build(architecture, seed=3).double().train()
     for module in ours.modules():
         if isinstance(module, nn.Dropout2d):
@@ -140,6 +138,20 @@ def test_the_fused_pass_of_a_whole_network_agrees_with_the_plain_one(architectur
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
     for (name, mine), (_, other) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
         torch.testing.assert_close(mine, other, msg=name)
+    with torch.inference_mode():
+        scores, expected = fused.FusedNetwork(ours.eval())(images), theirs.eval()(images)
+    torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("architecture", [load("reference").architecture, ODD], ids=["reference", "odd"])
+def test_bfloat16_changes_scores_by_no_more_than_its_precision(architecture):
+    model = build(architecture, seed=3).eval()
+    images = torch.randn(16, *architecture.input_shape)
+    with torch.inference_mode():
+        exact, rounded = fused.FusedNetwork(model)(images), fused.FusedNetwork(model)(images.bfloat16())
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, rtol=0, atol=0.03 * exact.abs().max().item())
 
 
 def test_fused_dropout_drops_whole_channels_at_its_rate():
