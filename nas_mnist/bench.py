@@ -18,16 +18,21 @@ def _conv(channels: int) -> dict[str, Any]:
     return {"kind": "conv", "channels": channels}
 
 
-def _separable(channels: int) -> dict[str, Any]:
-    return {"kind": "separable", "channels": channels}
+def _separable(channels: int, **fields: Any) -> dict[str, Any]:
+    return {"kind": "separable", "channels": channels, **fields}
 
 
 _POOL = {"kind": "pool"}
+TRICK_IMAGES = 1_280  # trained on in a turn without one of the engine's tricks
 NETWORKS = {  # beside the reference
     "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
     "separable": [
         *(_conv(16), _separable(32), _separable(32), _POOL),
         *(_separable(48), _separable(48), _separable(48), _POOL, _separable(64), _separable(64)),
+    ],
+    "strided": [
+        *(_conv(8), _separable(24), _separable(40, stride=2), _separable(48, kernel=5)),
+        *(_separable(64, kernel=5, stride=2), _separable(64)),
     ],
 }
 
@@ -56,7 +61,7 @@ def bench(
     from . import measure
     from .data import load
     from .device import describe_device, pick_device
-    from .report.tables import facts_table, speed_table
+    from .report.tables import facts_table, speed_table, tricks_table
     from .retrain import versions
 
     console = Console(soft_wrap=True)
@@ -68,13 +73,19 @@ def bench(
     machine = {"device": describe_device(where), "processor": platform.processor() or platform.machine()}
     found: dict[str, Any] = {"machine": machine | versions(), "images": len(data), "repeats": repeats}
     console.print(facts_table("Machine", found["machine"]))
-    found["training"] = {}
+    found["training"], tricks = {}, {}
     networks = {"reference": reference} | {
         name: Architecture.make({"blocks": blocks}) for name, blocks in NETWORKS.items()
     }
     for name, architecture in networks.items():
         found["training"][name] = measure.measure_training(architecture, data, check, repeats)
         console.print(speed_table(name, found["training"][name]))
+        if where.type == "cpu":
+            few = data.take(torch.arange(min(len(data), TRICK_IMAGES)))
+            tricks[name] = measure.measure_tricks(architecture, few, repeats)
+    if tricks:
+        found["times_faster_with"] = tricks
+        console.print(tricks_table(tricks))
     found["workers"] = measure.measure_workers(reference, data, repeats)
     if seeds:
         found["time"] = measure.measure_time_to(reference, everything, where, seeds)

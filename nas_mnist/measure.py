@@ -13,8 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -191,29 +193,74 @@ def _one_convolution(
     return once
 
 
+def _unfused(network: Network) -> Callable[[Tensor], Tensor]:
+    """The plain modules under autocast."""
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=images.dtype == torch.bfloat16):
+            return network(images)  # type: ignore[no-any-return]
+
+    return forward
+
+
+# What makes training fast on a CPU: the name that is replaced, and by what, to go without it.
+TRICKS: dict[str, tuple[str, Any]] = {
+    "bfloat16": ("nas_mnist.training.number_type", lambda _: torch.float32),
+    "fused layers": ("nas_mnist.training.FusedNetwork", _unfused),
+    "folded normalisation": ("nas_mnist.kernels._VECTOR", 1),
+    "own depthwise gradients": ("nas_mnist.fused.is_slow", lambda _: False),
+}
+
+
+def measure_tricks(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
+    """How many times faster one network trains with each of `TRICKS` than without it, turn by turn."""
+    keep_memory()
+
+    def without(trick: str) -> float:
+        with mock.patch(*TRICKS[trick]):
+            return _ours({}, architecture, data)
+
+    contenders: dict[str, Contender] = {"all": lambda: _ours({}, architecture, data)}
+    contenders |= {trick: partial(without, trick) for trick in TRICKS}
+    speeds = turns(contenders, repeats)
+    return {trick: _ratio(speeds["all"], speeds[trick]) for trick in TRICKS}
+
+
 @dataclass(frozen=True)
 class TurnTask:
     """What a worker does when workers are compared: `train`, again and again."""
 
     architecture: Architecture
     data: Images
+    keep_memory: bool = True
 
     def __call__(self, desk: Desk) -> None:
         """Send ``trained`` (images a second) for every turn but the worker's first."""
         torch.set_num_threads(desk.threads)
+        if not self.keep_memory:
+            mock.patch("nas_mnist.training.keep_memory", lambda: None).start()
         _ours({}, self.architecture, self.data)
         while desk.claim() is not None:
             desk.send("trained", _ours({}, self.architecture, self.data))
 
 
 def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, int]:
-    """Images a second of one process with all threads, and of as many workers as `auto_workers` says."""
-    found = {}
-    for count in sorted({1, auto_workers(data.images.device.type)}):
+    """Images a second of one process with all threads, and of as many workers as `auto_workers` says.
+
+    The process alone also without `device.keep_memory`.
+    """
+
+    def speed(count: int, keep: bool) -> int:
         speeds: list[float] = []
-        run_workers(TurnTask(architecture, data), count, count * repeats, {"trained": speeds.append})
-        found[f"images_per_second_of_{count}"] = round(count * statistics.median(speeds))
-    return found
+        task = TurnTask(architecture, data, keep)
+        run_workers(task, count, count * repeats, {"trained": speeds.append})
+        return round(count * statistics.median(speeds))
+
+    found = {
+        f"images_per_second_of_{count}": speed(count, True)
+        for count in sorted({1, auto_workers(data.images.device.type)})
+    }
+    return found | {"images_per_second_of_1_that_gives_memory_back": speed(1, False)}
 
 
 def measure_time_to(

@@ -39,7 +39,9 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
 
 def test_plain_loop_and_engine_learn_the_same(five_thousand: DataSet) -> None:
     learn, check = five_thousand.split()
-    accuracy = measure.measure_training(SMALL, learn, check, repeats=1)["accuracy_after_one_turn"]
+    blocks = [{"kind": "conv", "channels": channels, "stride": 2} for channels in (8, 16, 32)]
+    deep = Architecture.make({"blocks": blocks})
+    accuracy = measure.measure_training(deep, learn, check, repeats=1)["accuracy_after_one_turn"]
     assert accuracy["plain"] > 0.3
     assert abs(accuracy["ours"] - accuracy["plain"]) < 0.15
 
@@ -47,7 +49,11 @@ def test_plain_loop_and_engine_learn_the_same(five_thousand: DataSet) -> None:
 def test_workers_are_measured_alone_and_together(tiny_data: DataSet, monkeypatch) -> None:
     monkeypatch.setattr(measure, "auto_workers", lambda _: 2)
     found = measure.measure_workers(SMALL, tiny_data.train, repeats=1)
-    assert set(found) == {"images_per_second_of_1", "images_per_second_of_2"}
+    assert set(found) == {
+        "images_per_second_of_1",
+        "images_per_second_of_2",
+        "images_per_second_of_1_that_gives_memory_back",
+    }
     assert min(found.values()) > 0
 
 
@@ -60,3 +66,13 @@ def test_time_to_an_accuracy_says_how_many_seeds_reach_it(tiny_data: DataSet) ->
         "seeds_that_reach_99.4%": 0,
         "mean_seconds_to_99.4%": None,
     }
+
+
+def test_every_trick_is_measured_and_put_back(tiny_data: DataSet) -> None:
+    from nas_mnist import fused, kernels, training
+
+    before = (training.number_type, training.FusedNetwork, kernels._VECTOR, fused.is_slow)
+    found = measure.measure_tricks(SMALL, tiny_data.train, repeats=1)
+    assert set(found) == {"bfloat16", "fused layers", "folded normalisation", "own depthwise gradients"}
+    assert min(found.values()) > 0
+    assert before == (training.number_type, training.FusedNetwork, kernels._VECTOR, fused.is_slow)

@@ -124,3 +124,14 @@ def speed_table(name: str, found: Mapping[str, Any]) -> Table:
         f"20 epochs in {found['seconds_for_20_epochs']:,} s"
     )
     return table
+
+
+def tricks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """What `measure.measure_tricks` found for several networks."""
+    table = Table(title="Times faster with each trick than without it")
+    table.add_column("")
+    for name in found:
+        table.add_column(name, justify="right")
+    for trick in next(iter(found.values())):
+        table.add_row(trick, *(f"{ratios[trick]:.2f}" for ratios in found.values()))
+    return table
