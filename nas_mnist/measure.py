@@ -34,8 +34,9 @@ from .errors import InputError
 from .layers import Layer, expand
 from .model import Network, build
 from .recipe import Recipe, load_recipe
+from .scoring import Normalizer, evaluate
 from .space import RandomDraws, SearchSpace
-from .training import Normalizer, evaluate, train
+from .training import train
 from .workers import Desk, auto_workers, run_workers
 
 BATCH = 64  # images a step, as in the published log, for every contender
@@ -205,8 +206,8 @@ def _unfused(network: Network) -> Callable[[Tensor], Tensor]:
 
 # What makes training fast on a CPU: the name that is replaced, and by what, to go without it.
 TRICKS: dict[str, tuple[str, Any]] = {
-    "bfloat16": ("nas_mnist.training.number_type", lambda _: torch.float32),
-    "fused layers": ("nas_mnist.training.FusedNetwork", _unfused),
+    "bfloat16": ("nas_mnist.step.number_type", lambda _: torch.float32),
+    "fused layers": ("nas_mnist.scoring.FusedNetwork", _unfused),
     "folded normalisation": ("nas_mnist.kernels._VECTOR", 1),
     "own depthwise gradients": ("nas_mnist.fused.is_slow", lambda _: False),
 }

@@ -21,7 +21,8 @@ from .workers import Desk, run_workers
 if TYPE_CHECKING:
     from .data import DataSet
     from .retrain import Run
-    from .training import EpochResult, Normalizer
+    from .scoring import Normalizer
+    from .training import EpochResult
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from nas_mnist.data import DataSet
 from nas_mnist.model import Network
 from nas_mnist.objective import Verdict, verdict_of
 from nas_mnist.results import best_rows, to_frame, trial_rows
-from nas_mnist.training import Normalizer, evaluate
+from nas_mnist.scoring import Normalizer, evaluate
 
 TRIALS, EPOCHS = 3, 2
 COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]

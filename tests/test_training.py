@@ -15,16 +15,9 @@ from nas_mnist.errors import InputError
 from nas_mnist.model import Network, build
 from nas_mnist.recipe import Augmentation, Recipe, load_recipe, make_recipe
 from nas_mnist.retrain import summarise
-from nas_mnist.training import (
-    EpochResult,
-    Normalizer,
-    Score,
-    TrainingError,
-    evaluate,
-    predict,
-    schedule,
-    train,
-)
+from nas_mnist.scoring import Normalizer, Score, evaluate, predict
+from nas_mnist.step import schedule
+from nas_mnist.training import EpochResult, TrainingError, train
 
 SMALL = Architecture.make(
     {
@@ -142,7 +135,7 @@ def test_losses_agree_with_those_of_a_plain_float32_loop_for_a_hundred_steps(
     recipe = Recipe(epochs=10, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
     ours = [result.train_loss for result in train(build(MIXED, seed), data, recipe, seed=seed)]
     expected = plain_losses(MIXED, data, recipe, seed)
-    assert expected[-1] < 0.6 * expected[0]  # there is something to agree about
+    assert expected[-1] < 0.7 * expected[0]  # there is something to agree about
     for epoch, (mine, other) in enumerate(zip(ours, expected, strict=True), 1):
         # bfloat16 keeps 8 significant bits; small differences grow with every step
         assert mine == pytest.approx(other, rel=0.003 * (1 + epoch)), epoch

@@ -1,0 +1,90 @@
+"""How a network is run on a device, and how its scores are judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .data import Images
+from .fused import FusedNetwork
+from .model import Network
+
+CPU_BATCH, GPU_BATCH = 1_000, 10_000  # images a forward pass when scoring
+
+
+@dataclass(frozen=True, slots=True)
+class Normalizer:
+    """Bytes to network input: ``(byte - mean) / std``."""
+
+    mean: float  # of all training pixels, 0 to 255
+    std: float
+
+    @classmethod
+    def of(cls, images: Tensor) -> Normalizer:
+        """Measured on uint8 images (N, C, H, W)."""
+        histogram = torch.bincount(images.flatten().cpu(), minlength=256).double()
+        levels = torch.arange(256, dtype=torch.float64)
+        mean = float((histogram * levels).sum() / histogram.sum())
+        variance = float((histogram * (levels - mean) ** 2).sum() / histogram.sum())
+        return cls(mean, max(math.sqrt(variance), 1.0))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Network input (N, C, H, W) float32 of images with values from 0 to 255."""
+        return (images.float() - self.mean) / self.std
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a network does on some images."""
+
+    loss: float  # mean cross-entropy, nats an image
+    correct: int
+    count: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images classified correctly, 0 to 1."""
+        return self.correct / self.count
+
+
+def forward_on(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The function that runs a network fast on a device, in the number type of its input.
+
+    It takes normalised images (N, C, H, W), float32 or bfloat16, and returns class scores (N, classes)
+    float32; it follows the network's mode, training or evaluation.
+    """
+    if device.type == "cpu":
+        return FusedNetwork(model)
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=images.dtype == torch.bfloat16):
+            return model(images)  # type: ignore[no-any-return]
+
+    return forward
+
+
+@torch.inference_mode()
+def predict(
+    model: Network, images: Tensor, normalize: Normalizer, kind: torch.dtype = torch.float32
+) -> Tensor:
+    """Class scores (N, classes) float32 of uint8 images (N, C, H, W) on the model's device.
+
+    The layers before the head compute in ``kind``, float32 or bfloat16.
+    """
+    model.eval()
+    forward = forward_on(model, images.device)
+    parts = images.split(CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
+    return torch.cat([forward(normalize(part).to(kind, memory_format=torch.channels_last)) for part in parts])
+
+
+def evaluate(model: Network, data: Images, normalize: Normalizer, kind: torch.dtype = torch.float32) -> Score:
+    """Cross-entropy and correct predictions of ``model`` on ``data``; ``kind`` as in `predict`."""
+    scores = predict(model, data.images, normalize, kind)
+    loss = F.cross_entropy(scores, data.labels)
+    correct = (scores.argmax(1) == data.labels).sum()
+    return Score(float(loss), int(correct), len(data))

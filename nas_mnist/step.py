@@ -1,0 +1,139 @@
+"""One training step: gather, augment, normalise, forward, backward, optimise, average.
+
+Everything that changes from step to step is a tensor on the device, in a place that stays: the number of
+steps done, the order of the images, the learning rates. So a step waits for nothing, and CUDA can record
+one step and replay it (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): for a network this small,
+launching a step's few hundred kernels one by one takes longer than running them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .augment import affine
+from .data import Images
+from .device import number_type
+from .model import Network
+from .recipe import Recipe
+from .scoring import Normalizer, forward_on
+
+EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
+
+
+class Step:
+    """A network in training; calling it trains on one batch."""
+
+    def __init__(self, model: Network, data: Images, recipe: Recipe, generator: torch.Generator) -> None:
+        device = data.images.device
+        self.model, self.data, self.recipe, self.generator = model, data, recipe, generator
+        self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
+        self.forward, self.kind = forward_on(model, device), number_type(device)
+        self.normalize = Normalizer.of(data.images)
+        self.done = torch.zeros((), dtype=torch.long, device=device)  # steps
+        self.order = torch.zeros(self.steps * recipe.batch_size, dtype=torch.long, device=device)
+        self.places = torch.arange(recipe.batch_size, device=device)
+        self.rate = torch.zeros((), device=device)
+        self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)
+        self.optimizer = _optimizer(model, recipe, self.rate)
+        self.loss = torch.zeros((), device=device)  # sum over the epoch's batches
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.average = copy.deepcopy(model) if recipe.average else None
+        if self.average is not None:
+            self.averaged, self.newest = _floats(self.average), _floats(model)
+            total = recipe.epochs * self.steps
+            shares = [1 - min(recipe.average, (2 + step) / (11 + step)) for step in range(total)]
+            self.shares = torch.tensor(shares, device=device)  # of the newest weights in the average
+
+    @property
+    def result(self) -> Network:
+        """The network that is scored: the average where the recipe keeps one."""
+        return self.model if self.average is None else self.average
+
+    def epoch(self) -> Tensor:
+        """Train on all images once, in a new order; the mean loss of the batches (), on the device."""
+        device = self.data.images.device
+        self.model.train()
+        self.loss.zero_()
+        order = torch.randperm(len(self.data), generator=self.generator, device=device)
+        self.order.copy_(order[: len(self.order)])
+        for _ in range(self.steps):
+            if device.type == "cuda" and self.calls == EAGER:
+                self.graph = _record(self)
+            if self.graph is None:
+                self()
+            else:
+                self.graph.replay()
+        return self.loss / self.steps
+
+    def __call__(self) -> None:
+        """Train on the next batch."""
+        self.calls += 1
+        recipe = self.recipe
+        picked = self.order[self.done % self.steps * recipe.batch_size + self.places]
+        images = self.data.images[picked].float()  # (B, C, H, W), 0 to 255
+        if not recipe.augmentation.off:
+            images = affine(images, recipe.augmentation, self.generator)
+        images = self.normalize(images).to(self.kind, memory_format=torch.channels_last)
+        scores = self.forward(images)
+        loss = F.cross_entropy(scores, self.data.labels[picked], label_smoothing=recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.rate.copy_(self.rates[self.done])
+        self.optimizer.step()
+        self.loss += loss.detach()
+        if self.average is not None:
+            share = self.shares[self.done]
+            torch._foreach_mul_(self.averaged, 1 - share)
+            torch._foreach_add_(self.averaged, torch._foreach_mul(self.newest, share))
+        self.done += 1
+
+
+def learning_rates(recipe: Recipe, steps: int) -> list[float]:
+    """The learning rate of every step of a training with ``steps`` steps an epoch."""
+    total = recipe.epochs * steps
+    return [recipe.learning_rate * schedule(recipe, (step + 1) / total) for step in range(total)]
+
+
+def schedule(recipe: Recipe, progress: float) -> float:
+    """The share of the peak learning rate at ``progress`` (0 to 1) through all steps."""
+    if progress < recipe.warmup:
+        return progress / recipe.warmup
+    done = (progress - recipe.warmup) / (1 - recipe.warmup)  # 0 to 1 after the warm-up
+    if recipe.schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if recipe.schedule == "linear" else 1.0
+
+
+def _optimizer(model: Network, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
+    """Weight decay applies to convolution weights, not to biases and normalisation."""
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        betas, recorded = (recipe.momentum, 0.999), rate.device.type == "cuda"
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True, capturable=recorded)
+    return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+
+
+def _floats(model: Network) -> list[Tensor]:
+    """All weights and normalisation statistics, detached."""
+    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+
+
+def _record(step: Step) -> torch.cuda.CUDAGraph:
+    """A step as a CUDA graph; recording it trains on nothing."""
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(step.generator)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
