@@ -43,7 +43,11 @@ def number_type(device: torch.device) -> torch.dtype:
 
     bfloat16 has the exponent range of float32, so losses need no scaling.
     """
-    return torch.float32 if device.type == "cpu" and not _cpu_has_bfloat16() else torch.bfloat16
+    if device.type == "cpu":
+        fast = _cpu_has_bfloat16()
+    else:  # not every version of MPS has it
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
 
 
 @functools.cache

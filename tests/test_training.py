@@ -127,18 +127,24 @@ MIXED = Architecture.make(
 )
 
 
+# How far losses may be apart in the first epoch; differences grow with every step. A float32 loop in another
+# memory layout is 0.3 % away from this one after 100 steps, and bfloat16 keeps 8 significant bits.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-3}
+
+
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", TOLERANCES, ids=str)
 def test_losses_agree_with_those_of_a_plain_float32_loop_for_a_hundred_steps(
-    seed: int, five_thousand: DataSet
+    seed: int, kind: torch.dtype, five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("nas_mnist.step.number_type", lambda _: kind)
     data = five_thousand.train.take(torch.arange(0, 3000, 6))
     recipe = Recipe(epochs=10, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
     ours = [result.train_loss for result in train(build(MIXED, seed), data, recipe, seed=seed)]
     expected = plain_losses(MIXED, data, recipe, seed)
     assert expected[-1] < 0.7 * expected[0]  # there is something to agree about
     for epoch, (mine, other) in enumerate(zip(ours, expected, strict=True), 1):
-        # bfloat16 keeps 8 significant bits; small differences grow with every step
-        assert mine == pytest.approx(other, rel=0.003 * (1 + epoch)), epoch
+        assert mine == pytest.approx(other, rel=TOLERANCES[kind] * epoch), epoch
 
 
 def test_every_epoch_is_told_in_order(tiny_data: DataSet) -> None:
