@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from typing import Annotated, Any
 
 import typer
@@ -60,7 +59,7 @@ def bench(
 
     from . import measure
     from .data import load
-    from .device import describe_device, pick_device
+    from .device import describe_device, describe_processor, pick_device
     from .report.tables import facts_table, speed_table, tricks_table
     from .retrain import versions
 
@@ -70,7 +69,7 @@ def bench(
     learn, check = (part.to(where) for part in everything.split())
     data = learn.take(torch.arange(min(images, len(learn)), device=where))
     reference = load_from_zoo("reference").architecture
-    machine = {"device": describe_device(where), "processor": platform.processor() or platform.machine()}
+    machine = {"device": describe_device(where), "processor": describe_processor()}
     found: dict[str, Any] = {"machine": machine | versions(), "images": len(data), "repeats": repeats}
     console.print(facts_table("Machine", found["machine"]))
     found["training"], tricks = {}, {}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 import sys
+from pathlib import Path
 
 import torch
 
 from .errors import InputError
+from .workers import cores
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -36,6 +39,21 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return device.type
+
+
+def describe_processor() -> str:
+    """The processor in words: its name where the system tells, its cores, and how fast it is in bfloat16."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    kinds = {
+        "AMX": torch.cpu._is_amx_tile_supported(),
+        "AVX-512": torch.cpu._is_avx512_bf16_supported(),
+        "no": True,
+    }
+    kind = next(name for name, there in kinds.items() if there)
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {cores()} cores, {kind} bfloat16"
 
 
 def number_type(device: torch.device) -> torch.dtype:
