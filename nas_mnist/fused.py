@@ -112,8 +112,7 @@ def _convolution(module: nn.Conv2d) -> Step:
         weight = module.weight.to(maps.dtype)
         bias = None if module.bias is None else module.bias.to(maps.dtype)
         if slow:
-            out = depthwise(maps, weight, module.stride[0], int(module.padding[0]))
-            return out if bias is None else out + bias.view(1, -1, 1, 1)
+            return depthwise(maps, weight, bias, module.stride[0], int(module.padding[0]))
         return F.conv2d(maps, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
     return step
