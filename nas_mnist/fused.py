@@ -2,8 +2,8 @@
 
 Where the time goes in a network this small: convolutions take a fifth of a plain training step, the rest is
 memory traffic in normalisation, activation, dropout and pooling. So a network's layers are grouped into
-steps: a normalisation with its neighbours is one step of `kernels`, and so is a depthwise convolution whose
-gradients torch computes slowly. Everything else runs as the plain modules, under autocast.
+steps: a normalisation with its neighbours is one step (`norm`), and so is a depthwise convolution whose
+gradients torch computes slowly (`depthwise`). Everything else runs as the plain modules, under autocast.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kernels import depthwise, is_slow, norm_in_scoring, norm_relu, relu_norm
+from .depthwise import depthwise, is_slow
 from .layers import IMAGE, Layer
 from .model import Network
+from .norm import norm_in_scoring, norm_relu, relu_norm
 
 Step = Callable[..., Tensor]
 

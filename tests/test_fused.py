@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas_mnist import fused, kernels
+from nas_mnist import fused, norm
 from nas_mnist.architecture import Architecture
 from nas_mnist.model import build
 from nas_mnist.zoo import load
@@ -36,8 +36,8 @@ def plain(maps, module, relu, keep, scale, pool):
 
 def ours_of(maps, module, relu, keep, scale, pool):
     if relu == "last":
-        return kernels.norm_relu(maps, module, keep, scale, pool)
-    return kernels.relu_norm(maps, module, relu == "first", keep, scale, pool)
+        return norm.norm_relu(maps, module, keep, scale, pool)
+    return norm.relu_norm(maps, module, relu == "first", keep, scale, pool)
 
 
 VARIANTS = [
