@@ -31,6 +31,7 @@ METRIC = "validation accuracy"
 SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
 RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the budget is looked for
 MISSED_IN_A_ROW = 30  # rejected or duplicate draws; then such a candidate is put first in the queue
+FAILED_IN_A_ROW = 5  # candidates, for the same reason; then the search gives up
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
 
 
@@ -194,24 +195,40 @@ def search(
     never use up a claim. ``deadline``, in seconds of `time.monotonic`, ends the search after the trial in
     which it passes. ``seed`` decides the draws together with the number of trials so far, for the same
     seed on a continued study would repeat its first draws. Raises `NoResultError` where the space has no
-    further candidate within the budget.
+    further candidate within the budget, and where `FAILED_IN_A_ROW` candidates fail for the same reason.
     """
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
     study.pruner = make_pruner()
     ended: list[FrozenTrial] = []
+    failures: list[str] = []  # the newest candidates' reasons, while they are the same
     while (deadline is None or time.monotonic() < deadline) and claim():
         missed = 0
         while True:
             _optimize_one(study, objective, ended)
-            verdict = verdict_of(ended[-1])
-            after_trial(ended.pop())
+            trial = ended.pop()
+            verdict = verdict_of(trial)
+            after_trial(trial)
             if verdict is None or verdict.counts:
+                _check_failures(failures, verdict, trial)
                 break
             missed += 1
             if missed % MISSED_IN_A_ROW == 0:
                 _enqueue_new(study, objective, rng)
+
+
+def _check_failures(failures: list[str], verdict: Verdict | None, trial: FrozenTrial) -> None:
+    """Raise `NoResultError` with advice where one candidate after the other fails for the same reason."""
+    reason = str(trial.user_attrs.get("reason", "")).partition(" in epoch")[0]
+    if verdict is not Verdict.FAILED or failures[-1:] != [reason]:
+        failures.clear()
+    if verdict is Verdict.FAILED:
+        failures.append(reason)
+    if len(failures) == FAILED_IN_A_ROW:
+        diverges = "loss" in reason
+        advice = "lower the recipe's learning_rate" if diverges else "use fewer workers or smaller batches"
+        raise NoResultError(f"{FAILED_IN_A_ROW} candidates in a row failed: {reason} ({advice})")
 
 
 def _optimize_one(study: optuna.Study, objective: Objective, ended: list[FrozenTrial]) -> None:

@@ -248,3 +248,34 @@ def test_a_loss_that_is_not_finite_ends_one_trial_with_a_reason(url: str, tiny_d
     assert trial.state == TrialState.PRUNED
     assert trial.user_attrs["verdict"] == "failed"
     assert trial.user_attrs["reason"].startswith("loss not finite in epoch ")
+
+
+def test_five_failures_in_a_row_end_the_search_with_advice(url: str, tiny_data) -> None:
+    learn, choose = tiny_data.split()
+    deep = '[[stages]]\nblocks = 8\nchannels = { min = 4, max = 9 }\nnorm = "none"\nactivation = "none"\n'
+    space = SearchSpace.from_toml(deep)
+    recipe = Recipe(epochs=2, batch_size=30, learning_rate=100.0, momentum=0.99, schedule="constant")
+    identity = studies.Identity(space.digest, recipe.digest, "tiny", 20_000, 2)
+    study = studies.open_study(studies.open_storage(url), "s", identity, {}, None)
+    objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, NOBODY)
+    with pytest.raises(
+        NoResultError, match=r"5 candidates in a row failed: loss not finite \(lower .*learning_rate"
+    ):
+        studies.search(study, objective, lambda: True, seed="0")
+    assert [trial.user_attrs["verdict"] for trial in load(url).trials] == ["failed"] * 5
+
+
+def test_failures_that_are_not_in_a_row_end_nothing() -> None:
+    def ended(verdict: Verdict, reason: str = "") -> FrozenTrial:
+        return optuna.trial.create_trial(
+            state=TrialState.PRUNED, user_attrs={"verdict": verdict, "reason": reason}
+        )
+
+    failures: list[str] = []
+    for reason in ("loss not finite in epoch 1", "loss not finite in epoch 2", "out of memory") * 3:
+        studies._check_failures(failures, Verdict.FAILED, ended(Verdict.FAILED, reason))
+    for _ in range(3):
+        studies._check_failures(failures, Verdict.STOPPED, ended(Verdict.STOPPED, "after epoch 1"))
+        assert failures == []
+        for _ in range(4):
+            studies._check_failures(failures, Verdict.FAILED, ended(Verdict.FAILED, "out of memory"))
