@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import Runner, run_module, run_python
 
-from nas_mnist import Architecture
+from nas_mnist import Architecture, zoo
 from nas_mnist.cost import cost_of
+from nas_mnist.recipe import load_recipe
 from nas_mnist.report.layers import layer_table, table_rows
 
 # The rows and totals of the published result, in its order.
@@ -169,3 +170,12 @@ except SystemExit as ended:
     }[name]  # fmt: skip
     plain = re.sub(r"\x1b\[[0-9;]*m", "", ended.out)
     assert [option for option in options if option not in plain] == []
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_network_of_the_zoo_fits_the_exercise_and_names_its_recipe(name: str) -> None:
+    entry = zoo.load(name)
+    assert entry.about
+    assert cost_of(entry.architecture).params < 20_000
+    assert load_recipe(entry.recipe).epochs <= 20
+    assert all(layer.kind != "Linear" for layer in entry.architecture.layers)
