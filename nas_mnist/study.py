@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -69,6 +70,8 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
             raise InputError(f"storage: {url!r} is forgotten at the end (for example {DEFAULT_STORAGE})")
         _check_file(Path(str(database.database)), create)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own display shows every trial
+    # An interrupted statement would be logged with a traceback; what matters is raised, too.
+    logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
