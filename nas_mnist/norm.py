@@ -5,9 +5,10 @@ float64 or float32. "Rows" are a map's numbers as a (pixels, channels) matrix, w
 
 * normalisation, ReLU, channel dropout and 2x2 max-pooling run as one autograd function, which keeps only
   what its backward pass reads;
-* torch's batch normalisation leaves its vectorised path where the channels are no multiple of 16. There
-  the matrix is folded: ``k`` neighbouring pixels side by side make rows of ``k * channels`` columns, and
-  the column groups' statistics are put together by the law of total variance, which is exact;
+* torch's batch normalisation starts anew on every row and leaves its vectorised path where the channels are
+  no multiple of 16. So the matrix is folded: ``k`` neighbouring pixels side by side make rows of
+  ``k * channels`` columns, and the column groups' statistics are put together by the law of total variance,
+  which is exact;
 * ReLU, dropout and pooling work on the bit patterns of the numbers read as integers: non-negative floats
   order like their bit patterns and negative ones are negative integers, and torch's integer kernels run
   at the speed of memory where its bfloat16 kernels convert to float32 and back;
@@ -243,9 +244,9 @@ def _unpool(gradient: Tensor, bits: Tensor, upper: Tensor, best: Tensor) -> Tens
 
 
 def _fold(rows: int, channels: int) -> int:
-    """How many neighbouring rows make one long row; 1 where the channels fill vectors anyway."""
+    """How many neighbouring rows make one long row."""
     factor = 1
-    while channels % _VECTOR and rows % (2 * factor) == 0 and channels * factor < _LONG_ROW:
+    while rows % (2 * factor) == 0 and channels * factor < _LONG_ROW:
         factor *= 2
     return factor
 
@@ -283,7 +284,7 @@ def _normalise_backward(
     gradient: Tensor, rows: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the rows, the weight and the bias of a batch normalisation in training mode."""
-    if _fold(*rows.shape) == 1:
+    if rows.shape[1] % _VECTOR == 0 or _fold(*rows.shape) == 1:
         result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
             gradient, rows, weight, None, None, mean, inverse_std, True, eps, [True] * 3
         )

@@ -16,6 +16,7 @@ from .cost import Budget, Cost, cost_of
 from .errors import InputError
 from .recipe import Recipe
 from .space import SearchSpace
+from .stopping import FIRST_LOSS
 
 if TYPE_CHECKING:
     from .data import Images
@@ -90,20 +91,26 @@ class Objective:
         from .model import build
         from .training import TrainingError, out_of_memory, train
 
-        accuracy, seconds = 0.0, 0.0
+        accuracy, seconds, images = 0.0, 0.0, 0
+        data, recipe, seed = self.learn, self.recipe, self.seed
         try:
-            model = build(architecture, self.seed).to(self.learn.images.device)
-            for result in train(model, self.learn, self.recipe, seed=self.seed, score_on=self.choose):
-                assert result.score is not None
-                accuracy = result.score.accuracy
+            model = build(architecture, seed).to(data.images.device)
+            for result in train(model, data, recipe, seed=seed, score_on=self.choose, halfway=True):
                 seconds += result.seconds
-                trial.report(accuracy, result.epoch)
-                trial.set_user_attr("epochs", result.epoch)
+                images += result.images
                 trial.set_user_attr("seconds", round(seconds, 3))
-                trial.set_user_attr("validation_loss", result.score.loss)
-                self.watcher.epoch(trial.number, result)
+                trial.set_user_attr("images", images)
+                trial.set_user_attr("epochs", result.epoch)
+                if result.score is None:
+                    trial.set_user_attr(FIRST_LOSS, result.train_loss)
+                else:
+                    accuracy = result.score.accuracy
+                    trial.report(accuracy, result.epoch)
+                    trial.set_user_attr("validation_loss", result.score.loss)
+                    self.watcher.epoch(trial.number, result)
                 if result.epoch < self.recipe.epochs and trial.should_prune():
-                    raise _end(trial, Verdict.STOPPED, f"after epoch {result.epoch}")
+                    after = f"after epoch {result.epoch}" if result.epoch else "within epoch 1"
+                    raise _end(trial, Verdict.STOPPED, after)
         except TrainingError as error:
             raise _end(trial, Verdict.FAILED, str(error)) from None
         except RuntimeError as error:

@@ -25,7 +25,8 @@ class TrialRow:
     excess: int | None  # parameters over the budget; 0 or less: it fits
     macs: int | None  # multiply-adds for one image
     peak_memory: int | None  # bytes of activations for one image, float32
-    epochs: int  # trained
+    epochs: int  # finished
+    images: int  # trained on
     validation_accuracy: float | None  # after the last of them, 0 to 1
     validation_loss: float | None  # nats an image
     seconds: float  # of training
@@ -49,6 +50,7 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         macs=attrs.get("macs"),
         peak_memory=attrs.get("peak_memory"),
         epochs=attrs.get("epochs", 0),
+        images=attrs.get("images", 0),
         validation_accuracy=None if last is None else trial.intermediate_values[last],
         validation_loss=attrs.get("validation_loss"),
         seconds=attrs.get("seconds", 0.0),

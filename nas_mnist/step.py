@@ -40,7 +40,7 @@ class Step:
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)
         self.optimizer = _optimizer(model, recipe, self.rate)
-        self.loss = torch.zeros((), device=device)  # sum over the epoch's batches
+        self.loss = torch.zeros((), device=device)  # sum over the epoch's batches so far
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.average = copy.deepcopy(model) if recipe.average else None
@@ -55,21 +55,22 @@ class Step:
         """The network that is scored: the average where the recipe keeps one."""
         return self.model if self.average is None else self.average
 
-    def epoch(self) -> Tensor:
-        """Train on all images once, in a new order; the mean loss of the batches (), on the device."""
-        device = self.data.images.device
-        self.model.train()
+    def begin_epoch(self) -> None:
+        """Put the images in a new order, and begin to sum the loss anew."""
         self.loss.zero_()
-        order = torch.randperm(len(self.data), generator=self.generator, device=device)
+        order = torch.randperm(len(self.data), generator=self.generator, device=self.order.device)
         self.order.copy_(order[: len(self.order)])
-        for _ in range(self.steps):
-            if device.type == "cuda" and self.calls == EAGER:
+
+    def run(self, steps: int) -> None:
+        """Train on the next batches, at most to the end of the epoch."""
+        self.model.train()
+        for _ in range(steps):
+            if self.order.device.type == "cuda" and self.calls == EAGER:
                 self.graph = _record(self)
             if self.graph is None:
                 self()
             else:
                 self.graph.replay()
-        return self.loss / self.steps
 
     def __call__(self) -> None:
         """Train on the next batch."""

@@ -24,6 +24,7 @@ from .errors import InputError, NoResultError
 from .files import check_writable
 from .objective import Objective, Verdict, verdict_of
 from .space import Draws, RandomDraws, SearchSpace, Survey
+from .stopping import Halving
 
 DEFAULT_STUDY = "nas_mnist"
 DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
@@ -154,11 +155,6 @@ def open_study(
     return study
 
 
-def make_pruner() -> optuna.pruners.BasePruner:
-    """Asynchronous successive halving with rungs after 1, 4 and 16 epochs: the best quarter goes on."""
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
-
-
 def counted(study: optuna.Study) -> int:
     """How many candidates of ``--trials`` are done."""
     return sum(number for verdict, number in count_verdicts(study).items() if verdict.counts)
@@ -203,7 +199,7 @@ def search(
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
-    study.pruner = make_pruner()
+    study.pruner = Halving()
     ended: list[FrozenTrial] = []
     failures: list[str] = []  # the newest candidates' reasons, while they are the same
     while (deadline is None or time.monotonic() < deadline) and claim():

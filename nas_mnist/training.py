@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,13 +33,13 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """One finished epoch."""
+    """One finished epoch, or the first half of the first one."""
 
-    epoch: int  # 1 is the first
-    train_loss: float  # mean over the epoch's batches, nats an image
-    learning_rate: float  # at the epoch's last step
-    seconds: float  # of training, scoring not included
-    images: int  # trained on in this epoch
+    epoch: int  # 1 is the first; 0: half-way through it
+    train_loss: float  # mean over the epoch's batches so far, nats an image
+    learning_rate: float  # at the newest step
+    seconds: float  # of training since the result before, scoring not included
+    images: int  # trained on since the result before
     score: Score | None  # of the result so far (averaged weights where the recipe averages)
 
 
@@ -51,8 +51,11 @@ def train(
     seed: int,
     score_on: Images | None = None,
     last_only: bool = False,
+    halfway: bool = False,
 ) -> Iterator[EpochResult]:
     """Train ``model`` on ``data``, both on one device; yields one result an epoch.
+
+    With ``halfway`` there is one more before those, half-way through the first epoch, without a score.
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
     Every epoch is scored on ``score_on``, or the last one only: the last in float32, those before it in
@@ -67,17 +70,29 @@ def train(
     model.to(memory_format=torch.channels_last)
     step = Step(model, data, recipe, torch.Generator(device).manual_seed(seed))
     for epoch in range(1, recipe.epochs + 1):
-        started = time.perf_counter()
-        loss = float(step.epoch())  # waits for the device
-        seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise TrainingError(f"loss not finite in epoch {epoch}")
-        score, last = None, epoch == recipe.epochs
+        step.begin_epoch()
+        half = step.steps // 2 if halfway and epoch == 1 else 0
+        if half:
+            yield _run(step, half, half, 0)
+        result = _run(step, step.steps - half, step.steps, epoch)
+        last = epoch == recipe.epochs
         if score_on is not None and (last or not last_only):
-            score = evaluate(step.result, score_on, step.normalize, torch.float32 if last else step.kind)
+            kind = torch.float32 if last else step.kind
+            result = replace(result, score=evaluate(step.result, score_on, step.normalize, kind))
         if last and step.average is not None:
             model.load_state_dict(step.average.state_dict())
-        yield EpochResult(epoch, loss, float(step.rate), seconds, len(step.order), score)
+        yield result
+
+
+def _run(step: Step, steps: int, so_far: int, epoch: int) -> EpochResult:
+    """Some steps of an epoch in which there were ``so_far`` when they are done."""
+    started = time.perf_counter()
+    step.run(steps)
+    loss = float(step.loss) / so_far  # waits for the device
+    seconds = time.perf_counter() - started
+    if not math.isfinite(loss):
+        raise TrainingError(f"loss not finite in epoch {max(epoch, 1)}")
+    return EpochResult(epoch, loss, float(step.rate), seconds, steps * step.recipe.batch_size, None)
 
 
 def check_enough(data: Images, recipe: Recipe) -> None:

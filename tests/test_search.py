@@ -132,7 +132,7 @@ def test_study_holds_what_it_was_made_with_and_its_winner(
     frame = to_frame(rows)
     assert len(frame) == len(study.trials)
     assert list(frame.columns) == [
-        "trial", "verdict", "reason", "n_params", "excess", "macs", "peak_memory", "epochs",
+        "trial", "verdict", "reason", "n_params", "excess", "macs", "peak_memory", "epochs", "images",
         "validation_accuracy", "validation_loss", "seconds", "key",
     ]  # fmt: skip
 

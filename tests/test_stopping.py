@@ -1,0 +1,62 @@
+"""Early stopping: who goes on at which rung."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nas_mnist.stopping import FIRST_LOSS, RUNGS, Halving
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    return optuna.create_study(direction="maximize", pruner=Halving())
+
+
+def stops_within_epoch_1(study: optuna.Study, loss: float) -> bool:
+    trial = study.ask()
+    trial.set_user_attr(FIRST_LOSS, loss)
+    return trial.should_prune()
+
+
+def stops_after(study: optuna.Study, epoch: int, accuracy: float) -> bool:
+    trial = study.ask()
+    trial.set_user_attr(FIRST_LOSS, 1.0)
+    for earlier in range(1, epoch):
+        trial.report(0.5, earlier)
+    trial.report(accuracy, epoch)
+    return trial.should_prune()
+
+
+def test_within_the_first_epoch_the_lower_training_loss_goes_on(study: optuna.Study) -> None:
+    losses = [1.0, 1.2, 0.9, 1.1, 0.95, 0.8]
+    assert [stops_within_epoch_1(study, loss) for loss in losses] == [False, True, False, True, False, False]
+
+
+@pytest.mark.parametrize("epoch", sorted(RUNGS))
+def test_after_a_rungs_epoch_the_better_half_goes_on(study: optuna.Study, epoch: int) -> None:
+    accuracies = [0.9, 0.8, 0.95, 0.92, 0.93, 0.99]
+    stopped = [stops_after(study, epoch, accuracy) for accuracy in accuracies]
+    assert stopped == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("epoch", [3, 5, 7, 12, 17])
+def test_between_rungs_nobody_is_stopped(study: optuna.Study, epoch: int) -> None:
+    assert not any(stops_after(study, epoch, accuracy) for accuracy in (0.9, 0.8, 0.1, 0.5))
+
+
+def test_of_equals_nobody_is_stopped(study: optuna.Study) -> None:
+    assert not any(stops_after(study, 1, 0.9) for _ in range(4))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_the_best_so_far_goes_on_and_whoever_is_stopped_is_in_the_worse_half(values: list[float]) -> None:
+    study = optuna.create_study(direction="maximize", pruner=Halving())
+    for position, value in enumerate(values):
+        so_far = values[: position + 1]
+        better = sum(other > value for other in so_far)
+        stopped = stops_after(study, 1, value)
+        assert not (stopped and value == max(so_far))
+        assert stopped == (better >= max(len(so_far) // 2, 1))
