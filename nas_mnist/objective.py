@@ -46,6 +46,7 @@ class Watcher:
 
     candidate: Callable[[int, Cost], None]  # trial number: its training begins
     epoch: Callable[[int, EpochResult], None]  # trial number: one more epoch is done
+    ending: Callable[[Trial], None] = lambda _: None  # its attributes are stored, and it is about to end
 
 
 @dataclass
@@ -75,9 +76,9 @@ class Objective:
         trial.set_user_attr("excess", excess)
         trial.set_constraint("params", float(excess))
         if excess > 0:
-            raise _end(trial, Verdict.OVER_BUDGET, f"{excess:,} parameters too many")
+            raise self._end(trial, Verdict.OVER_BUDGET, f"{excess:,} parameters too many")
         if (first := _seen_before(trial, architecture.key)) is not None:
-            raise _end(trial, Verdict.DUPLICATE, f"of trial {first}")
+            raise self._end(trial, Verdict.DUPLICATE, f"of trial {first}")
         self.watcher.candidate(trial.number, cost)
         return self._train(trial, architecture)
 
@@ -85,7 +86,7 @@ class Objective:
         try:
             return self.space.draw(trial)
         except InputError as error:
-            raise _end(trial, Verdict.IMPOSSIBLE, str(error)) from None
+            raise self._end(trial, Verdict.IMPOSSIBLE, str(error)) from None
 
     def _train(self, trial: Trial, architecture: Architecture) -> float:
         from .model import build
@@ -110,16 +111,24 @@ class Objective:
                     self.watcher.epoch(trial.number, result)
                 if result.epoch < self.recipe.epochs and trial.should_prune():
                     after = f"after epoch {result.epoch}" if result.epoch else "within epoch 1"
-                    raise _end(trial, Verdict.STOPPED, after)
+                    raise self._end(trial, Verdict.STOPPED, after)
         except TrainingError as error:
-            raise _end(trial, Verdict.FAILED, str(error)) from None
+            raise self._end(trial, Verdict.FAILED, str(error)) from None
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             gc.collect()
-            raise _end(trial, Verdict.FAILED, "out of memory") from None
-        trial.set_user_attr("verdict", Verdict.TRAINED)
+            raise self._end(trial, Verdict.FAILED, "out of memory") from None
+        self._end(trial, Verdict.TRAINED)
         return accuracy
+
+    def _end(self, trial: Trial, verdict: Verdict, reason: str = "") -> optuna.TrialPruned:
+        """Store how a trial ends, and why; the exception that ends it where it is not trained."""
+        trial.set_user_attr("verdict", verdict)
+        if reason:
+            trial.set_user_attr("reason", reason)
+        self.watcher.ending(trial)
+        return optuna.TrialPruned(f"{verdict}: {reason}")
 
 
 def verdict_of(trial: FrozenTrial) -> Verdict | None:
@@ -135,13 +144,6 @@ def _describe(trial: Trial, architecture: Architecture, cost: Cost) -> None:
     trial.set_user_attr("peak_memory", cost.peak_memory)
     trial.set_user_attr("key", architecture.key)
     trial.set_user_attr("architecture", architecture.model_dump(mode="json"))
-
-
-def _end(trial: Trial, verdict: Verdict, reason: str) -> optuna.TrialPruned:
-    """Store why a trial ends; the exception that ends it."""
-    trial.set_user_attr("verdict", verdict)
-    trial.set_user_attr("reason", reason)
-    return optuna.TrialPruned(f"{verdict}: {reason}")
 
 
 def _seen_before(trial: Trial, key: str) -> int | None:

@@ -37,7 +37,7 @@ def reproduce(
     epochs: Annotated[
         int | None, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="Else the recipe's.")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
+    dataset: Annotated[str, typer.Option(help="mnist, fashion-mnist, idx:FOLDER, npz:FILE...")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     workers: Annotated[
@@ -46,6 +46,7 @@ def reproduce(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Also write the result here; must be new.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train an architecture on all training images and report the last epoch's test accuracy."""
     processes = parse_workers(workers)
@@ -65,11 +66,13 @@ def reproduce(
     from .report.files import write_runs
     from .report.layers import layer_table
     from .report.live import EpochLog
+    from .report.subjects import of_result, read_result
     from .report.tables import published_table, requirement_table, runs_table, summary_line
+    from .report.write import write_report
     from .retrain import check_fits, requirements, summarise
     from .tasks import RetrainTask, retrain_seeds
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=quiet)
     where = pick_device(device)
     data = load(dataset, as_path(data_dir))
     check_fits(entry.architecture, data)
@@ -100,6 +103,8 @@ def reproduce(
     folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where))
     if copy_to is not None:
         write_bytes(copy_to, (folder / "result.json").read_bytes())
+    result = read_result(folder / "result.json")
+    write_report(folder, [of_result(result, folder.name, as_path(data_dir))])
     console.print(f"Written: {folder}", highlight=False)
 
 

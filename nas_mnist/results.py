@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,12 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from .objective import Verdict, verdict_of
+from .stopping import FIRST_LOSS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ENOUGH_TO_COMPARE = 10  # trained candidates; with fewer, importances say nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,71 @@ def best_rows(rows: list[TrialRow], count: int) -> list[TrialRow]:
     """The ``count`` best candidates that were trained to the end; of equals the smaller comes first."""
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
     return sorted(trained, key=lambda row: (-(row.validation_accuracy or 0), row.n_params or 0))[:count]
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """Everything that a report tells of a study."""
+
+    name: str
+    rows: list[TrialRow]
+    curves: dict[int, dict[int, float]]  # trial -> epoch -> validation accuracy
+    importances: dict[str, float]
+    facts: dict[str, Any]  # the study's user attributes: space, recipe, data, identity, winner...
+
+    @classmethod
+    def read(cls, study: optuna.Study) -> StudyResults:
+        """Of a study that may still be running."""
+        rows, curves = trial_rows(study), learning_curves(study)
+        return cls(study.study_name, rows, curves, importances(study), dict(study.user_attrs))
+
+    @property
+    def winner(self) -> TrialRow | None:
+        """The best candidate that was trained to the last epoch."""
+        best = best_rows(self.rows, 1)
+        return best[0] if best else None
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        """How many trials ended in which way."""
+        return Counter(row.verdict for row in self.rows)
+
+
+def pareto_front(rows: list[TrialRow]) -> list[TrialRow]:
+    """The trained candidates that no other beats in both parameters and accuracy; the smallest first."""
+    trained = [row for row in rows if row.verdict is Verdict.TRAINED]
+    front: list[TrialRow] = []
+    for row in sorted(trained, key=lambda row: (row.n_params or 0, -(row.validation_accuracy or 0))):
+        if not front or (row.validation_accuracy or 0) > (front[-1].validation_accuracy or 0):
+            front.append(row)
+    return front
+
+
+def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
+    """Validation accuracy (0 to 1) by epoch, by trial number, of every trial that has ended with some."""
+    ended = (trial for trial in study.get_trials(deepcopy=False) if verdict_of(trial))
+    return {trial.number: dict(trial.intermediate_values) for trial in ended if trial.intermediate_values}
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """How much each draw matters for the first half epoch's training loss, shares that add up to 1.
+
+    That loss exists for every candidate that was trained at all, however soon it was stopped. By Optuna's
+    default evaluator, PED-ANOVA (arxiv.org/abs/2304.10255). Empty below `ENOUGH_TO_COMPARE` candidates.
+    """
+    known = [trial for trial in study.get_trials(deepcopy=False) if FIRST_LOSS in trial.user_attrs]
+    if len(known) < ENOUGH_TO_COMPARE:
+        return {}
+    plain = optuna.create_study(direction="minimize")
+    for trial in known:
+        plain.add_trial(
+            optuna.trial.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                value=float(trial.user_attrs[FIRST_LOSS]),
+            )
+        )
+    return dict(optuna.importance.get_param_importances(plain))
 
 
 def to_frame(rows: list[TrialRow]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from .data import DataSet
 from .errors import InputError
 from .model import Network, build
 from .recipe import Recipe
-from .scoring import Normalizer, Score
+from .scoring import Judgement, Normalizer, Score, predict
 from .training import EpochResult, train
 
 MIN_ACCURACY, MAX_PARAMS, MAX_EPOCHS = 0.994, 20_000, 20  # the exercise; parameters stay below
@@ -34,6 +34,7 @@ class Run:
     epochs: tuple[EpochResult, ...]  # scored on the test images, all of them or the last one only
     model: Network  # on the CPU, as it was scored
     normalizer: Normalizer
+    judgement: Judgement  # of the test images, by that model
 
     @property
     def result(self) -> Score:
@@ -90,7 +91,9 @@ def retrain(
     for result in train(model, learn, recipe, seed=seed, score_on=test, last_only=last_only):
         epochs.append(result)
         on_epoch(result)
-    return Run(seed, tuple(epochs), model.cpu(), Normalizer.of(learn.images))
+    normalizer = Normalizer.of(learn.images)
+    judgement = Judgement.of(predict(model, test.images, normalizer), test.labels)
+    return Run(seed, tuple(epochs), model.cpu(), normalizer, judgement)
 
 
 def check_fits(architecture: Architecture, data: DataSet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,38 @@ class Score:
     def accuracy(self) -> float:
         """Share of images classified correctly, 0 to 1."""
         return self.correct / self.count
+
+
+class Mistake(NamedTuple):
+    """An image that was classified wrongly."""
+
+    image: int  # its position in the data set
+    label: int
+    predicted: int
+    confidence: float  # softmax of the predicted class, 0 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Which images a network gets wrong, and what it takes them for."""
+
+    confusion: tuple[tuple[int, ...], ...]  # [label][predicted] images
+    mistakes: tuple[Mistake, ...]  # in the order of the data set
+
+    @classmethod
+    def of(cls, scores: Tensor, labels: Tensor) -> Judgement:
+        """Of class scores (N, classes) and labels (N,)."""
+        scores, labels = scores.cpu().float(), labels.cpu()
+        classes = scores.shape[1]
+        confidence, predicted = scores.softmax(1).max(1)
+        counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+        rows = counts.view(classes, classes).tolist()
+        wrong = torch.nonzero(predicted != labels).flatten().tolist()
+        mistakes = (
+            Mistake(image, int(labels[image]), int(predicted[image]), float(confidence[image]))
+            for image in wrong
+        )
+        return cls(tuple(map(tuple, rows)), tuple(mistakes))
 
 
 def forward_on(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,7 @@ from .architecture import Architecture
 from .cli import as_path, check_name, run, whole
 from .cost import Budget
 from .errors import InputError, NoResultError
-from .files import check_writable
+from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, load_recipe
 from .space import Draws, SearchSpace, Survey
 from .workers import Handlers, auto_workers, parse_workers, run_workers
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .tasks import SearchTask
 
 REPORTS = Path("reports")
-SHOWN = 5  # candidates in the table at the end
 
 
 def search(
@@ -47,7 +46,7 @@ def search(
     storage: Annotated[str, typer.Option(help="Database URL.")] = "sqlite:///studies/nas_mnist.db",
     space: Annotated[str | None, typer.Option(metavar="FILE", help="Search space, TOML.")] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="How to train.")] = "default",
-    dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
+    dataset: Annotated[str, typer.Option(help="mnist, fashion-mnist, idx:FOLDER, npz:FILE...")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     workers: Annotated[str, typer.Option(metavar="N|auto", help="Processes that train at once.")] = "auto",
@@ -56,6 +55,10 @@ def search(
     ] = 0,
     timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start nothing later.")] = None,
     retrain: Annotated[bool, typer.Option(help="Retrain the winner and read the test images.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Also write the summary here; must be new.")
+    ] = None,
 ) -> None:
     """Search for the best all-convolutional network within a parameter budget.
 
@@ -65,20 +68,23 @@ def search(
     if timeout is not None and not 0 < timeout <= 1e6:
         raise InputError(f"--timeout: {timeout} (use minutes above 0)")
     processes = parse_workers(workers)
-    drawn_from = SearchSpace.load(as_path(space))
+    SearchSpace.load(as_path(space))  # what is wrong with it is said before any data is read
     trained_by = load_recipe(recipe).with_epochs(epochs)
-    if retrain:
-        check_writable(REPORTS, "reports")
+    check_writable(REPORTS, "reports")
+    copy_to = as_path(json_file)
+    if copy_to is not None:
+        check_new(copy_to, "--json")
 
     from .data import load
     from .device import pick_device
+    from .report.notes import dashboard_command, note_study
     from .study import Identity, check_space, open_storage, open_study
     from .tasks import SearchTask
     from .training import check_enough
 
     where = pick_device(device)
     data = load(dataset, as_path(data_dir))
-    _check_shape(drawn_from, data)
+    drawn_from = _space(as_path(space), data)
     check_enough(data.split()[0], trained_by)
     survey = check_space(drawn_from, Budget(max_params), seed)
     identity = Identity(
@@ -96,19 +102,21 @@ def search(
         seed=seed,
         timeout=None if timeout is None else timeout * 60,
     )
-    plan = _Plan(task, data, where, trials, processes or auto_workers(where.type), retrain)
+    look = dashboard_command(storage)
+    count = processes or auto_workers(where.type)
+    plan = _Plan(task, data, where, trials, count, retrain, quiet, copy_to)
     opened = open_study(open_storage(storage), study, identity, plan.facts(), plan.reference())
+    opened.set_user_attr("command", _command())
+    note_study(opened, look)
     try:
         plan.announce(opened, survey)
         plan.search(opened)
         plan.finish(opened)
     except KeyboardInterrupt:
-        again = shlex.join(["python", "-m", "nas_mnist.search", *sys.argv[1:]])
-        plan.interrupted(opened, again)
+        plan.interrupted(opened, _command())
         raise
     finally:
-        line = f"optuna-dashboard {shlex.quote(storage)}"
-        plan.console.print(f"Look into the study with:\n{line}", highlight=False)
+        plan.console.print(f"Look into the study with:\n{look}", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -121,12 +129,14 @@ class _Plan:
     trials: int
     workers: int
     retrain: bool
+    quiet: bool
+    copy_to: Path | None  # of the summary
 
     @property
     def console(self) -> Console:
         from rich.console import Console
 
-        return Console(soft_wrap=True)
+        return Console(soft_wrap=True, quiet=self.quiet)
 
     def facts(self) -> dict[str, object]:
         """What the study stores for people."""
@@ -134,6 +144,7 @@ class _Plan:
         from .retrain import versions
 
         return {
+            "seed": self.task.seed,
             "space": self.task.space.model_dump(mode="json"),
             "recipe": self.task.recipe.model_dump(mode="json"),
             "data": self.data.source,
@@ -193,7 +204,9 @@ class _Plan:
     def finish(self, study: optuna.Study) -> None:
         """Show the best candidates; retrain the winner and read the test images once."""
         from .report.layers import layer_table
-        from .report.tables import best_table, requirement_table
+        from .report.subjects import of_study
+        from .report.tables import SHOWN, best_table, requirement_table
+        from .report.write import study_folder, write_report
         from .results import best_rows, trial_rows
         from .retrain import requirements
 
@@ -215,12 +228,17 @@ class _Plan:
         where = ["--study", self.task.study, "--storage", self.task.storage]
         again = shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *where])
         say(f"Repeat it over seeds with:\n{again}", highlight=False)
+        folder = study_folder(REPORTS, study)
+        say(f"Report: {write_report(folder, [of_study(study, self.task.data_dir)])}", highlight=False)
+        if self.copy_to is not None:
+            write_bytes(self.copy_to, (folder / "summary.json").read_bytes())
 
     def _test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
         """The winner's test accuracy after training on all training images, kept in the study."""
         from .device import describe_device
         from .report.files import write_runs
         from .report.live import EpochLog
+        from .report.write import study_folder
         from .tasks import RetrainTask, retrain_seeds
 
         stored = study.user_attrs.get("winner", {})
@@ -240,9 +258,9 @@ class _Plan:
         )
         (result,) = retrain_seeds(task, self.data, 1, EpochLog(self.console, self.task.recipe.epochs))
         device = describe_device(self.device)
-        folder = write_runs(
-            REPORTS, study.study_name, [result], self.task.recipe, self.data, device, trial=winner.trial
-        )
+        name, recipe = f"trial-{winner.trial}", self.task.recipe
+        parent = study_folder(REPORTS, study)
+        folder = write_runs(parent, name, [result], recipe, self.data, device, trial=winner.trial)
         accuracy = result.result.accuracy
         read = {"key": winner.key, "seed": self.task.seed, "test_accuracy": accuracy, "folder": str(folder)}
         study.set_user_attr("winner", read)
@@ -261,12 +279,22 @@ class _Plan:
             self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]", highlight=False)
 
 
-def _check_shape(space: SearchSpace, data: DataSet) -> None:
-    wanted, got = list(data.shape), list(space.input_shape)
+def _command() -> str:
+    """What was typed to start this search."""
+    return shlex.join(["python", "-m", "nas_mnist.search", *sys.argv[1:]])
+
+
+def _space(path: Path | None, data: DataSet) -> SearchSpace:
+    """The space in a file, which must fit the data, or the package's own, fitted to them."""
+    space = SearchSpace.load(path)
+    if path is None:
+        return space.model_copy(update={"input_shape": data.shape, "classes": data.classes})
+    got, wanted = list(space.input_shape), list(data.shape)
     if got != wanted:
         raise InputError(f"space: input_shape {got} does not fit {data.name} (use {wanted})")
     if space.classes != data.classes:
         raise InputError(f"space: classes {space.classes} does not fit {data.name} (use {data.classes})")
+    return space
 
 
 if __name__ == "__main__":

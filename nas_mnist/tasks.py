@@ -21,7 +21,6 @@ from .workers import Desk, run_workers
 if TYPE_CHECKING:
     from .data import DataSet
     from .retrain import Run
-    from .scoring import Normalizer
     from .training import EpochResult
 
 
@@ -50,6 +49,7 @@ class SearchTask:
 
         from .data import load
         from .objective import Objective, Watcher
+        from .report.notes import artifact_folder, note_trial
         from .results import trial_row
         from .study import load_study, search
 
@@ -59,6 +59,7 @@ class SearchTask:
         watcher = Watcher(
             lambda trial, cost: desk.send("candidate", trial, cost),
             lambda trial, result: desk.send("epoch", trial, result),
+            partial(note_trial, artifacts=artifact_folder(self.storage)),
         )
         search(
             load_study(self.storage, self.study),
@@ -74,7 +75,7 @@ class SearchTask:
 class RetrainTask:
     """Train one architecture on all training images, once a seed; a job is one more seed.
 
-    Sends ``epoch`` (seed, `EpochResult`) and ``done`` (what makes a `Run`, the weights as numpy arrays).
+    Sends ``epoch`` (seed, `EpochResult`) and ``done`` (the parts of a `Run`, the weights as numpy arrays).
     """
 
     architecture: Architecture
@@ -97,7 +98,7 @@ class RetrainTask:
             seed = self.seeds[job]
             run = self.retrain(seed, data, partial(desk.send, "epoch", seed))
             weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
-            desk.send("done", seed, run.epochs, weights, run.normalizer)
+            desk.send("done", seed, run.epochs, weights, run.normalizer, run.judgement)
 
     def retrain(self, seed: int, data: DataSet, on_epoch: Callable[[EpochResult], None]) -> Run:
         """Train with one seed, in this process."""
@@ -129,12 +130,10 @@ def retrain_seeds(
 
     runs: dict[int, Run] = {}
 
-    def done(
-        seed: int, epochs: Sequence[EpochResult], weights: dict[str, Any], normalizer: Normalizer
-    ) -> None:
+    def done(seed: int, epochs: Sequence[EpochResult], weights: dict[str, Any], *rest: Any) -> None:
         model = Network(task.architecture)
         model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-        runs[seed] = Run(seed, tuple(epochs), model.eval(), normalizer)
+        runs[seed] = Run(seed, tuple(epochs), model.eval(), *rest)
 
     if min(workers, len(task.seeds)) == 1:
         return [task.retrain(seed, data, partial(on_epoch, seed)) for seed in task.seeds]

@@ -43,6 +43,11 @@ learning_rate = 0.1
 """
 
 
+TRIALS, EPOCHS = 3, 2
+COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]
+SEARCH = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
+
+
 class Ended(NamedTuple):
     """How a command line ended."""
 
@@ -107,6 +112,28 @@ def run_module(name: str, *arguments: object, cwd: Path) -> Ended:
     return run_python(["-m", f"nas_mnist.{name}", *map(str, arguments)], cwd)
 
 
+def furnish(folder: Path) -> Path:
+    """A folder with the files that `SEARCH` names."""
+    folder.mkdir(exist_ok=True)
+    (folder / "space.toml").write_text(TINY_SPACE)
+    (folder / "recipe.toml").write_text(TINY_RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A search that ran to its end, and the folder it ran in; not to be changed."""
+    folder = furnish(tmp_path_factory.mktemp("finished") / "work")
+    return folder, run_module("search", *SEARCH, "--trials", TRIALS, "--workers", 2, cwd=folder)
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Ended], work: Path) -> Path:
+    """The current folder, holding what a finished search left."""
+    shutil.copytree(finished[0], work, dirs_exist_ok=True)
+    return work
+
+
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, which is also the current one."""
@@ -123,7 +150,8 @@ def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     def call(name: str, *arguments: object) -> Ended:
         from nas_mnist.cli import run
 
-        command = getattr(importlib.import_module(f"nas_mnist.{name}"), name)
+        module = "report.__main__" if name == "report" else name
+        command = getattr(importlib.import_module(f"nas_mnist.{module}"), name)
         monkeypatch.chdir(work)
         monkeypatch.setenv("COLUMNS", "160")
         monkeypatch.setattr(sys, "argv", [f"nas_mnist.{name}", *map(str, arguments)])

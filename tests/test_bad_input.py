@@ -60,9 +60,9 @@ CASES = {
     "study outside": Case("search", ["--study", "../x"], ["--study", "'../x'", "letters, digits"]),
     "study without a name": Case("search", ["--study", ""], ["--study", "''", "letters, digits"]),
     "study outside to reproduce": Case("reproduce", ["best", "--study", "a/b"], ["--study", "'a/b'"]),
-    "unknown data set": Case("search", ["--dataset", "cifar"], ["'cifar'", "mnist or mnist-5k"]),
+    "unknown data set": Case("search", ["--dataset", "cifar"], ["'cifar'", "use mnist, mnist-5k"]),
     "unknown data set to reproduce": Case(
-        "reproduce", ["reference", "--dataset", "MNIST"], ["'MNIST'", "mnist or mnist-5k"]
+        "reproduce", ["reference", "--dataset", "MNIST"], ["'MNIST'", "use mnist, mnist-5k"]
     ),
     "unknown device": Case("search", [*SMALL[:2], "--device", "tpu"], ["'tpu'", "auto, cpu, cuda, mps"]),
     "unknown recipe": Case("search", [*SMALL, "--recipe", "fast"], ["recipe", "'fast'", "default, seed"]),

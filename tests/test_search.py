@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import os
-import shutil
 import signal
 import sqlite3
 import statistics
@@ -18,29 +17,30 @@ from typing import Any
 
 import optuna
 import pytest
-import torch
-from conftest import TINY_RECIPE, TINY_SPACE, Ended, Runner, environment, run_module
+from conftest import (
+    COMMON,
+    EPOCHS,
+    SEARCH,
+    TINY_RECIPE,
+    TINY_SPACE,
+    TRIALS,
+    Ended,
+    Runner,
+    environment,
+    furnish,
+    run_module,
+)
 from safetensors.torch import load_file
 
 from nas_mnist import Architecture
+from nas_mnist.classifier import Classifier
 from nas_mnist.cost import cost_of
 from nas_mnist.data import DataSet
-from nas_mnist.model import Network
 from nas_mnist.objective import Verdict, verdict_of
 from nas_mnist.results import best_rows, to_frame, trial_rows
 from nas_mnist.scoring import Normalizer, evaluate
 
-TRIALS, EPOCHS = 3, 2
-COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]
-SEARCH = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
-URL = "sqlite:///studies/nas_mnist.db"
-
-
-def furnish(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "space.toml").write_text(TINY_SPACE)
-    (folder / "recipe.toml").write_text(TINY_RECIPE)
-    return folder
+LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
 
 
 def stored(folder: Path) -> optuna.Study:
@@ -58,22 +58,13 @@ def listing(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """A search that ran to its end, and the folder it ran in; not to be changed."""
-    folder = furnish(tmp_path_factory.mktemp("finished") / "work")
-    return folder, run_module("search", *SEARCH, "--trials", TRIALS, "--workers", 2, cwd=folder)
-
-
-@pytest.fixture
-def copied(finished: tuple[Path, Ended], work: Path) -> Path:
-    """The current folder, holding what a finished search left."""
-    shutil.copytree(finished[0], work, dirs_exist_ok=True)
-    return work
+def winner_folder(finished: tuple[Path, Ended]) -> Path:
+    return finished[0] / stored(finished[0]).user_attrs["winner"]["folder"]
 
 
 @pytest.fixture(scope="module")
-def result(finished: tuple[Path, Ended]) -> dict[str, Any]:
-    return json.loads((finished[0] / "reports" / "nas_mnist" / "result.json").read_text())
+def result(winner_folder: Path) -> dict[str, Any]:
+    return json.loads((winner_folder / "result.json").read_text())
 
 
 def test_search_ends_with_table_verdict_and_the_line_to_paste(finished: tuple[Path, Ended]) -> None:
@@ -90,11 +81,13 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(finished: tuple[Pa
         assert requirement in ended.out
     assert "Estimated Total Size (MB)" in ended.out
     assert "python -m nas_mnist.reproduce best" in ended.out
-    assert ended.out.splitlines()[-1] == f"optuna-dashboard {URL}"
-    assert listing(folder) == {
-        "space.toml", "recipe.toml", "studies", "studies/nas_mnist.db", "reports", "reports/nas_mnist",
-        "reports/nas_mnist/result.json", "reports/nas_mnist/epochs.csv",
-        "reports/nas_mnist/weights-seed-0.safetensors",
+    assert ended.out.splitlines()[-1] == LOOK
+    winner = stored(folder).user_attrs["winner"]["folder"]
+    assert {name for name in listing(folder) if "artifacts/" not in name and "plots/" not in name} == {
+        "space.toml", "recipe.toml", "studies", "studies/nas_mnist.db", "studies/artifacts", "reports",
+        "reports/nas_mnist", "reports/nas_mnist/report.html", "reports/nas_mnist/summary.json",
+        "reports/nas_mnist/trials.csv", "reports/nas_mnist/plots", winner, f"{winner}/result.json",
+        f"{winner}/epochs.csv", f"{winner}/weights-seed-0.safetensors",
     }  # fmt: skip
 
 
@@ -168,8 +161,8 @@ def test_result_has_stable_fields(result: dict[str, Any]) -> None:
     }
 
 
-def test_epochs_table_agrees_with_the_result(finished: tuple[Path, Ended], result: dict[str, Any]) -> None:
-    with (finished[0] / "reports" / "nas_mnist" / "epochs.csv").open(newline="") as stream:
+def test_epochs_table_agrees_with_the_result(winner_folder: Path, result: dict[str, Any]) -> None:
+    with (winner_folder / "epochs.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     columns = [
         "seed",
@@ -188,12 +181,12 @@ def test_epochs_table_agrees_with_the_result(finished: tuple[Path, Ended], resul
 
 
 def test_weights_load_back_and_reach_the_recorded_accuracy(
-    finished: tuple[Path, Ended], result: dict[str, Any], five_thousand: DataSet
+    winner_folder: Path, result: dict[str, Any], five_thousand: DataSet
 ) -> None:
-    model = Network(Architecture.make(result["architecture"]))
-    file = finished[0] / "reports" / "nas_mnist" / "weights-seed-0.safetensors"
-    model.load_state_dict(load_file(file))
-    score = evaluate(model, five_thousand.read_test(), Normalizer.of(five_thousand.train.images))
+    classifier = Classifier.load(winner_folder / "weights-seed-0.safetensors")
+    assert classifier.model.architecture == Architecture.make(result["architecture"])
+    assert classifier.normalizer == Normalizer.of(five_thousand.train.images)
+    score = evaluate(classifier.model, five_thousand.read_test(), classifier.normalizer)
     (run,) = result["runs"]
     assert abs(score.correct - run["test_correct"]) <= 1  # threads may round otherwise
     assert score.loss == pytest.approx(run["test_loss"], rel=1e-3)
@@ -204,9 +197,18 @@ def test_the_same_command_again_trains_nothing_and_writes_nothing(copied: Path) 
     ended = run_module("search", *SEARCH, "--trials", TRIALS, cwd=copied)
     assert (ended.code, ended.err) == (0, "")
     assert "Retrained before" in ended.out
-    assert ended.out.splitlines()[-1] == f"optuna-dashboard {URL}"
+    assert ended.out.splitlines()[-1] == LOOK
     assert listing(copied) == before
     assert len(stored(copied).trials) == trials
+
+
+def test_for_scripts_there_is_silence_and_a_file(copied: Path, invoke: Runner) -> None:
+    ended = invoke("search", *SEARCH, "--trials", TRIALS, "--quiet", "--json", "out.json")
+    assert ended == (0, "", "")
+    summary = (copied / "reports" / "nas_mnist" / "summary.json").read_bytes()
+    assert (copied / "out.json").read_bytes() == summary
+    assert json.loads(summary)["trials"]["trained"] > 0
+    assert invoke("search", *SEARCH, "--trials", TRIALS, "--json", "out.json").code == 2
 
 
 def test_more_trials_go_on_from_where_it_ended(copied: Path) -> None:
@@ -292,7 +294,7 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> N
     assert running.returncode == 130
     again = out.partition("Continue with:\n")[2].splitlines()[0]
     assert again == " ".join(["python -m nas_mnist.search", *map(str, command)])
-    assert f"optuna-dashboard {URL}" in out
+    assert LOOK in out
     study = stored(work)
     assert counted(study) == []
     lost = {trial.user_attrs["key"] for trial in study.trials if verdict_of(trial) is Verdict.INTERRUPTED}
@@ -311,12 +313,12 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> N
     study = stored(work)
     assert len(counted(study)) == 2
     assert lost <= {trial.user_attrs["key"] for trial in counted(study)}
-    assert not list((work / "reports").glob("*/result.json"))
+    assert not list((work / "reports").rglob("result.json"))
 
     ended = run_module("search", *command, cwd=work)
     assert (ended.code, ended.err) == (0, "")
     assert len(stored(work).trials) == len(study.trials)
-    assert (work / "reports" / "nas_mnist" / "result.json").exists()
+    assert len(list((work / "reports" / "nas_mnist").glob("trial-*/result.json"))) == 1
     assert {first_err, second_err} <= {"", "error: interrupted\n"}
 
 
@@ -355,6 +357,7 @@ def test_reproduce_a_file_over_seeds_gives_mean_deviation_and_interval(mine: Pat
     assert found == json.loads((mine / "reports" / "mine" / "result.json").read_text())
     assert {path.name for path in (mine / "reports" / "mine").iterdir()} == {
         "result.json", "epochs.csv", "weights-seed-5.safetensors", "weights-seed-6.safetensors",
+        "report.html", "plots",
     }  # fmt: skip
     shares = [run["test_accuracy"] for run in found["runs"]]
     assert [run["seed"] for run in found["runs"]] == [5, 6]
@@ -447,20 +450,3 @@ def test_published_log_is_the_published_one() -> None:
 
     assert PUBLISHED_LOG == PUBLISHED
     assert max(correct for _, correct in PUBLISHED_LOG) == 9_955
-
-
-def test_safetensors_carry_what_is_needed_to_use_them(finished: tuple[Path, Ended]) -> None:
-    from safetensors import safe_open
-
-    file = finished[0] / "reports" / "nas_mnist" / "weights-seed-0.safetensors"
-    with safe_open(file, "pt") as weights:
-        metadata = weights.metadata()
-        numbers = sum(
-            weights.get_tensor(name).numel()
-            for name in weights.keys()  # noqa: SIM118
-            if name.endswith(("weight", "bias"))
-        )
-    architecture = Architecture.from_json(metadata["architecture"])
-    assert numbers == cost_of(architecture).params
-    assert metadata["input"].startswith("(byte - ")
-    assert torch.isfinite(load_file(file)["layers.0.weight"]).all()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..classifier import Classifier
 from ..cost import cost_of
 from ..data import DataSet
 from ..files import new_folder, write_bytes
@@ -32,19 +33,13 @@ def write_runs(
     parent: Path, name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, device: str, **facts: Any
 ) -> Path:
     """Write ``result.json``, ``epochs.csv`` and a ``weights-seed-N.safetensors`` a run into a new folder."""
-    from safetensors.torch import save
-
     folder = new_folder(parent, name)
     result = result_dict(name, runs, recipe, data, device) | facts
     write_bytes(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     write_bytes(folder / "epochs.csv", epochs_csv(runs).encode())
     for run in runs:
-        metadata = {
-            "architecture": json.dumps(run.model.architecture.model_dump(mode="json")),
-            "input": f"(byte - {run.normalizer.mean!r}) / {run.normalizer.std!r}",
-        }
-        tensors = {key: tensor.contiguous() for key, tensor in run.model.state_dict().items()}
-        write_bytes(folder / f"weights-seed-{run.seed}.safetensors", save(tensors, metadata))
+        weights = Classifier(run.model, run.normalizer).to_bytes()
+        write_bytes(folder / f"weights-seed-{run.seed}.safetensors", weights)
     return folder
 
 
@@ -98,6 +93,8 @@ def _run_dict(run: Run) -> dict[str, Any]:
         },
         "seconds": round(run.seconds, 3),
         "epochs": _epoch_dicts(run),
+        "confusion": run.judgement.confusion,
+        "mistakes": [mistake._asdict() for mistake in run.judgement.mistakes],
     }
 
 

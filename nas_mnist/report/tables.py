@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..objective import Verdict
-from ..results import TrialRow
+from ..results import TrialRow, best_rows
 from ..retrain import Requirement, Run, Summary
+from .layers import layer_table
+
+if TYPE_CHECKING:
+    from .page import Subject
+
+SHOWN = 5  # candidates in the table of the best
 
 # Test loss and correct images of 10,000 after each epoch of the published run of the reference.
 PUBLISHED_LOG = (
@@ -88,6 +95,21 @@ def published_table(run: Run) -> Table:
         ours = (f"{epoch.score.loss:.4f}", f"{epoch.score.accuracy:.2%}") if epoch.score else ("", "")
         table.add_row(str(epoch.epoch), *ours, f"{loss:.4f}", f"{correct / 10_000:.2%}")
     return table
+
+
+def show(console: Console, subject: Subject) -> None:
+    """What a report tells of a subject, on a screen."""
+    console.rule(subject.name)
+    if subject.study:
+        console.print(f"Trials: {counts_line(subject.study.counts)}", highlight=False)
+        if best := best_rows(subject.study.rows, SHOWN):
+            console.print(best_table(best))
+    if subject.architecture:
+        console.print(layer_table(subject.architecture), highlight=False, markup=False)
+    if subject.result:
+        met = [Requirement(**requirement) for requirement in subject.result["requirements"]]
+        console.print(requirement_table(met, "The requirements (test images, last epoch)"))
+        console.print(summary_line(Summary(**subject.result["test_accuracy"])), highlight=False)
 
 
 def summary_line(summary: Summary) -> str:

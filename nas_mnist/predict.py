@@ -1,0 +1,112 @@
+"""``python -m nas_mnist.predict PICTURE``: the class of a picture of a digit, and the probabilities."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli import check_name, run
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+MAX_PIXELS = 50_000_000
+BOX = 20 / 28  # share of the image that a digit's longer side takes in MNIST
+BLANK = 30  # bytes; paper that is not quite white is no ink
+
+
+def predict(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="PNG, JPEG...: one digit.")],
+    network: Annotated[
+        str, typer.Option(metavar="WHAT", help="Of the zoo, 'best', a .safetensors file or a folder.")
+    ] = "mnist-15k",
+    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
+    storage: Annotated[
+        str, typer.Option(help="Database URL of that study.")
+    ] = "sqlite:///studies/nas_mnist.db",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the class of a picture and the probability of every class."""
+    image = read_picture(Path(picture))
+
+    import torch
+
+    from .trained import find_classifier
+
+    _, classifier = find_classifier(network, check_name("--study", study), storage)
+    channels, height, width = classifier.model.architecture.input_shape
+    if channels != 1:
+        raise InputError(f"network: takes {channels} channels (use one for grey images)")
+    pixels = torch.from_numpy(prepare(image, height, width))
+    probabilities = classifier(pixels[None, None])[0].tolist()
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    if as_json:
+        print(json.dumps({"class": best, "probabilities": probabilities}))
+        return
+    print(f"class {best}")
+    for label, probability in enumerate(probabilities):
+        print(f"{label:>3}  {probability:7.2%}  {'#' * round(40 * probability)}".rstrip())
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture in grey; raises `InputError` for a file that is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise InputError(f"picture: {path} has more than {MAX_PIXELS:,} pixels")
+            with_paper = Image.new("RGBA", file.size, "white")
+            with_paper.alpha_composite(file.convert("RGBA"))
+            return with_paper.convert("L")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "not a picture"
+        raise InputError(f"picture: {path} cannot be read ({reason})") from None
+
+
+def prepare(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """Bytes (height, width), light on dark as MNIST has them.
+
+    Dark on light is inverted. A picture of another size is brought into MNIST's form: the digit, scaled to
+    20 of 28 pixels, with its centre of mass in the middle.
+    """
+    import numpy as np
+
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if np.median(border) > 127:
+        pixels = 255 - pixels
+    if pixels.shape == (height, width):
+        return pixels.copy()
+    return _centred(pixels, height, width)
+
+
+def _centred(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    ink = pixels > BLANK
+    canvas = np.zeros((height, width), dtype=np.uint8)
+    if not ink.any():
+        return canvas
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    digit = Image.fromarray(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    factor = BOX * min(height, width) / max(digit.size)
+    long, high = (max(1, round(side * factor)) for side in digit.size)
+    small = np.asarray(digit.resize((long, high), Image.Resampling.LANCZOS))
+    weights = np.maximum(small.astype(float), 1e-9)
+    centre_y = (weights.sum(1) @ np.arange(small.shape[0])) / weights.sum()
+    centre_x = (weights.sum(0) @ np.arange(small.shape[1])) / weights.sum()
+    top = round(float(np.clip((height - 1) / 2 - centre_y, 0, height - small.shape[0])))
+    left = round(float(np.clip((width - 1) / 2 - centre_x, 0, width - small.shape[1])))
+    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return canvas
+
+
+if __name__ == "__main__":
+    run(predict)

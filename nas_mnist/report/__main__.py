@@ -1,0 +1,54 @@
+"""``python -m nas_mnist.report [WHAT...] [--study NAME]``: tables on screen, a page and pictures as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..cli import as_path, check_name, run
+from ..files import check_writable, new_folder
+
+REPORTS = Path("reports")
+
+
+def report(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WHAT]...", help="Folders of results, names of the zoo, or JSON files."),
+    ] = None,
+    study: Annotated[list[str] | None, typer.Option(help="A study; may be given several times.")] = None,
+    storage: Annotated[
+        str, typer.Option(help="Database URL of the studies.")
+    ] = "sqlite:///studies/nas_mnist.db",
+    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
+) -> None:
+    """Report a study (without arguments: nas_mnist), a result, or several of them side by side."""
+    studies = [check_name("--study", name) for name in study or ([] if what else ["nas_mnist"])]
+    data_folder = as_path(data_dir)
+
+    from rich.console import Console
+
+    from ..study import load_study
+    from .subjects import of_name, of_study
+    from .tables import show
+    from .write import study_folder, write_report
+
+    loaded = [load_study(storage, name) for name in studies]
+    subjects = [of_name(name, data_folder) for name in what or []]
+    subjects += [of_study(one, data_folder) for one in loaded]
+    check_writable(REPORTS, "reports")
+    console = Console(soft_wrap=True)
+    for subject in subjects:
+        show(console, subject)
+    if len(subjects) > 1 or not (loaded or Path((what or [""])[0]).is_dir()):
+        name = "-and-".join(subject.name for subject in subjects)[:80]
+        folder = new_folder(REPORTS, check_name("report", name))
+    else:
+        folder = study_folder(REPORTS, loaded[0]) if loaded else Path((what or [])[0])
+    console.print(f"Written: {write_report(folder, subjects)}", highlight=False)
+
+
+if __name__ == "__main__":
+    run(report)

@@ -1,0 +1,104 @@
+"""What optuna-dashboard shows beside the numbers: notes, and learning curves as pictures."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.trial import Trial
+from optuna_dashboard import get_note, save_note
+from sqlalchemy.engine import make_url
+
+from ..architecture import Architecture
+from ..objective import Verdict
+from . import plots
+from .layers import layer_table
+
+ARTIFACTS = Path("studies/artifacts")
+
+
+def artifact_folder(storage: str) -> Path:
+    """Where a study's pictures are kept: beside an SQLite file, else under ``studies/``."""
+    url = make_url(storage)
+    sqlite = url.get_backend_name() == "sqlite" and url.database
+    return Path(url.database).parent / "artifacts" if sqlite and url.database else ARTIFACTS
+
+
+def dashboard_command(storage: str) -> str:
+    """The line that shows a storage's studies in a browser, on this machine only."""
+    return shlex.join(["optuna-dashboard", storage, "--artifact-dir", str(artifact_folder(storage))])
+
+
+def note_study(study: optuna.Study, dashboard: str) -> None:
+    """Write the study's note, unless it has one: somebody may have written into it."""
+    if not get_note(study):
+        save_note(study, study_note(study.user_attrs, dashboard))
+
+
+def study_note(facts: dict[str, Any], dashboard: str) -> str:
+    """What is looked for, in what, how the search goes on and how it is looked at; Markdown."""
+    identity, recipe = facts["identity"], facts["recipe"]
+    return f"""\
+# At most {identity["max_params"]:,} parameters
+
+The best all-convolutional network without a fully connected layer: at least 99.4 % of the test images,
+fewer than 20,000 parameters, at most 20 epochs. A trial's value is its accuracy on the validation images
+after epoch {recipe["epochs"]}; the test images are read once, for the winner. Filter by the user attribute
+`verdict`, sort by `n_params`.
+
+Data: {facts["data"]} {facts["data_note"]}
+
+Continue with
+
+    {facts["command"]}
+
+Look at it, with its pictures, with
+
+    {dashboard}
+
+Search space:
+
+```json
+{json.dumps(facts["space"], indent=1)}
+```
+"""
+
+
+def note_trial(trial: Trial, artifacts: Path) -> None:
+    """Give a trial that is about to end its note and, where it was scored, its learning curve."""
+    save_note(trial, trial_note(trial.user_attrs))
+    stored = trial.study.get_trials(deepcopy=False)[trial.number]
+    if not stored.intermediate_values:
+        return
+    curve = {trial.number: stored.intermediate_values}
+    trained = [trial.number] if trial.user_attrs["verdict"] == Verdict.TRAINED else []
+    picture = plots.png(plots.learning_curves(curve, trained, max(stored.intermediate_values)))
+    artifacts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"learning-curve-{trial.number}.png"
+        path.write_bytes(picture)
+        store = FileSystemArtifactStore(artifacts)
+        upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
+
+
+def trial_note(attrs: dict[str, Any]) -> str:
+    """How the trial ended, what the candidate costs, and its layers; Markdown."""
+    reason = f": {attrs['reason']}" if attrs.get("reason") else ""
+    lines = [f"**{attrs['verdict']}**{reason}", ""]
+    if "n_params" in attrs:
+        lines += [
+            f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds, "
+            f"{attrs['peak_memory']:,} bytes of activations at most",
+            "",
+        ]
+    if "seconds" in attrs:
+        lines += [f"{attrs['images']:,} images trained on in {attrs['seconds']:,.1f} s", ""]
+    if "architecture" in attrs:
+        table = layer_table(Architecture.make(attrs["architecture"]))
+        lines += ["```text", table, "```"]
+    return "\n".join(lines)

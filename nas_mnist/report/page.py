@@ -1,0 +1,223 @@
+"""One self-contained HTML page for one subject, or for several side by side.
+
+A subject is what a report is about: a study, the training of one architecture with some seeds, or both.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from ..architecture import Architecture
+from ..cost import cost_of
+from ..results import StudyResults, TrialRow, best_rows
+from . import plots
+from .layers import layer_table
+from .picture import draw
+from .tables import PUBLISHED_LOG, counts_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BEST = 10  # candidates in the table
+MISTAKES = 60  # digits that are shown at most
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about."""
+
+    name: str
+    architecture: Architecture | None  # None: the study has no winner yet
+    study: StudyResults | None = None
+    result: Mapping[str, Any] | None = None  # as in ``result.json``
+    images: np.ndarray | None = None  # (N, H, W) uint8: the first run's mistakes, in their order
+    about: str = ""
+
+    @property
+    def winner(self) -> TrialRow | None:
+        """The study's best candidate."""
+        return self.study.winner if self.study else None
+
+    @property
+    def recipe(self) -> Mapping[str, Any] | None:
+        """How it was trained."""
+        if self.result:
+            return self.result["recipe"]  # type: ignore[no-any-return]
+        return self.study.facts.get("recipe") if self.study else None
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A subject with everything that the template prints of it."""
+
+    subject: Subject
+    figures: Mapping[str, Figure]
+    headline: str
+    sentence: str
+    note: str  # of the data; empty for the whole data set
+    requirements: Sequence[Mapping[str, Any]]
+    best: Sequence[TrialRow]
+    counts: str
+    layers: str
+    cost: Mapping[str, int]
+    again: Sequence[str]  # command lines
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def chapter(subject: Subject) -> Chapter:
+    """Work out what is to be told of a subject."""
+    study, result, architecture = subject.study, subject.result, subject.architecture
+    headline, sentence = _headline(subject)
+    data = result["data"] if result else {}
+    note = data.get("note") or (study.facts.get("data_note", "") if study else "")
+    cost = cost_of(architecture) if architecture else None
+    return Chapter(
+        subject,
+        figures(subject),
+        headline,
+        sentence,
+        note,
+        result["requirements"] if result else [],
+        best_rows(study.rows, BEST) if study else [],
+        counts_line(study.counts) if study else "",
+        layer_table(architecture) if architecture else "",
+        {"params": cost.params, "macs": cost.macs, "peak_memory": cost.peak_memory} if cost else {},
+        _again(subject),
+        _facts(subject),
+    )
+
+
+def figures(subject: Subject) -> dict[str, Figure]:
+    """The plots that the subject has the data for, by file name."""
+    drawn: dict[str, Figure] = {}
+    study, result = subject.study, subject.result
+    if subject.architecture:
+        drawn["network"] = draw(subject.architecture)
+    if study and study.curves:
+        trained = [row.trial for row in best_rows(study.rows, len(study.rows))]
+        epochs = study.facts["recipe"]["epochs"]
+        drawn["learning-curves"] = plots.learning_curves(study.curves, trained, epochs)
+        budget = study.facts["identity"]["max_params"]
+        drawn["accuracy-parameters"] = plots.accuracy_against_params(study.rows, budget)
+    if study and study.rows:
+        drawn["spending"] = plots.spending(study.rows)
+    if study and study.importances:
+        drawn["importances"] = plots.importance_bars(dict(list(study.importances.items())[:12]))
+    if result:
+        log = [correct / 10_000 for _, correct in PUBLISHED_LOG] if result["name"] == "reference" else []
+        scored = sum(row["test_accuracy"] is not None for row in result["runs"][0]["epochs"])
+        if scored > 1:
+            drawn["test-curves"] = plots.seed_curves(result["runs"], log)
+        if "confusion" in result["runs"][0]:
+            drawn["confusion"] = plots.confusion(result["runs"][0]["confusion"])
+            if subject.images is not None and len(subject.images):
+                drawn["mistakes"] = plots.mistakes(
+                    subject.images[:MISTAKES], result["runs"][0]["mistakes"][:MISTAKES]
+                )
+    return drawn
+
+
+def page(chapters: Sequence[Chapter]) -> str:
+    """The page as HTML; it needs nothing but itself."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nas_mnist.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = lambda share, digits=2: f"{share:.{digits}%}".replace("%", " %")
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2)
+    template = environment.get_template("page.html.j2")
+    svgs = [
+        {name: plots.inline_svg(figure, f"{number}-{name}") for name, figure in one.figures.items()}
+        for number, one in enumerate(chapters)
+    ]
+    return template.render(chapters=list(zip(chapters, svgs, strict=True)), compared=_compared(chapters))
+
+
+def _headline(subject: Subject) -> tuple[str, str]:
+    """The result in one figure, and in one sentence."""
+    result, winner = subject.result, subject.winner
+    if result:
+        test = result["test_accuracy"]
+        runs = test["runs"]
+        seeds = "one seed" if runs == 1 else f"the mean of {runs} seeds"
+        sentence = f"of the {result['runs'][0]['test_images']:,} test images after the last epoch, {seeds}"
+        if test["interval"]:
+            low, high = (f"{100 * end:.2f}" for end in test["interval"])
+            sentence += f"; 95 % interval of the mean {low} to {high} %"
+        return f"{100 * test['mean']:.2f} %", sentence
+    if winner:
+        sentence = "of the validation images after the last epoch; the test images are unread"
+        return f"{100 * (winner.validation_accuracy or 0):.2f} %", sentence
+    if subject.study:
+        return "no winner yet", "no candidate was trained to the last epoch"
+    return (
+        f"{cost_of(subject.architecture).params:,}" if subject.architecture else "",
+        "parameters; not trained",
+    )
+
+
+def _compared(chapters: Sequence[Chapter]) -> list[dict[str, Any]]:
+    """One row a chapter, where there are several."""
+    rows = []
+    for one in chapters if len(chapters) > 1 else ():
+        test = one.subject.result["test_accuracy"] if one.subject.result else None
+        winner = one.subject.winner
+        rows.append(
+            {
+                "name": one.subject.name,
+                **one.cost,
+                "validation": winner.validation_accuracy if winner else None,
+                "test": test,
+                "trials": one.counts,
+            }
+        )
+    return rows
+
+
+def _again(subject: Subject) -> list[str]:
+    """The commands that repeat and continue what is reported."""
+    lines = []
+    module = ["python", "-m"]
+    if subject.study:
+        facts = subject.study.facts
+        lines.append(
+            facts.get("command") or shlex.join([*module, "nas_mnist.search", "--study", subject.name])
+        )
+        lines.append(
+            shlex.join([*module, "nas_mnist.reproduce", "best", "--seeds", "3", "--study", subject.name])
+        )
+    elif subject.result:
+        seeds = [run["seed"] for run in subject.result["runs"]]
+        options = ["--seeds", str(len(seeds)), "--seed", str(min(seeds))]
+        lines.append(shlex.join([*module, "nas_mnist.reproduce", str(subject.result["name"]), *options]))
+    return lines
+
+
+def _facts(subject: Subject) -> dict[str, str]:
+    """Data, seeds, versions and device."""
+    facts: dict[str, str] = {}
+    study, result = subject.study, subject.result
+    source = result or (study.facts if study else {})
+    if not source:
+        return facts
+    data = source["data"]
+    facts["data"] = data["source"] if isinstance(data, Mapping) else str(data)
+    if isinstance(data, Mapping):
+        facts["data, fingerprint"] = data["fingerprint"]
+    if result:
+        facts["seeds"] = ", ".join(str(run["seed"]) for run in result["runs"])
+    if study and "seed" in study.facts:
+        facts["seed of the search"] = str(study.facts["seed"])
+    facts["device"] = str(source["device"])
+    facts["versions"] = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
+    return facts

@@ -1,0 +1,141 @@
+"""A drawing of an architecture: one line a block, from the image at the top to the scores at the bottom.
+
+The bar at the left is what a block hands on: as wide as its maps are, as thick as there are many of them.
+The bar at the right is the block's share of the parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log2
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from ..architecture import Architecture, Conv, Pool, Residual, Separable
+from ..cost import cost_of
+from ..layers import Shape
+from .plots import BLUE, GREEN, GREY, INK, ORANGE, RED, WIDTH, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ACTIVATIONS = {
+    "relu": "ReLU",
+    "leaky_relu": "leaky ReLU",
+    "silu": "SiLU",
+    "hardswish": "hard swish",
+    "gelu": "GELU",
+}
+_COLOURS = {"conv": BLUE, "separable": GREEN, "residual": ORANGE, "pool": GREY, "head": RED, "image": INK}
+_LEFT, _TEXT, _RIGHT = 1.1, 2.4, 8.4  # centre of the bars, start of the words, start of the shares
+_LINE = 0.46  # inches a block
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the drawing."""
+
+    kind: str
+    title: str
+    details: str
+    shape: Shape  # that it hands on
+    params: int
+
+
+def parts(architecture: Architecture) -> list[Part]:
+    """The image, every block and the head, in words."""
+    image = architecture.input_shape
+    found = [Part("image", "image", "", image, 0)]
+    for position, block in enumerate(architecture.blocks):
+        shape, params = _of(architecture, f"blocks[{position}]")
+        if isinstance(block, Pool):
+            title, details = f"{block.method} pooling {block.kernel}×{block.kernel}", _stride(block)
+        elif isinstance(block, Residual):
+            title = "residual: " + ", ".join(_title(part) for part in block.body)
+            details = _details(block.body[-1])
+        else:
+            title, details = _title(block), _details(block)
+        found.append(Part(block.kind, title, details, shape, params))
+    head = architecture.head
+    convolution = f"convolution {head.kernel}×{head.kernel} to {architecture.classes} classes"
+    ordered = [convolution, "global average"]
+    ordered = ordered if head.order == "conv_then_pool" else ordered[::-1]
+    shape, params = _of(architecture, "head")
+    found.append(Part("head", ", ".join(ordered), "no fully connected layer", shape, params))
+    return found
+
+
+@styled
+def draw(architecture: Architecture) -> Figure:
+    """The drawing."""
+    lines = parts(architecture)
+    total = cost_of(architecture).params
+    figure = Figure(figsize=(WIDTH, _LINE * (len(lines) + 0.9)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(0, 10)
+    axes.set_ylim(len(lines) + 0.05, -0.85)
+    axes.axis("off")
+    widest = max(line.shape[2] for line in lines)
+    for x, words, side in (
+        (_LEFT, "maps", "center"),
+        (_TEXT, "block", "left"),
+        (_RIGHT, "parameters", "left"),
+    ):
+        axes.text(x, -0.6, words, ha=side, va="center", fontsize=8, color=INK, fontweight="bold")
+    for position, line in enumerate(lines):
+        _draw_part(axes, position, line, widest, total)
+    axes.text(_RIGHT, len(lines) - 0.3, f"{total:,} in all", va="center", fontsize=8, fontweight="bold")
+    return figure
+
+
+def _draw_part(axes: Axes, position: int, line: Part, widest: int, total: int) -> None:
+    channels, height, width = line.shape
+    long, thick = 1.9 * width / widest, 0.05 + 0.055 * log2(1 + channels)
+    corner = (_LEFT - long / 2, position - thick / 2)
+    axes.add_patch(Rectangle(corner, long, thick, facecolor=_COLOURS[line.kind], edgecolor="none"))
+    if line.kind == "residual":
+        start, end = ((0.05, position - 0.42), (0.05, position + 0.3))
+        bow = "arc3,rad=0.6"
+        axes.add_patch(
+            FancyArrowPatch(start, end, connectionstyle=bow, arrowstyle="->", mutation_scale=7, color=INK)
+        )
+    axes.text(_TEXT, position - 0.17, line.title, va="center", fontsize=8.5)
+    below = f"{channels} × {height} × {width}" + (f"; {line.details}" if line.details else "")
+    axes.text(_TEXT, position + 0.22, below, va="center", fontsize=7, color="#5b6874")
+    if line.params:
+        share = 1.5 * line.params / total
+        bar = Rectangle((_RIGHT, position + 0.1), share, 0.2, facecolor=_COLOURS[line.kind], edgecolor="none")
+        axes.add_patch(bar)
+        axes.text(_RIGHT, position - 0.17, f"{line.params:,}", va="center", fontsize=8.5)
+
+
+def _of(architecture: Architecture, path: str) -> tuple[Shape, int]:
+    """What the block at a path hands on, and its parameters."""
+    layers = [
+        layer for layer in architecture.layers if layer.path == path or layer.path.startswith(f"{path}.")
+    ]
+    return layers[-1].out_shape, sum(layer.params for layer in layers)
+
+
+def _title(block: Conv | Separable) -> str:
+    what = "convolution" if block.kind == "conv" else "separable"
+    return f"{what} {block.kernel}×{block.kernel}"
+
+
+def _details(block: Conv | Separable) -> str:
+    words = [_ACTIVATIONS[block.activation]] if block.activation != "none" else []
+    if block.norm != "none":
+        words.insert(0 if block.norm == "before" else len(words), "norm")
+    words += ["bias"] * block.bias
+    if block.dropout:
+        words.append(f"dropout {block.dropout:g}")
+    if block.padding == "valid" and block.kernel > 1:
+        words.append("valid")
+    return ", ".join([*words, _stride(block)] if _stride(block) else words)
+
+
+def _stride(block: Conv | Separable | Pool) -> str:
+    usual = block.kernel if isinstance(block, Pool) else 1
+    return "" if block.stride == usual else f"stride {block.stride}"

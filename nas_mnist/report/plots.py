@@ -1,0 +1,273 @@
+"""Plots. Each function takes data and returns a matplotlib figure; `png`, `svg` and `inline_svg` render it.
+
+Figures are 4.6 inches wide, so that their text stays legible on a telephone. Colours are those of Okabe and
+Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; whatever a colour says is also said
+by a line's weight, a marker or a word.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ..objective import Verdict
+from ..results import TrialRow, pareto_front
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WIDTH = 4.6  # inches
+BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
+INK, FAINT, GREY = "#1a2530", "#d5dbe1", "#98a4b0"  # text and axes, grid lines, what matters less
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
+}
+styled = mpl.rc_context(_STYLE)  # a decorator
+_SPENT_ON = (
+    (Verdict.TRAINED, BLUE, ""),
+    (Verdict.STOPPED, GREY, "//"),
+    (Verdict.FAILED, RED, "xx"),
+    (Verdict.OVER_BUDGET, ORANGE, ".."),
+    (Verdict.IMPOSSIBLE, SKY, "\\\\"),
+    (Verdict.DUPLICATE, GREEN, "--"),
+)
+
+
+@styled
+def learning_curves(curves: Mapping[int, Mapping[int, float]], trained: Sequence[int], epochs: int) -> Figure:
+    """Validation error by epoch; ``trained`` are the trials with a last epoch, the best one first."""
+    figure, axes = _axes(3.4)
+    stopped = [trial for trial in curves if trial not in trained]
+    for trial in stopped:
+        _curve(axes, curves[trial], GREY, 0.8, alpha=0.7)
+    for trial in trained[:0:-1]:
+        _curve(axes, curves[trial], SKY, 1.4)
+    if stopped:
+        axes.plot([], [], color=GREY, linewidth=0.8, label="stopped early")
+    if len(trained) > 1:
+        axes.plot([], [], color=SKY, linewidth=1.4, label="trained to the end")
+    if trained:
+        _curve(axes, curves[trained[0]], BLUE, 2.4, label=f"the best, trial {trained[0]}")
+    axes.set_xlim(0.5, epochs + 0.5)
+    axes.set_xlabel("Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _error_axis(axes, "Validation error (%)")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def seed_curves(runs: Sequence[Mapping[str, Any]], published: Sequence[float]) -> Figure:
+    """Test error by epoch of every seed (as in ``result.json``), beside a published run's accuracies."""
+    figure, axes = _axes(3.2)
+    if published:
+        curve = dict(enumerate(published, 1))
+        _curve(axes, curve, ORANGE, 1.4, label="published run", linestyle="--")
+    label = f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"
+    for run in runs:
+        scored = {row["epoch"]: row["test_accuracy"] for row in run["epochs"]}
+        known = {epoch: accuracy for epoch, accuracy in scored.items() if accuracy is not None}
+        _curve(axes, known, BLUE, 1.2, label=label)
+        label = "_"  # said once
+    axes.set_xlabel("Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _error_axis(axes, "Test error (%)")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def accuracy_against_params(rows: Sequence[TrialRow], max_params: int) -> Figure:
+    """Validation error against parameters, with the Pareto front and the budget."""
+    figure, axes = _axes(3.4)
+    stopped = [row for row in rows if row.verdict is Verdict.STOPPED and row.validation_accuracy is not None]
+    trained = [row for row in rows if row.verdict is Verdict.TRAINED]
+    axes.scatter(*_points(stopped), s=14, marker="x", linewidths=0.8, color=GREY, label="when stopped early")
+    axes.scatter(*_points(trained), s=36, color=BLUE, label="trained to the end", zorder=3)
+    front = pareto_front(trained)
+    if len(front) > 1:
+        axes.step(*_points(front), where="post", color=BLUE, linewidth=1, label="Pareto front")
+    axes.axvline(max_params, color=RED, linestyle="--", linewidth=1.2, label=f"budget, {max_params:,}")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("Parameters")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _error_axis(axes, "Validation error (%)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def importance_bars(importances: Mapping[str, float]) -> Figure:
+    """Shares of importance, the greatest first."""
+    names = list(importances)[::-1]
+    figure, axes = _axes(0.7 + 0.24 * len(names))
+    shares = [importances[name] for name in names]
+    axes.barh(names, shares, color=BLUE, height=0.65)
+    for position, share in enumerate(shares):
+        axes.text(share, position, f" {share:.0%}", va="center", fontsize=8)
+    axes.set_xlim(0, 1.15 * max(shares))
+    axes.set_xlabel("Share of importance")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    return figure
+
+
+@styled
+def spending(rows: Sequence[TrialRow]) -> Figure:
+    """Trials, images and seconds, by how the trials ended."""
+    sums: dict[str, Counter[Verdict]] = {"Trials": Counter(), "Images": Counter(), "Seconds": Counter()}
+    for row in rows:
+        sums["Trials"][row.verdict] += 1
+        sums["Images"][row.verdict] += row.images
+        sums["Seconds"][row.verdict] += round(row.seconds)
+    figure, axes = _axes(2.4)
+    left = dict.fromkeys(sums, 0.0)
+    for verdict, colour, hatch in _SPENT_ON:
+        shares = [counts[verdict] / max(counts.total(), 1) for counts in sums.values()]
+        if not any(shares):
+            continue
+        axes.barh(
+            *(list(sums), shares, 0.6, list(left.values())),
+            color=colour, hatch=hatch, edgecolor="white", linewidth=0.6, label=verdict.value,
+        )  # fmt: skip
+        left = {name: left[name] + share for name, share in zip(sums, shares, strict=True)}
+    axes.invert_yaxis()
+    axes.set_yticks(range(3), [f"{name}\n{_short(counts.total())}" for name, counts in sums.items()])
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
+    """How often a class (rows) was taken for another (columns)."""
+    figure, axes = _axes(4.2)
+    size = len(matrix)
+    wrong = [[0 if row == column else matrix[row][column] for column in range(size)] for row in range(size)]
+    most = max(1, *(max(line) for line in wrong))
+    axes.imshow(wrong, cmap="Oranges", vmin=0, vmax=1.4 * most)
+    axes.spines[:].set_visible(False)
+    for row in range(size if size <= 12 else 0):
+        for column in range(size):
+            if count := matrix[row][column]:
+                diagonal = row == column
+                colour = "#5b6874" if diagonal else "#1a2530"
+                axes.text(
+                    *(column, row, str(count)),
+                    ha="center", va="center", color=colour, fontsize=7 if diagonal else 9,
+                )  # fmt: skip
+    axes.set_xticks(range(size))
+    axes.set_yticks(range(size))
+    axes.tick_params(length=0, labelsize=9 if size <= 12 else 5)
+    axes.set_xlabel("Predicted class")
+    axes.set_ylabel("True class")
+    return figure
+
+
+@styled
+def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]]) -> Figure:
+    """The images (N, H, W) that were classified wrongly; ``found`` as in ``result.json``."""
+    columns = 6
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(WIDTH, 0.98 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, mistake in zip(grid.flat, images, found, strict=False):
+        axes.imshow(255 - image, cmap="gray", vmin=0, vmax=255)
+        title = f"{mistake['label']} as {mistake['predicted']}\n{mistake['confidence']:.0%} sure"
+        axes.set_title(title, fontsize=7, pad=2)
+    return figure
+
+
+def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+    """The figure on white."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dots_per_inch, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure on white; ``name`` keeps its parts' identifiers apart from those of other figures."""
+    return _svg(figure, name, facecolor="white")
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The figure as an element of a page, without a background, in the page's text and grid colours."""
+    text = _svg(figure, name, transparent=True)
+    text = text[text.index("<svg") :]
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'#([\w-]+)["\')]', text))
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
+    return text.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
+
+
+def _svg(figure: Figure, name: str, **options: Any) -> str:
+    stream = io.StringIO()
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata={"Date": None}, **options)
+    return stream.getvalue()
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _curve(axes: Axes, curve: Mapping[int, float], colour: str, width: float, **options: Any) -> None:
+    """Errors in percent of accuracies from 0 to 1."""
+    epochs = sorted(curve)
+    marker = "." if len(epochs) == 1 else None
+    errors = [_error(curve[epoch]) for epoch in epochs]
+    axes.plot(epochs, errors, color=colour, linewidth=width, marker=marker, **options)
+
+
+def _points(rows: Sequence[TrialRow]) -> tuple[list[int], list[float]]:
+    return [row.n_params or 0 for row in rows], [_error(row.validation_accuracy or 0.0) for row in rows]
+
+
+def _error(accuracy: float) -> float:
+    """In percent; a perfect score is drawn as 0.01 % on the logarithmic axis."""
+    return max(100 * (1 - accuracy), 0.01)
+
+
+def _error_axis(axes: Axes, label: str) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(_minor))
+    axes.set_ylabel(label)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+
+
+def _minor(value: float, _: int) -> str:
+    """2 and 5 of every decade."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
+def _short(number: int) -> str:
+    """1,234 as it is; 12,345,678 as 12.3 M."""
+    return f"{number / 1e6:,.1f} M" if number >= 1_000_000 else f"{number:,}"

@@ -1,0 +1,101 @@
+"""Where the subjects of a report come from: studies, folders of results, the zoo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import zoo
+from ..architecture import Architecture
+from ..errors import InputError
+from ..files import read_text
+from ..results import StudyResults
+from .page import Subject
+
+if TYPE_CHECKING:
+    import numpy as np
+    import optuna
+
+    from ..data import DataSet
+
+_FIELDS = frozenset(
+    {
+        "name",
+        "key",
+        "architecture",
+        "recipe",
+        "data",
+        "device",
+        "versions",
+        "test_accuracy",
+        "requirements",
+        "runs",
+    }
+)
+
+
+def of_study(study: optuna.Study, data_dir: Path | None) -> Subject:
+    """A study, with the result of its winner's retraining where that lies where the study says."""
+    results = StudyResults.read(study)
+    winner = results.winner
+    architecture = Architecture.make(winner.architecture) if winner else None
+    result = None
+    if winner and (stored := results.facts.get("winner", {})).get("key") == winner.key:
+        path = Path(stored["folder"]) / "result.json"
+        result = read_result(path) if path.is_file() else None
+    budget = results.facts["identity"]["max_params"]
+    about = f"A search for the best all-convolutional network with at most {budget:,} parameters."
+    images = mistaken_images(result, data_dir) if result else None
+    return Subject(results.name, architecture, results, result, images, about)
+
+
+def of_name(what: str, data_dir: Path | None) -> Subject:
+    """A folder that `reproduce` wrote, a network of the zoo, or an architecture in a JSON file."""
+    folder = Path(what)
+    if (folder / "result.json").is_file():
+        return of_result(read_result(folder / "result.json"), folder.name, data_dir)
+    try:
+        entry = zoo.load(what)
+    except InputError as error:
+        raise InputError(f"{error}, or a folder that holds a result.json") from None
+    return Subject(entry.name, entry.architecture, about=entry.about)
+
+
+def of_result(result: Mapping[str, Any], name: str, data_dir: Path | None) -> Subject:
+    """A trained architecture."""
+    about = f"{result['name']}, trained on all training images of {result['data']['name']}."
+    architecture = Architecture.make(result["architecture"])
+    return Subject(name, architecture, None, result, mistaken_images(result, data_dir), about)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A ``result.json``; raises `InputError` where the file is none."""
+    try:
+        result = json.loads(read_text(path, "result"))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"result: {path} is not JSON ({error})") from None
+    if not isinstance(result, dict) or not set(result) >= _FIELDS or not result["runs"]:
+        missing = ", ".join(sorted(_FIELDS - set(result))) if isinstance(result, dict) else "everything"
+        raise InputError(f"result: {path} lacks {missing or 'runs'} (use a file that reproduce has written)")
+    return result
+
+
+def mistaken_images(result: Mapping[str, Any], data_dir: Path | None) -> np.ndarray | None:
+    """The images (N, H, W) that the first run got wrong; None where this machine lacks the data set."""
+    from ..data import load
+
+    try:
+        data = load(result["data"]["name"], data_dir)
+    except InputError:
+        return None
+    return _pick(data, result) if data.fingerprint == result["data"]["fingerprint"] else None
+
+
+def _pick(data: DataSet, result: Mapping[str, Any]) -> np.ndarray:
+    positions = [mistake["image"] for mistake in result["runs"][0].get("mistakes", [])]
+    images: np.ndarray = data.read_test().images[positions, 0].numpy()
+    return images

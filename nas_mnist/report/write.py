@@ -1,0 +1,69 @@
+"""A report as files: the page, its pictures, and for a study the table of all trials and a summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import new_folder, write_bytes
+from ..results import StudyResults, to_frame
+from . import plots
+from .page import Chapter, Subject, chapter, page
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def study_folder(parent: Path, study: optuna.Study) -> Path:
+    """The folder of a study's reports: the one it had before, or a new one that is named after it."""
+    known = study.user_attrs.get("reports")
+    folder = Path(known) if known else new_folder(parent, study.study_name)
+    if not known:
+        study.set_user_attr("reports", str(folder))
+    return folder
+
+
+def write_report(folder: Path, subjects: Sequence[Subject]) -> Path:
+    """Write ``report.html``, ``plots/*.png`` and ``plots/*.svg``; the path of the page.
+
+    Of a single study also ``trials.csv`` and ``summary.json``. Files of these names from an earlier report
+    of the same folder are replaced; nothing else is touched.
+    """
+    chapters = [chapter(subject) for subject in subjects]
+    for one in chapters:
+        prefix = f"{one.subject.name}-" if len(chapters) > 1 else ""
+        for name, figure in one.figures.items():
+            write_bytes(folder / "plots" / f"{prefix}{name}.png", plots.png(figure))
+            write_bytes(folder / "plots" / f"{prefix}{name}.svg", plots.svg(figure, name).encode())
+    study = subjects[0].study if len(subjects) == 1 else None
+    if study:
+        table = to_frame(study.rows).to_csv(index=False, lineterminator="\n")
+        write_bytes(folder / "trials.csv", table.encode())
+        summary = json.dumps(summarise_study(study, chapters[0]), indent=2)
+        write_bytes(folder / "summary.json", f"{summary}\n".encode())
+    path = folder / "report.html"
+    write_bytes(path, page(chapters).encode())
+    return path
+
+
+def summarise_study(study: StudyResults, told: Chapter) -> dict[str, Any]:
+    """What ``summary.json`` holds; the README documents the fields."""
+    result, winner = told.subject.result, study.winner
+    return {
+        "study": study.name,
+        "trials": {verdict.value: count for verdict, count in study.counts.items()},
+        "epochs": sum(row.epochs for row in study.rows),
+        "images": sum(row.images for row in study.rows),
+        "seconds": round(sum(row.seconds for row in study.rows), 3),
+        "winner": asdict(winner) if winner else None,
+        "test_accuracy": result["test_accuracy"] if result else None,
+        "requirements": result["requirements"] if result else None,
+        "importances": study.importances,
+        **{
+            name: study.facts.get(name)
+            for name in ("identity", "recipe", "space", "data", "device", "versions")
+        },
+    }

@@ -1,0 +1,149 @@
+"""Images from files: torchvision's sets of small grey pictures, IDX folders, NPZ files.
+
+Every file is checked against its own header before its content is read. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+MIN_SIZE, MAX_SIZE = 8, 64  # pixels
+MAX_CLASSES = 1_000
+MAX_IMAGES = 10_000_000
+MAX_BYTES = 1 << 33  # of one file's content
+
+Arrays = tuple[Tensor, Tensor]  # images (N, 1, H, W) uint8, labels (N,) int64
+
+_IDX_FILES = {True: ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+              False: ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
+_NPZ_NAMES = {True: ("x_train", "y_train"), False: ("x_test", "y_test")}
+
+
+class Known(NamedTuple):
+    """A data set that torchvision downloads and verifies."""
+
+    folder: str  # in which torchvision keeps it
+    kind: str  # torchvision's class
+    options: dict[str, Any]
+    lowest: int  # label
+
+
+TORCHVISION = {
+    "fashion-mnist": Known("FashionMNIST", "FashionMNIST", {}, 0),
+    "kmnist": Known("KMNIST", "KMNIST", {}, 0),
+    "qmnist": Known("QMNIST", "QMNIST", {"compat": True}, 0),
+    "emnist-digits": Known("EMNIST", "EMNIST", {"split": "digits"}, 0),
+    "emnist-letters": Known("EMNIST", "EMNIST", {"split": "letters"}, 1),
+}
+
+
+def read_torchvision(name: str, folder: Path, train: bool, download: bool) -> Arrays:
+    """One part of a set in `TORCHVISION`, below ``folder`` in torchvision's layout.
+
+    Raises `InputError` where it is not there or cannot be downloaded.
+    """
+    from torchvision import datasets
+
+    known = TORCHVISION[name]
+    try:
+        read = getattr(datasets, known.kind)(str(folder), train=train, download=download, **known.options)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        where = folder / known.folder
+        raise InputError(f"dataset: {name} cannot be read from {where} ({reason})") from None
+    images = torch.as_tensor(read.data, dtype=torch.uint8)
+    labels = torch.as_tensor(read.targets).long() - known.lowest
+    if name.startswith("emnist"):
+        images = images.transpose(1, 2).contiguous()  # stored lying on their side
+    return _checked(f"dataset: {name}", images.numpy(), labels.numpy())
+
+
+def read_idx(folder: Path, train: bool) -> Arrays:
+    """One part of an IDX folder: MNIST's file names, plain or with .gz; raises `InputError`."""
+    images, labels = (_read_idx_file(_find(folder, name)) for name in _IDX_FILES[train])
+    return _checked(f"dataset: {folder}", images, labels)
+
+
+def read_npz(path: Path, train: bool) -> Arrays:
+    """One part of an NPZ file with x_train, y_train, x_test and y_test; raises `InputError`."""
+    where = f"dataset: {path}"
+    if not path.is_file():
+        raise InputError(f"{where} does not exist")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
+                raise InputError(f"{where} unpacks to {size:,} bytes (at most {MAX_BYTES:,})")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = []
+            for name in _NPZ_NAMES[train]:
+                if name not in file:
+                    raise InputError(f"{where} lacks {name} (needed: x_train, y_train, x_test, y_test)")
+                arrays.append(file[name])
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where} is no NPZ file of plain arrays ({str(error).splitlines()[0]})") from None
+    return _checked(where, *arrays)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise InputError(f"dataset: {folder / name} is missing (or the same with .gz)")
+
+
+def _read_idx_file(path: Path) -> np.ndarray:
+    """An IDX file of bytes: zero, zero, type 8, number of axes, the sizes as big-endian int32, the bytes."""
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            magic = file.read(4)
+            if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (1, 3):
+                raise InputError(f"dataset: {path} is no IDX file of bytes with 1 or 3 axes")
+            header = file.read(4 * magic[3])
+            if len(header) < 4 * magic[3]:
+                raise InputError(f"dataset: {path} is truncated within its header")
+            sizes = struct.unpack(f">{magic[3]}I", header)
+            wanted = math.prod(sizes)
+            if wanted > MAX_BYTES:
+                raise InputError(f"dataset: {path} says it has {wanted:,} bytes (at most {MAX_BYTES:,})")
+            content = file.read(wanted + 1)
+    except (OSError, EOFError) as error:
+        raise InputError(f"dataset: {path} cannot be read ({error})") from None
+    if len(content) != wanted:
+        got = "more" if len(content) > wanted else f"{len(content):,}"
+        raise InputError(f"dataset: {path} is truncated or corrupt ({got} bytes, its header says {wanted:,})")
+    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+
+
+def _checked(where: str, images: np.ndarray, labels: np.ndarray) -> Arrays:
+    """Grey 8-bit images and whole labels that belong together, as tensors."""
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise InputError(f"{where}: images are {images.dtype} {list(images.shape)} (use uint8 [N, H, W])")
+    if not all(MIN_SIZE <= side <= MAX_SIZE for side in images.shape[1:]):
+        sides = " x ".join(map(str, images.shape[1:]))
+        raise InputError(f"{where}: images of {sides} pixels (use {MIN_SIZE} to {MAX_SIZE})")
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        shown = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"{where}: labels are {shown} (use whole numbers [{len(images)}])")
+    if not 0 < len(images) <= MAX_IMAGES:
+        raise InputError(f"{where}: {len(images):,} images (use 1 to {MAX_IMAGES:,})")
+    if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise InputError(f"{where}: labels {labels.min()} to {labels.max()} (use 0 to {MAX_CLASSES - 1})")
+    return torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,48 @@
+"""Where a trained network is found: a file, a folder of results, the zoo, or the best of a study."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from . import zoo
+from .classifier import Classifier
+from .errors import InputError, NoResultError
+
+
+def find_classifier(what: str, study: str, storage: str) -> tuple[str, Classifier]:
+    """A name for files, and the network that ``what`` stands for; raises `InputError`.
+
+    ``what`` is a file ending in .safetensors, a folder that `reproduce` or a search wrote, a network of the
+    zoo, or ``best``: the winner of a study. Raises `NoResultError` where that is not trained yet.
+    """
+    if what == "best":
+        return f"{study}-best", Classifier.load(_winner(study, storage))
+    path = Path(what)
+    if what.endswith(".safetensors"):
+        return path.stem, Classifier.load(path)
+    if path.is_dir():
+        return path.name, Classifier.load(_in_folder(path))
+    zoo.load(what)
+    with resources.as_file(resources.files("nas_mnist.zoo") / f"{what}.safetensors") as file:
+        if not file.is_file():
+            train = f"python -m nas_mnist.reproduce {what}"
+            raise InputError(f"weights: the zoo has none for {what!r} (train it with {train})")
+        return what, Classifier.load(file)
+
+
+def _winner(study: str, storage: str) -> Path:
+    from .study import load_study
+
+    winner = load_study(storage, study).user_attrs.get("winner")
+    if winner is None:
+        again = f"python -m nas_mnist.search --study {study}"
+        raise NoResultError(f"the winner of study {study!r} is not trained yet (continue with {again})")
+    return _in_folder(Path(winner["folder"]))
+
+
+def _in_folder(folder: Path) -> Path:
+    files = sorted(folder.glob("weights-seed-*.safetensors"))
+    if not files:
+        raise InputError(f"weights: {folder} holds no weights-seed-N.safetensors")
+    return files[0]

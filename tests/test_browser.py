@@ -1,0 +1,155 @@
+"""What a person sees in a browser: the report without a network, and optuna-dashboard on a real study.
+
+Needs Chromium and its driver (Debian: ``chromium chromium-driver``), and so runs only when asked for:
+``python -m pytest -m browser``. Pictures are kept in the folder that SCREENSHOTS names, if it does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Ended, environment
+from test_report import SECTIONS
+
+pytestmark = pytest.mark.browser
+WIDTHS = (400, 1400)  # pixels
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    assert program, "chromium is not installed"
+    assert driver, "chromedriver is not installed"
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                     "--hide-scrollbars"):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=Service(driver))
+    yield started
+    started.quit()
+
+
+def size(browser, width: int, height: int = 900) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+    )
+
+
+def keep(browser, name: str) -> None:
+    if folder := os.environ.get("SCREENSHOTS"):
+        height = browser.execute_script("return document.documentElement.scrollHeight")
+        size(browser, browser.execute_script("return innerWidth"), min(height, 8000))
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_is_readable_without_a_network(
+    browser, finished: tuple[Path, Ended], width: int, scheme: str
+) -> None:
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+    )
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    size(browser, width)
+    browser.get((finished[0] / "reports" / "nas_mnist" / "report.html").as_uri())
+    look = browser.execute_script
+    assert look("return [...document.querySelectorAll('h2')].map(x => x.textContent)") == SECTIONS
+    assert look("return document.documentElement.scrollWidth") <= width
+    ink, paper = (
+        sum(map(int, re.findall(r"\d+", look(f"return getComputedStyle(document.body).{what}"))[:3])) / 3
+        for what in ("color", "backgroundColor")
+    )
+    assert (ink < 80 and paper > 200) if scheme == "light" else (ink > 200 and paper < 80)
+    heights = look(
+        "return [...document.querySelectorAll('svg text')].filter(x => x.textContent.trim())"
+        ".map(x => x.getBoundingClientRect().height)"
+    )
+    assert len(heights) > 50
+    assert min(heights) >= 6.5  # pixels; digits of a confusion matrix are the smallest
+    keep(browser, f"report-{width}-{scheme}")
+    assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="module")
+def dashboard(finished: tuple[Path, Ended]) -> Iterator[str]:
+    """The address of optuna-dashboard, started by the line that the search printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program, *arguments = finished[1].out.splitlines()[-1].split()
+    assert program == "optuna-dashboard"
+    server = subprocess.Popen(
+        [str(Path(sys.executable).with_name(program)), *arguments, "--port", str(port), "--quiet"],
+        cwd=finished[0],
+        env=environment(finished[0].parent / "cache"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(300):
+        try:
+            opener.open(f"{address}/api/studies", timeout=5)
+            break
+        except (urllib.error.URLError, ConnectionError):
+            assert server.poll() is None, "optuna-dashboard ended"
+            time.sleep(0.1)
+    yield address
+    server.terminate()
+    server.wait(10)
+
+
+def test_the_dashboard_shows_a_trials_note_and_picture(browser, dashboard: str) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1},
+    )
+    size(browser, 1400)
+    browser.get(f"{dashboard}/dashboard")
+    wait = WebDriverWait(browser, 30)
+    wait.until(lambda found: found.find_elements(By.XPATH, "//*[contains(text(), 'nas_mnist')]"))
+    keep(browser, "dashboard-studies")
+    browser.find_element(By.XPATH, "//a[contains(@href, '/dashboard/studies/')]").click()
+    wait.until(lambda found: "/studies/" in found.current_url)
+    study = re.search(r"/studies/(\d+)", browser.current_url)
+    assert study
+    browser.get(f"{dashboard}/dashboard/studies/{study[1]}/trials?numbers=0")
+    wait.until(lambda found: "parameters" in found.find_element(By.TAG_NAME, "body").text)
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert "Total params:" in text
+    assert "n_params" in text
+    wait.until(
+        lambda found: any(
+            "/artifacts/" in (picture.get_attribute("src") or "")
+            and found.execute_script("return arguments[0].naturalWidth", picture) > 100
+            for picture in found.find_elements(By.TAG_NAME, "img")
+        )
+    )
+    keep(browser, "dashboard-trial")
+    browser.get(f"{dashboard}/dashboard/studies/{study[1]}/note")
+    wait.until(lambda found: "At most 20,000 parameters" in found.find_element(By.TAG_NAME, "body").text)
+    keep(browser, "dashboard-note")

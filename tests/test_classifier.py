@@ -1,0 +1,193 @@
+"""Trained networks as files: written, read back, refused, exported, and asked about a picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Runner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from nas_mnist import Architecture
+from nas_mnist.classifier import Classifier
+from nas_mnist.data import DataSet
+from nas_mnist.export import int8_bytes, to_onnx, to_torch
+from nas_mnist.model import build
+from nas_mnist.predict import prepare
+from nas_mnist.scoring import Normalizer
+
+SMALL = Architecture.make(
+    {
+        "blocks": [
+            {"kind": "conv", "channels": 4, "bias": True},
+            {"kind": "residual", "body": [{"kind": "separable", "channels": 6, "norm": "after"}]},
+            {"kind": "pool"},
+        ]
+    }
+)
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return Classifier(build(SMALL, 0).eval(), Normalizer(33.25, 78.5))
+
+
+@pytest.fixture
+def images(five_thousand: DataSet) -> torch.Tensor:
+    return five_thousand.read_test().images
+
+
+def test_a_network_comes_back_from_its_file(classifier: Classifier, images: torch.Tensor, work: Path) -> None:
+    (work / "w.safetensors").write_bytes(classifier.to_bytes())
+    back = Classifier.load(work / "w.safetensors")
+    assert back.model.architecture == SMALL
+    assert back.normalizer == classifier.normalizer
+    probabilities = back(images[:20])
+    assert torch.equal(probabilities, classifier(images[:20]))
+    assert probabilities.sum(1) == pytest.approx(np.ones(20), abs=1e-5)
+
+
+def spoil_metadata(file: Path, **changes: object) -> None:
+    about = {"architecture": SMALL.model_dump(mode="json"), "mean": 1.0, "std": 1.0} | changes
+    text = json.dumps({name: value for name, value in about.items() if value is not None})
+    save_file(load_file(file), file, {"classifier": text})
+
+
+SPOILED = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:500]),
+    "text": lambda file: file.write_text("hello"),
+    "no metadata": lambda file: save_file(load_file(file), file),
+    "no architecture": lambda file: spoil_metadata(file, architecture=None),
+    "other architecture": lambda file: spoil_metadata(file, architecture={"blocks": [{"kind": "pool"}]}),
+    "huge architecture": lambda file: spoil_metadata(
+        file, architecture={"blocks": [{"kind": "conv", "channels": 10_000_000}]}
+    ),
+    "no mean": lambda file: spoil_metadata(file, mean=None),
+    "std of zero": lambda file: spoil_metadata(file, std=0),
+    "a tensor's shape": lambda file: save_file(
+        load_file(file) | {"layers.0.weight": torch.zeros(3)},
+        file,
+        {"classifier": json.dumps({"architecture": json.loads(SMALL.to_json()), "mean": 1, "std": 1})},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_file_that_holds_no_such_network_is_refused_in_one_line(
+    how: str, classifier: Classifier, work: Path, invoke: Runner
+) -> None:
+    file = work / "w.safetensors"
+    file.write_bytes(classifier.to_bytes())
+    SPOILED[how](file)
+    ended = invoke("export", "w.safetensors", "--to", "torch", "--output", "out.pt2")
+    assert ended.code == 2, ended
+    assert ended.err.startswith("error: weights: w.safetensors")
+    assert ended.err.count("\n") == 1
+    assert not (work / "out.pt2").exists()
+
+
+def test_onnx_agrees_with_torch_to_the_last_prediction(
+    classifier: Classifier, images: torch.Tensor, work: Path
+) -> None:
+    import onnxruntime
+
+    (work / "m.onnx").write_bytes(to_onnx(classifier))
+    session = onnxruntime.InferenceSession(work / "m.onnx", providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["scores"], {"pixels": images.float().numpy()})
+    ours = classifier(images)
+    assert scores.shape == (len(images), 10)
+    assert (scores.argmax(1) == ours.argmax(1).numpy()).all()
+    assert torch.from_numpy(scores).softmax(1).numpy() == pytest.approx(ours.numpy(), abs=1e-4)
+
+
+def test_a_torch_program_agrees_too(classifier: Classifier, images: torch.Tensor, work: Path) -> None:
+    (work / "m.pt2").write_bytes(to_torch(classifier))
+    program = torch.export.load(work / "m.pt2").module()
+    assert program(images.float()).softmax(1).detach().numpy() == pytest.approx(
+        classifier(images).numpy(), abs=1e-4
+    )
+
+
+def test_bytes_as_int8(classifier: Classifier) -> None:
+    # conv 1->4 3x3; depthwise 4x3x3, 4->6 1x1, shortcut 4->6 1x1; head 6->10; a norm of 6 after an activation
+    weights = 36 + 36 + 24 + 24 + 60
+    assert int8_bytes(classifier) == weights + 8 * (4 + 4 + 6 + 6 + 10) + 8 * 6
+
+
+def test_export_writes_what_it_says_and_overwrites_nothing(
+    classifier: Classifier, work: Path, invoke: Runner
+) -> None:
+    (work / "w.safetensors").write_bytes(classifier.to_bytes())
+    ended = invoke("export", "w.safetensors", "--to", "safetensors", "--output", "copy.safetensors")
+    assert (ended.code, ended.err) == (0, "")
+    assert (work / "copy.safetensors").read_bytes() == (work / "w.safetensors").read_bytes()
+    assert f"{(work / 'copy.safetensors').stat().st_size:,} bytes" in ended.out
+    assert "(byte - 33.250000) / 78.500000" in ended.out
+    again = invoke("export", "w.safetensors", "--to", "safetensors", "--output", "copy.safetensors")
+    assert again.code == 2
+    assert "copy.safetensors exists" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["reference", "--to", "tflite"], "--to: 'tflite' (use safetensors, onnx, torch)"),
+        (["reference", "--to", "torch"], "the zoo has none for 'reference'"),
+        (["nobody", "--to", "torch"], "architecture: 'nobody' is not known"),
+        (["missing.safetensors", "--to", "torch"], "missing.safetensors does not exist"),
+        (["best", "--to", "torch"], "studies/nas_mnist.db does not exist"),
+        ([".", "--to", "torch"], "holds no weights-seed-N.safetensors"),
+    ],
+)
+def test_export_of_what_is_not_there(work: Path, invoke: Runner, arguments: list[str], says: str) -> None:
+    ended = invoke("export", *arguments)
+    assert ended.code == 2
+    assert says in ended.err
+    assert list(work.iterdir()) == []
+
+
+def test_the_best_of_a_study_is_exported_and_asked(
+    copied: Path, invoke: Runner, images: torch.Tensor
+) -> None:
+    ended = invoke("export", "best", "--to", "safetensors")
+    assert (ended.code, ended.err) == (0, "")
+    (weights,) = (copied / "reports" / "nas_mnist").glob("trial-*/weights-seed-0.safetensors")
+    assert (copied / "nas_mnist-best.safetensors").read_bytes() == weights.read_bytes()
+    Image.fromarray(images[0, 0].numpy()).save(copied / "digit.png")
+    ended = invoke("predict", "digit.png", "--network", "best", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads(ended.out)
+    expected = Classifier.load(weights)(images[:1])[0]
+    assert found["probabilities"] == pytest.approx(expected.tolist())
+    assert found["class"] == int(expected.argmax())
+    shutil.rmtree(copied / "reports")
+    assert invoke("predict", "digit.png", "--network", "best").code == 2
+
+
+def test_pictures_are_brought_into_the_form_of_the_data_set(images: torch.Tensor) -> None:
+    digit = images[0, 0].numpy()
+    assert (prepare(Image.fromarray(digit), 28, 28) == digit).all()
+    assert (prepare(Image.fromarray(255 - digit), 28, 28) == digit).all()
+    large = np.full((300, 200), 255, dtype=np.uint8)
+    large[20:90, 30:60] = 0  # dark ink, far from the middle
+    small = prepare(Image.fromarray(large), 28, 28).astype(float)
+    rows, columns = np.nonzero(small > 127)
+    assert rows.max() - rows.min() + 1 == 20
+    assert abs(rows.mean() - 13.5) <= 0.5
+    assert abs(columns.mean() - 13.5) <= 0.5
+    assert not prepare(Image.new("L", (50, 40), 255), 28, 28).any()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_is_refused_in_one_line(work: Path, invoke: Runner, content: bytes) -> None:
+    (work / "x.png").write_bytes(content)
+    for name in ("x.png", "missing.png", "."):
+        ended = invoke("predict", name)
+        assert ended.code == 2
+        assert ended.err.startswith(f"error: picture: {name} cannot be read")
+        assert ended.err.count("\n") == 1

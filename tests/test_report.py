@@ -1,0 +1,232 @@
+"""Reports: the page, its pictures, the tables, and what the dashboard shows."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from conftest import TRIALS, Ended, Runner
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.artifacts import get_all_artifact_meta
+from optuna_dashboard import get_note
+
+from nas_mnist import Architecture
+from nas_mnist.objective import Verdict
+from nas_mnist.report.picture import parts
+from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows
+
+VOID = {"meta", "br", "img", "link", "hr"}
+SECTIONS = [
+    "The requirements", "Seed by seed", "The network", "The search", "What it gets wrong",
+    "The best candidates", "To repeat it",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Headings, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+def read(path: Path) -> tuple[str, Page]:
+    text = path.read_text()
+    return text, Page(text)
+
+
+def test_the_page_has_every_section_and_asks_no_network(finished: tuple[Path, Ended]) -> None:
+    text, page = read(finished[0] / "reports" / "nas_mnist" / "report.html")
+    assert page.open == []
+    assert page.headings == SECTIONS
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", text)
+    for figure in ("network", "learning-curves", "accuracy-parameters", "spending", "confusion", "mistakes"):
+        assert f'<figure data-figure="{figure}">' in text
+    assert "NOT FULL MNIST" in text
+    assert "python -m nas_mnist.search --dataset mnist-5k" in text
+
+
+def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Path, Ended]) -> None:
+    folder = finished[0] / "reports" / "nas_mnist"
+    study = optuna.load_study(study_name="nas_mnist", storage=f"sqlite:///{finished[0]}/studies/nas_mnist.db")
+    rows = trial_rows(study)
+    table = pd.read_csv(folder / "trials.csv")
+    assert list(table.columns) == [name for name in TrialRow.__slots__ if name != "architecture"]
+    assert list(table["trial"]) == [row.trial for row in rows]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert sum(summary["trials"].values()) == len(rows)
+    assert summary["images"] == table["images"].sum() > 0
+    assert summary["winner"]["validation_accuracy"] == table["validation_accuracy"].max()
+    assert set(summary) == {
+        "study", "trials", "epochs", "images", "seconds", "winner", "test_accuracy", "requirements",
+        "importances", "identity", "recipe", "space", "data", "device", "versions",
+    }  # fmt: skip
+
+
+def test_pictures_come_as_png_and_svg(finished: tuple[Path, Ended]) -> None:
+    files = list((finished[0] / "reports" / "nas_mnist" / "plots").iterdir())
+    assert {path.stem for path in files if path.suffix == ".png"} == {
+        path.stem for path in files if path.suffix == ".svg"
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files if path.suffix == ".png")
+    assert all(b"<svg" in path.read_bytes() for path in files if path.suffix == ".svg")
+
+
+def test_a_report_is_made_anew_in_its_place_and_touches_nothing_else(copied: Path, invoke: Runner) -> None:
+    before = {
+        path: path.read_bytes()
+        for path in copied.rglob("*")
+        if path.is_file() and "studies" not in path.parts
+    }
+    (copied / "reports" / "nas_mnist" / "report.html").unlink()
+    ended = invoke("report")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Best candidates" in ended.out
+    assert "Written: reports/nas_mnist/report.html" in ended.out
+    after = {
+        path: path.read_bytes()
+        for path in copied.rglob("*")
+        if path.is_file() and "studies" not in path.parts
+    }
+    assert set(before) == set(after)
+    assert {path for path, content in before.items() if after[path] != content} <= {
+        copied / "reports" / "nas_mnist" / "report.html"
+    }
+
+
+def test_several_subjects_stand_side_by_side(copied: Path, invoke: Runner) -> None:
+    result = next((copied / "reports" / "nas_mnist").glob("trial-*"))
+    ended = invoke("report", "reference", result.relative_to(copied), "--study", "nas_mnist")
+    assert (ended.code, ended.err) == (0, "")
+    name = f"reference-and-{result.name}-and-nas_mnist"
+    text, page = read(copied / "reports" / name / "report.html")
+    assert page.open == []
+    assert "Side by side" in text
+    table = text[: text.index("</table>")]
+    assert "19,122" in table
+    assert table.count("<tr><td>") == 3
+
+
+def test_a_study_without_a_winner_says_so(work: Path, invoke: Runner) -> None:
+    study = optuna.create_study(study_name="empty", storage=f"sqlite:///{work}/empty.db")
+    facts = {"identity": {"max_params": 100}, "recipe": {"epochs": 2}, "space": {}, "data": "some"}
+    for name, value in (facts | {"device": "cpu", "versions": {}, "command": "search"}).items():
+        study.set_user_attr(name, value)
+    ended = invoke("report", "--study", "empty", "--storage", f"sqlite:///{work}/empty.db")
+    assert (ended.code, ended.err) == (0, "")
+    assert "no winner yet" in (work / "reports" / "empty" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "is not JSON"), ("[]", "lacks"), ('{"name": "x"}', "lacks architecture"), ("\x00", "is not JSON")],
+)
+def test_a_strange_result_is_refused_in_one_line(work: Path, invoke: Runner, content: str, says: str) -> None:
+    (work / "mine").mkdir()
+    (work / "mine" / "result.json").write_text(content)
+    ended = invoke("report", "mine")
+    assert ended.code == 2
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
+    assert {path.name for path in (work / "mine").iterdir()} == {"result.json"}
+
+
+def test_the_drawing_tells_every_block_and_all_parameters(reference: Architecture) -> None:
+    told = parts(reference)
+    assert sum(part.params for part in told) == 19_122
+    assert len(told) == len(reference.blocks) + 2
+    assert told[0].shape == (1, 28, 28)
+    assert told[-1].shape == (10, 1, 1)
+    assert "no fully connected layer" in told[-1].details
+
+
+def row(trial: int, n_params: int, accuracy: float) -> TrialRow:
+    return TrialRow(trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, None, None)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), max_size=30))
+def test_nothing_beats_the_pareto_front(points: list[tuple[int, float]]) -> None:
+    rows = [row(trial, *point) for trial, point in enumerate(points)]
+    front = pareto_front(rows)
+    assert bool(front) == bool(rows)
+    for one in front:
+        assert not any(
+            other.n_params <= one.n_params
+            and other.validation_accuracy >= one.validation_accuracy
+            and (other.n_params, other.validation_accuracy) != (one.n_params, one.validation_accuracy)
+            for other in rows
+        )
+    for one in rows:
+        assert any(
+            best.n_params <= one.n_params and best.validation_accuracy >= one.validation_accuracy
+            for best in front
+        )
+
+
+def test_importances_find_the_choice_that_matters() -> None:
+    study = optuna.create_study()
+    for number in range(40):
+        trial = study.ask()
+        matters = trial.suggest_int("matters", 0, 9)
+        trial.suggest_int("does_not", 0, 9)
+        if number % 2:
+            trial.set_user_attr("first_loss", (matters - 3) ** 2)
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    shares = importances(study)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=shares.__getitem__) == "matters"
+
+
+def test_the_dashboard_finds_notes_and_pictures(finished: tuple[Path, Ended]) -> None:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{finished[0]}/studies/nas_mnist.db")
+    study = optuna.load_study(study_name="nas_mnist", storage=storage)
+    note = get_note(study)
+    assert "At most 20,000 parameters" in note
+    assert "python -m nas_mnist.search --dataset mnist-5k" in note
+    counted = 0
+    for trial in study.trials:
+        note = get_note(optuna.trial.Trial(study, trial._trial_id))
+        assert f"**{trial.user_attrs['verdict']}**" in note
+        assert f"{trial.user_attrs['n_params']:,} parameters" in note
+        pictures = get_all_artifact_meta(trial, storage=storage)
+        assert len(pictures) == bool(trial.intermediate_values)
+        for picture in pictures:
+            assert picture.mimetype == "image/png"
+            file = finished[0] / "studies" / "artifacts" / picture.artifact_id
+            assert file.read_bytes().startswith(b"\x89PNG")
+        counted += Verdict(trial.user_attrs["verdict"]).counts
+    assert counted == TRIALS

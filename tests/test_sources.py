@@ -1,0 +1,150 @@
+"""Data sets from files: everybody's own grey images, and torchvision's."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_RECIPE, Runner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas_mnist.data import load
+from nas_mnist.errors import InputError
+from nas_mnist.sources import read_idx, read_npz
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 9, 12), dtype=np.uint8)
+LABELS = np.arange(40, dtype=np.uint8) % 3
+
+
+def idx(array: np.ndarray) -> bytes:
+    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_idx(
+    folder: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, pack: bool = False
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    for part in ("train", "t10k"):
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            content = idx(array)
+            path = folder / (f"{name}.gz" if pack else name)
+            path.write_bytes(gzip.compress(content) if pack else content)
+    return folder
+
+
+def write_npz(path: Path, **changes: np.ndarray) -> Path:
+    arrays = {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES[:10], "y_test": LABELS[:10]} | changes
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_idx_folder(work: Path, pack: bool) -> None:
+    data = load(f"idx:{write_idx(work / 'own', pack=pack)}")
+    assert (data.train.images.squeeze(1).numpy() == IMAGES).all()
+    assert (data.train.labels.numpy() == LABELS).all()
+    assert (data.shape, data.classes, len(data.read_test())) == ((1, 9, 12), 3, 40)
+    learn, choose = data.split()
+    assert (len(learn), len(choose)) == (34, 6)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: x[..., None]])
+def test_npz_file(work: Path, wrap: Callable[[np.ndarray], np.ndarray]) -> None:
+    data = load(f"npz:{write_npz(work / 'own.npz', x_train=wrap(IMAGES), y_train=LABELS.astype(np.int32))}")
+    assert (data.train.images.squeeze(1).numpy() == IMAGES).all()
+    assert (data.train.labels.numpy() == LABELS).all()
+    assert len(data.read_test()) == 10
+
+
+TOO_LARGE = np.zeros((2, 65, 9), dtype=np.uint8)
+BAD_NPZ = {
+    "x_train is missing": ({"x_train": None}, "lacks x_train"),
+    "floats": ({"x_train": IMAGES / 255}, "images are float64"),
+    "colours": ({"x_train": np.zeros((40, 9, 12, 3), dtype=np.uint8)}, "images are uint8 [40, 9, 12, 3]"),
+    "too large": ({"x_train": TOO_LARGE, "y_train": LABELS[:2]}, "65 x 9 pixels"),
+    "labels too few": ({"y_train": LABELS[:3]}, "labels are uint8 [3]"),
+    "labels are words": ({"y_train": np.array(["a"] * 40)}, "labels are <U1 [40]"),
+    "labels are objects": ({"y_train": np.array([{}] * 40)}, "no NPZ file of plain arrays"),
+    "negative labels": ({"y_train": LABELS.astype(int) - 1}, "labels -1 to 1"),
+    "labels too great": ({"y_train": LABELS.astype(int) + 999}, "labels 999 to 1001"),
+    "no images": ({"x_train": IMAGES[:0], "y_train": LABELS[:0]}, "0 images"),
+    "one class": ({"y_train": LABELS * 0}, "one class only"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_NPZ)
+def test_npz_that_cannot_be_used_is_refused_in_one_line(work: Path, invoke: Runner, what: str) -> None:
+    changes, says = BAD_NPZ[what]
+    path = write_npz(
+        work / "own.npz", **{name: array for name, array in changes.items() if array is not None}
+    )
+    if any(array is None for array in changes.values()):
+        np.savez(path, x_test=IMAGES, y_test=LABELS)
+    ended = invoke("search", "--dataset", "npz:own.npz")
+    assert ended.code == 2
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
+    assert {file.name for file in work.iterdir()} == {"own.npz"}
+
+
+def test_test_images_of_another_kind_are_refused(work: Path) -> None:
+    data = load(f"npz:{write_npz(work / 'own.npz', y_test=LABELS[:10] + 5)}")
+    with pytest.raises(InputError, match="other sizes or labels"):
+        data.read_test()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("idx:nowhere", "nowhere/train-images-idx3-ubyte is missing"),
+        ("npz:nowhere.npz", "nowhere.npz does not exist"),
+        ("idx:", "dataset: 'idx:' is not known"),
+        ("cifar10", "use mnist, mnist-5k, fashion-mnist"),
+        ("fashion-mnist", "fashion-mnist cannot be read"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(work: Path, invoke: Runner, name: str, says: str) -> None:
+    ended = invoke("search", "--dataset", name)
+    assert ended.code == 2
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [0, 3, 7, 15, 100, -1])
+def test_a_truncated_idx_file_is_refused(work: Path, cut: int) -> None:
+    file = write_idx(work / "own") / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"no IDX file|truncated"):
+        load(f"idx:{work / 'own'}")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=60), st.booleans())
+def test_no_bytes_break_the_readers(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, npz: bool
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    folder.mkdir(exist_ok=True)
+    (folder / "x.npz").write_bytes(b"PK\x03\x04" + content if npz else content)
+    (folder / "train-images-idx3-ubyte").write_bytes(content if npz else b"\0\0\x08\x03" + content)
+    (folder / "train-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(InputError):
+        read_npz(folder / "x.npz", True)
+    with pytest.raises(InputError):
+        read_idx(folder, True)
+
+
+def test_a_search_on_everybodys_own_images(work: Path, invoke: Runner) -> None:
+    write_npz(work / "own.npz", y_test=LABELS[:10])
+    (work / "recipe.toml").write_text(TINY_RECIPE.replace("64", "8"))
+    asked = ["--dataset", "npz:own.npz", "--device", "cpu", "--recipe", "recipe.toml", "--epochs", 1]
+    ended = invoke("search", *asked, "--trials", 1, "--workers", 1)
+    assert (ended.code, ended.err) == (0, "")
+    assert "npz:own.npz: 40 images to train" in ended.out
+    assert (work / "reports" / "nas_mnist" / "report.html").is_file()
