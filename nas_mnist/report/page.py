@@ -133,7 +133,7 @@ def page(chapters: Sequence[Chapter]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["percent"] = lambda share, digits=2: f"{share:.{digits}%}".replace("%", " %")
+    environment.filters["percent"] = lambda share, digits=2: f"{share:.{digits}%}"
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2)
     template = environment.get_template("page.html.j2")
     svgs = [
@@ -152,12 +152,12 @@ def _headline(subject: Subject) -> tuple[str, str]:
         seeds = "one seed" if runs == 1 else f"the mean of {runs} seeds"
         sentence = f"of the {result['runs'][0]['test_images']:,} test images after the last epoch, {seeds}"
         if test["interval"]:
-            low, high = (f"{100 * end:.2f}" for end in test["interval"])
-            sentence += f"; 95 % interval of the mean {low} to {high} %"
-        return f"{100 * test['mean']:.2f} %", sentence
+            low, high = (f"{end:.2%}" for end in test["interval"])
+            sentence += f"; 95% interval of the mean {low} to {high}"
+        return f"{test['mean']:.2%}", sentence
     if winner:
         sentence = "of the validation images after the last epoch; the test images are unread"
-        return f"{100 * (winner.validation_accuracy or 0):.2f} %", sentence
+        return f"{winner.validation_accuracy or 0:.2%}", sentence
     if subject.study:
         return "no winner yet", "no candidate was trained to the last epoch"
     return (

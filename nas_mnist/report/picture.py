@@ -16,7 +16,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from ..architecture import Architecture, Conv, Pool, Residual, Separable
 from ..cost import cost_of
 from ..layers import Shape
-from .plots import BLUE, GREEN, GREY, INK, ORANGE, RED, WIDTH, styled
+from .plots import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, WIDTH, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def parts(architecture: Architecture) -> list[Part]:
             title, details = _title(block), _details(block)
         found.append(Part(block.kind, title, details, shape, params))
     head = architecture.head
-    convolution = f"convolution {head.kernel}×{head.kernel} to {architecture.classes} classes"
+    convolution = f"{head.kernel}×{head.kernel} to {architecture.classes} classes"
     ordered = [convolution, "global average"]
     ordered = ordered if head.order == "conv_then_pool" else ordered[::-1]
     shape, params = _of(architecture, "head")
@@ -103,7 +103,7 @@ def _draw_part(axes: Axes, position: int, line: Part, widest: int, total: int) -
         )
     axes.text(_TEXT, position - 0.17, line.title, va="center", fontsize=8.5)
     below = f"{channels} × {height} × {width}" + (f"; {line.details}" if line.details else "")
-    axes.text(_TEXT, position + 0.22, below, va="center", fontsize=7, color="#5b6874")
+    axes.text(_TEXT, position + 0.22, below, va="center", fontsize=7, color=SOFT)
     if line.params:
         share = 1.5 * line.params / total
         bar = Rectangle((_RIGHT, position + 0.1), share, 0.2, facecolor=_COLOURS[line.kind], edgecolor="none")

@@ -8,6 +8,7 @@ by a line's weight, a marker or a word.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 WIDTH = 4.6  # inches
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
-INK, FAINT, GREY = "#1a2530", "#d5dbe1", "#98a4b0"  # text and axes, grid lines, what matters less
+INK, SOFT, FAINT = "#1a2530", "#5b6874", "#d5dbe1"  # text and axes, details, grid lines; a page sets its own
+GREY = "#98a4b0"  # what matters less
+DARK = "#18222c"  # text on a colour, on every page
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -166,15 +169,18 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
     """How often a class (rows) was taken for another (columns)."""
     figure, axes = _axes(4.2)
     size = len(matrix)
-    wrong = [[0 if row == column else matrix[row][column] for column in range(size)] for row in range(size)]
-    most = max(1, *(max(line) for line in wrong))
-    axes.imshow(wrong, cmap="Oranges", vmin=0, vmax=1.4 * most)
+    wrong = [
+        [math.nan if row == column or not count else count for column, count in enumerate(line)]
+        for row, line in enumerate(matrix)
+    ]  # what is no number stays transparent
+    most = max([1, *(count for line in wrong for count in line if count > 0)])
+    axes.imshow(wrong, cmap="Oranges", vmin=-0.3 * most, vmax=1.4 * most)
     axes.spines[:].set_visible(False)
     for row in range(size if size <= 12 else 0):
         for column in range(size):
             if count := matrix[row][column]:
                 diagonal = row == column
-                colour = "#5b6874" if diagonal else "#1a2530"
+                colour = SOFT if diagonal else DARK
                 axes.text(
                     *(column, row, str(count)),
                     ha="center", va="center", color=colour, fontsize=7 if diagonal else 9,
@@ -223,7 +229,9 @@ def inline_svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'#([\w-]+)["\')]', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    return text.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
+    for colour, variable in ((INK, "currentColor"), (SOFT, "var(--soft)"), (FAINT, "var(--faint)")):
+        text = text.replace(colour, variable)
+    return text
 
 
 def _svg(figure: Figure, name: str, **options: Any) -> str:
@@ -256,9 +264,11 @@ def _error(accuracy: float) -> float:
 
 
 def _error_axis(axes: Axes, label: str) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(_minor))
+    low, high = axes.dataLim.intervaly
+    if high > 3 * low:  # otherwise a logarithmic axis would have hardly a number on it
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(_minor))
     axes.set_ylabel(label)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
 
