@@ -43,6 +43,9 @@ def reproduce(
     workers: Annotated[
         str, typer.Option(metavar="N|auto", help="Processes, each training one seed at a time.")
     ] = "auto",
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Torch's own modules in float32: to check the fast passes.")
+    ] = False,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Also write the result here; must be new.")
     ] = None,
@@ -89,6 +92,7 @@ def reproduce(
         data_dir=as_path(data_dir),
         device=where.type,
         last_only=False,
+        plain=plain,
     )
     runs = retrain_seeds(task, data, processes or auto_workers(where.type), EpochLog(console, chosen.epochs))
     if entry.name == "reference":
@@ -100,7 +104,7 @@ def reproduce(
     console.print(summary_line(summary), highlight=False)
     if data.note:
         console.print(f"[bold yellow]{data.note}[/bold yellow]", highlight=False)
-    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where))
+    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where), plain=plain)
     if copy_to is not None:
         write_bytes(copy_to, (folder / "result.json").read_bytes())
     result = read_result(folder / "result.json")

@@ -82,13 +82,15 @@ def retrain(
     seed: int,
     device: torch.device,
     last_only: bool,
+    plain: bool = False,
     on_epoch: Callable[[EpochResult], None] = lambda _: None,
 ) -> Run:
     """Train on all training images; score the test images after every epoch, or only after the last."""
     learn, test = data.train.to(device), data.read_test().to(device)
     model = build(architecture, seed).to(device)
     epochs = []
-    for result in train(model, learn, recipe, seed=seed, score_on=test, last_only=last_only):
+    training = train(model, learn, recipe, seed=seed, score_on=test, last_only=last_only, plain=plain)
+    for result in training:
         epochs.append(result)
         on_epoch(result)
     normalizer = Normalizer.of(learn.images)

@@ -28,11 +28,20 @@ EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
 class Step:
     """A network in training; calling it trains on one batch."""
 
-    def __init__(self, model: Network, data: Images, recipe: Recipe, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: Network,
+        data: Images,
+        recipe: Recipe,
+        generator: torch.Generator,
+        plain: bool = False,
+    ) -> None:
+        """``plain``: torch's own modules in float32, to hold the fast passes against."""
         device = data.images.device
         self.model, self.data, self.recipe, self.generator = model, data, recipe, generator
         self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
-        self.forward, self.kind = forward_on(model, device), number_type(device)
+        self.forward = model if plain else forward_on(model, device)
+        self.kind = torch.float32 if plain else number_type(device)
         self.normalize = Normalizer.of(data.images)
         self.done = torch.zeros((), dtype=torch.long, device=device)  # steps
         self.order = torch.zeros(self.steps * recipe.batch_size, dtype=torch.long, device=device)

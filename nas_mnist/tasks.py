@@ -85,6 +85,7 @@ class RetrainTask:
     data_dir: Path | None
     device: str
     last_only: bool  # score the test images after the last epoch only
+    plain: bool = False  # train with torch's own modules in float32
 
     def __call__(self, desk: Desk) -> None:
         """Train until there is no further job."""
@@ -111,6 +112,7 @@ class RetrainTask:
             seed=seed,
             device=torch.device(self.device),
             last_only=self.last_only,
+            plain=self.plain,
             on_epoch=on_epoch,
         )
 

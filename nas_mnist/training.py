@@ -52,10 +52,12 @@ def train(
     score_on: Images | None = None,
     last_only: bool = False,
     halfway: bool = False,
+    plain: bool = False,
 ) -> Iterator[EpochResult]:
     """Train ``model`` on ``data``, both on one device; yields one result an epoch.
 
     With ``halfway`` there is one more before those, half-way through the first epoch, without a score.
+    ``plain`` trains with torch's own modules in float32: slower, to hold the fast passes against.
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
     Every epoch is scored on ``score_on``, or the last one only: the last in float32, those before it in
@@ -68,7 +70,7 @@ def train(
     keep_memory()
     torch.manual_seed(seed)  # dropout draws from the global generator
     model.to(memory_format=torch.channels_last)
-    step = Step(model, data, recipe, torch.Generator(device).manual_seed(seed))
+    step = Step(model, data, recipe, torch.Generator(device).manual_seed(seed), plain)
     for epoch in range(1, recipe.epochs + 1):
         step.begin_epoch()
         half = step.steps // 2 if halfway and epoch == 1 else 0

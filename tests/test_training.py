@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -145,6 +146,26 @@ def test_losses_agree_with_those_of_a_plain_float32_loop_for_a_hundred_steps(
     assert expected[-1] < 0.7 * expected[0]  # there is something to agree about
     for epoch, (mine, other) in enumerate(zip(ours, expected, strict=True), 1):
         assert mine == pytest.approx(other, rel=TOLERANCES[kind] * epoch), epoch
+
+
+def test_plain_training_is_a_plain_float32_loop(five_thousand: DataSet) -> None:
+    data = five_thousand.train.take(torch.arange(0, 3000, 6))
+    recipe = Recipe(epochs=3, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
+    with mock.patch("nas_mnist.scoring.FusedNetwork", side_effect=AssertionError("not plain")):
+        ours = [r.train_loss for r in train(build(MIXED, 0), data, recipe, seed=0, plain=True)]
+    assert ours == pytest.approx(plain_losses(MIXED, data, recipe, 0), rel=2e-3)
+
+
+def test_half_an_epoch_is_told_before_the_first_and_changes_nothing_else(tiny_data: DataSet) -> None:
+    whole, told = (
+        list(train(build(SMALL, 0), tiny_data.train, RICH, seed=0, halfway=halfway))
+        for halfway in (False, True)
+    )
+    first, rest = told[0], told[1:]
+    assert (first.epoch, first.score) == (0, None)
+    assert first.images + rest[0].images == whole[0].images
+    assert first.train_loss != rest[0].train_loss
+    assert [r.train_loss for r in rest] == [r.train_loss for r in whole]
 
 
 def test_every_epoch_is_told_in_order(tiny_data: DataSet) -> None:

@@ -219,5 +219,7 @@ def _facts(subject: Subject) -> dict[str, str]:
     if study and "seed" in study.facts:
         facts["seed of the search"] = str(study.facts["seed"])
     facts["device"] = str(source["device"])
+    if result and result.get("plain"):
+        facts["computed by"] = "torch's own modules in float32"
     facts["versions"] = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
     return facts
