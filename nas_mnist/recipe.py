@@ -40,6 +40,7 @@ class Recipe(BaseModel):
 
     epochs: int = Field(MAX_EPOCHS, ge=1, le=MAX_EPOCHS, strict=True)
     batch_size: int = Field(128, ge=1, le=8192, strict=True)  # images a step; an epoch's remainder is dropped
+    min_steps: int = Field(1, ge=1, le=1000, strict=True)  # an epoch; see `fitted`
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0, le=100)  # at its peak
     momentum: float = Field(0.9, ge=0, lt=1)  # SGD's momentum, AdamW's beta1
@@ -61,6 +62,20 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly when the recipes are."""
         return digest(self)
+
+    def fitted(self, images: int) -> Recipe:
+        """The recipe for a data set of some size.
+
+        Where an epoch would have fewer than `min_steps` steps, batches are smaller, and so is the learning
+        rate, in proportion (the linear scaling rule, Goyal et al. 2017, arxiv.org/abs/1706.02677).
+        """
+        if self.min_steps == 1 or self.batch_size * self.min_steps <= images:
+            return self
+        batch_size = max(1, images // self.min_steps)
+        rate = self.learning_rate * batch_size / self.batch_size
+        return Recipe.model_validate(
+            {**self.model_dump(), "batch_size": batch_size, "learning_rate": rate, "min_steps": 1}
+        )
 
     def with_epochs(self, epochs: int) -> Recipe:
         """The same recipe, its schedule stretched over another number of epochs."""

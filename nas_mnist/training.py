@@ -65,6 +65,7 @@ def train(
     running average where the recipe keeps one. Raises `TrainingError` when the loss is not finite, and
     `InputError` for fewer images than one batch.
     """
+    recipe = recipe.fitted(len(data))
     check_enough(data, recipe)
     device = data.images.device
     keep_memory()
@@ -99,5 +100,5 @@ def _run(step: Step, steps: int, so_far: int, epoch: int) -> EpochResult:
 
 def check_enough(data: Images, recipe: Recipe) -> None:
     """Raise `InputError` where the images do not fill one batch."""
-    if len(data) < recipe.batch_size:
+    if len(data) < recipe.fitted(len(data)).batch_size:
         raise InputError(f"recipe: batch_size {recipe.batch_size} is more than the {len(data):,} images")

@@ -236,6 +236,22 @@ def test_a_loss_that_is_not_finite_is_a_training_error(tiny_data: DataSet) -> No
         list(train(build(deep, 0), learn, recipe, seed=0, score_on=choose))
 
 
+def test_batches_and_learning_rate_shrink_together_where_the_images_are_few() -> None:
+    recipe = Recipe(batch_size=256, learning_rate=0.2, min_steps=40)
+    assert recipe.fitted(50_000) is recipe
+    assert recipe.fitted(10_240) is recipe
+    small = recipe.fitted(4_000)
+    assert (small.batch_size, small.learning_rate) == (100, pytest.approx(0.2 * 100 / 256))
+    assert small.fitted(4_000) is small
+    assert recipe.fitted(3).batch_size == 1
+    assert Recipe(batch_size=256).fitted(100).batch_size == 256
+
+
+def test_the_default_recipe_takes_small_steps_on_small_data(tiny_data: DataSet) -> None:
+    (result, *_) = train(build(SMALL, 0), tiny_data.train, load_recipe("default").with_epochs(2), seed=0)
+    assert result.images == 360  # 40 steps of 9 images
+
+
 def test_fewer_images_than_a_batch_are_refused(tiny_data: DataSet) -> None:
     learn, _ = tiny_data.split()
     with pytest.raises(ValueError, match="batch_size 301 is more than the 300 images"):
