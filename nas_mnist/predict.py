@@ -24,7 +24,7 @@ def predict(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="PNG, JPEG...: one digit.")],
     network: Annotated[
         str, typer.Option(metavar="WHAT", help="Of the zoo, 'best', a .safetensors file or a folder.")
-    ] = "mnist-15k",
+    ] = "mnist-19k",
     study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
     storage: Annotated[
         str, typer.Option(help="Database URL of that study.")

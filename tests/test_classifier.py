@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Runner
+from conftest import FULL_MNIST, Runner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from nas_mnist import Architecture
+from nas_mnist import Architecture, zoo
 from nas_mnist.classifier import Classifier
-from nas_mnist.data import DataSet
+from nas_mnist.data import DataSet, load
 from nas_mnist.export import int8_bytes, to_onnx, to_torch
 from nas_mnist.model import build
 from nas_mnist.predict import prepare
 from nas_mnist.scoring import Normalizer
+from nas_mnist.trained import find_classifier
 
 SMALL = Architecture.make(
     {
@@ -191,3 +193,36 @@ def test_what_is_no_picture_is_refused_in_one_line(work: Path, invoke: Runner, c
         assert ended.code == 2
         assert ended.err.startswith(f"error: picture: {name} cannot be read")
         assert ended.err.count("\n") == 1
+
+
+ZOO = [name for name in zoo.names() if (resources.files("nas_mnist.zoo") / f"{name}.safetensors").is_file()]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_weights_of_the_zoo_belong_to_their_architecture(
+    name: str, images: torch.Tensor, five_thousand: DataSet
+) -> None:
+    found, classifier = find_classifier(name, "none", "none")
+    assert found == name
+    assert classifier.model.architecture == zoo.load(name).architecture
+    right = classifier(images).argmax(1) == five_thousand.read_test().labels
+    assert right.float().mean() > 0.99  # seen in its training: says only that weights and preprocessing fit
+
+
+@pytest.mark.skipif(
+    not FULL_MNIST, reason="full MNIST is not here (set NAS_MNIST_DATA to a folder with MNIST/raw)"
+)
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_and_its_export_reach_the_reported_accuracy_on_all_test_images(name: str, work: Path) -> None:
+    import onnxruntime
+
+    test = load("mnist", Path(str(FULL_MNIST))).read_test()
+    _, classifier = find_classifier(name, "none", "none")
+    ours = torch.cat([classifier(part) for part in test.images.split(2_000)]).argmax(1)
+    report = Path(__file__).parents[1] / "reports" / name / "result.json"
+    (run,) = [run for run in json.loads(report.read_text())["runs"] if run["seed"] == 0]
+    assert int((ours == test.labels).sum()) == run["test_correct"]
+    (work / "m.onnx").write_bytes(to_onnx(classifier))
+    session = onnxruntime.InferenceSession(work / "m.onnx", providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["scores"], {"pixels": test.images.float().numpy()})
+    assert (scores.argmax(1) == ours.numpy()).all()
