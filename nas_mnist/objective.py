@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from .architecture import Architecture
 from .cost import Budget, Cost, cost_of
 from .errors import InputError
+from .owner import myself
 from .recipe import Recipe
 from .space import SearchSpace
 from .stopping import FIRST_LOSS
@@ -21,6 +22,9 @@ from .stopping import FIRST_LOSS
 if TYPE_CHECKING:
     from .data import Images
     from .training import EpochResult
+
+
+OWNER = "owner"  # user attribute: the process that runs the trial
 
 
 class Verdict(StrEnum):
@@ -69,6 +73,7 @@ class Objective:
     def __call__(self, trial: Trial) -> float:
         """Run one trial."""
         self.running = trial.number
+        trial.set_user_attr(OWNER, myself())
         architecture = self._draw(trial)
         cost = cost_of(architecture)
         _describe(trial, architecture, cost)

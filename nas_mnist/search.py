@@ -17,7 +17,7 @@ from .errors import InputError, NoResultError
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, load_recipe
 from .space import Draws, SearchSpace, Survey
-from .workers import Handlers, auto_workers, parse_workers, run_workers
+from .workers import Handlers, WorkersLostError, auto_workers, parse_workers, run_workers
 from .zoo import load as load_from_zoo
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def search(
     task = SearchTask(
         storage=storage,
         study=study,
+        total=trials,
         space=drawn_from,
         budget=Budget(max_params),
         recipe=trained_by,
@@ -189,6 +190,9 @@ class _Plan:
             try:
                 with display:
                     run_workers(self.task, self.workers, missing, handlers)
+            except WorkersLostError:
+                if counted(study) < self.trials:
+                    raise
             except NoResultError as error:
                 self.console.print(f"Ended early: {error}", highlight=False)
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -10,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from .cost import Budget, cost_of
 from .errors import InputError, NoResultError
 from .files import check_writable
-from .objective import Objective, Verdict, verdict_of
+from .objective import OWNER, Objective, Verdict, verdict_of
+from .owner import is_gone
 from .space import Draws, RandomDraws, SearchSpace, Survey
 from .stopping import Halving
 
@@ -34,6 +37,7 @@ SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
 RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the budget is looked for
 MISSED_IN_A_ROW = 30  # rejected or duplicate draws; then such a candidate is put first in the queue
 FAILED_IN_A_ROW = 5  # candidates, for the same reason; then the search gives up
+POLL = 1.0  # seconds between two looks at what other processes train
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
 
 
@@ -182,39 +186,75 @@ def check_space(space: SearchSpace, budget: Budget, seed: int) -> Survey:
 def search(
     study: optuna.Study,
     objective: Objective,
-    claim: Callable[[], bool],
+    total: int,
     *,
     seed: str,
     deadline: float | None = None,
     after_trial: Callable[[FrozenTrial], None] = lambda _: None,
 ) -> None:
-    """Run trials while ``claim()`` grants one more candidate to train.
+    """Train candidates until the study has ``total`` that count (`Verdict.counts`), whoever trained them.
 
-    A granted candidate is drawn for until one counts (`Verdict.counts`): rejected and duplicate draws
-    never use up a claim. ``deadline``, in seconds of `time.monotonic`, ends the search after the trial in
-    which it passes. ``seed`` decides the draws together with the number of trials so far, for the same
-    seed on a continued study would repeat its first draws. Raises `NoResultError` where the space has no
-    further candidate within the budget, and where `FAILED_IN_A_ROW` candidates fail for the same reason.
+    Where other processes already train the missing ones, wait: one of them might die. For every candidate
+    draws are made until one counts: rejected and duplicate draws use up nothing. ``deadline``, in seconds
+    of `time.monotonic`, ends the search after the trial in which it passes. ``seed`` decides the draws
+    together with the number of trials so far, for the same seed on a continued study would repeat its
+    first draws. Raises `NoResultError` where the space has no further candidate within the budget, and
+    where `FAILED_IN_A_ROW` candidates fail for the same reason.
     """
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
     study.pruner = Halving()
-    ended: list[FrozenTrial] = []
     failures: list[str] = []  # the newest candidates' reasons, while they are the same
-    while (deadline is None or time.monotonic() < deadline) and claim():
-        missed = 0
-        while True:
-            _optimize_one(study, objective, ended)
-            trial = ended.pop()
-            verdict = verdict_of(trial)
-            after_trial(trial)
-            if verdict is None or verdict.counts:
-                _check_failures(failures, verdict, trial)
-                break
-            missed += 1
-            if missed % MISSED_IN_A_ROW == 0:
-                _enqueue_new(study, objective, rng)
+    while deadline is None or time.monotonic() < deadline:
+        recover(study)
+        missing, running = total - counted(study), _running(study)
+        if missing <= 0 and all(OWNER in trial.user_attrs for trial in running):
+            return
+        if missing <= len(running):
+            time.sleep(POLL)
+            continue
+        trial = _until_one_counts(study, objective, rng, after_trial)
+        _check_failures(failures, verdict_of(trial), trial)
+
+
+def _until_one_counts(
+    study: optuna.Study, objective: Objective, rng: random.Random, after_trial: Callable[[FrozenTrial], None]
+) -> FrozenTrial:
+    """Trials until one is trained, stopped or failed; the last of them."""
+    missed = 0
+    while True:
+        trial = _optimize_one(study, objective)
+        verdict = verdict_of(trial)
+        after_trial(trial)
+        if verdict is None or verdict.counts:
+            return trial
+        missed += 1
+        if missed % MISSED_IN_A_ROW == 0:
+            _enqueue_new(study, objective, rng)
+
+
+def recover(study: optuna.Study) -> None:
+    """End the trials whose process is gone, and put their candidates back into the queue, each one once.
+
+    A process of this machine is gone when the system says so. Of others Optuna's heartbeat decides, where
+    the storage has one. A trial that nobody has owned for `GRACE` seconds died before it had drawn.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+    for trial in _running(study):
+        owner = trial.user_attrs.get(OWNER)
+        started = trial.datetime_start or datetime.now()
+        waited = (datetime.now() - started).total_seconds()
+        if is_gone(owner) if owner else waited > GRACE:
+            with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
+                study.tell(trial.number, state=TrialState.FAIL)
+                requeue_once(study, trial)
+
+
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def _check_failures(failures: list[str], verdict: Verdict | None, trial: FrozenTrial) -> None:
@@ -230,25 +270,29 @@ def _check_failures(failures: list[str], verdict: Verdict | None, trial: FrozenT
         raise NoResultError(f"{FAILED_IN_A_ROW} candidates in a row failed: {reason} ({advice})")
 
 
-def _optimize_one(study: optuna.Study, objective: Objective, ended: list[FrozenTrial]) -> None:
+def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:
     """One trial; interrupted, its draws are put back into the queue."""
+    ended: list[FrozenTrial] = []
     try:
         study.optimize(objective, n_trials=1, callbacks=[lambda _, trial: ended.append(trial)])
     except KeyboardInterrupt:
         mine = [trial for trial in study.get_trials(deepcopy=False) if trial.number == objective.running]
-        if mine and mine[0].state == TrialState.FAIL and mine[0].params:
+        if mine and mine[0].state == TrialState.FAIL:
             requeue(study, mine[0])
         raise
+    return ended[0]
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Put the draws of a trial that did not come to an end at the front of the queue."""
-    study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+    """Put the draws of a trial that did not come to an end into the queue, if it had or was given any."""
+    draws = trial.system_attrs.get("fixed_params", {}) | trial.params
+    if draws:
+        study.enqueue_trial(draws, user_attrs={"retry_of": trial.number})
 
 
 def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
     """`requeue` for a trial whose process died, unless that happened to the same candidate before."""
-    if "retry_of" not in trial.user_attrs and trial.params:
+    if "retry_of" not in trial.user_attrs:
         requeue(study, trial)
 
 

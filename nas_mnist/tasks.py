@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchTask:
-    """Train candidates of a study; a job is one more candidate.
+    """Train candidates of a study up to a total.
 
     Sends ``candidate`` (trial number, `Cost`), ``epoch`` (trial number, `EpochResult`) and ``ended``
     (`TrialRow`).
@@ -34,6 +34,7 @@ class SearchTask:
 
     storage: str
     study: str
+    total: int  # candidates that count
     space: SearchSpace
     budget: Budget
     recipe: Recipe
@@ -64,7 +65,7 @@ class SearchTask:
         search(
             load_study(self.storage, self.study),
             Objective(self.space, self.budget, self.recipe, learn, choose, self.seed, watcher),
-            lambda: desk.claim() is not None,
+            self.total,
             seed=f"{self.seed}-{desk.number}",
             deadline=None if self.timeout is None else time.monotonic() + self.timeout,
             after_trial=lambda trial: desk.send("ended", trial_row(trial)),

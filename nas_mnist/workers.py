@@ -28,6 +28,10 @@ MAX_AUTO = 8  # the sampler learns less from candidates that are drawn at the sa
 STOP_WITHIN = 5.0  # seconds; an interrupted worker puts its candidate back in that time
 
 
+class WorkersLostError(NoResultError):
+    """Workers ended without a word: somebody or the system killed them."""
+
+
 @dataclass(frozen=True)
 class Desk:
     """What one worker is given."""
@@ -65,8 +69,9 @@ def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
     """Let ``count`` processes do ``work`` until ``jobs`` jobs are claimed and done.
 
     Raises what a worker raised where that is an `InputError` or a `NoResultError` (the others finish
-    first), and `RuntimeError` with a worker's traceback where one broke. Interrupted, every worker
-    gets a `KeyboardInterrupt` and a few seconds before the interruption goes on.
+    first), `WorkersLostError` where workers were killed and no other is left, and `RuntimeError` with a
+    worker's traceback where one broke. Interrupted, every worker gets a `KeyboardInterrupt` and a few
+    seconds before the interruption goes on.
     """
     context = multiprocessing.get_context("spawn")
     taken = context.Value("i", 0)
@@ -98,8 +103,10 @@ def _listen(workers: list[SpawnProcess], events: Queue[tuple[str, Any]], handler
             kind, content = events.get(timeout=1.0)
         except queue.Empty:
             if not any(worker.is_alive() for worker in workers) and events.empty():
-                raise RuntimeError(
-                    "a worker ended without a word (was it killed, or out of memory?)"
+                lost = len(workers) - done
+                raise WorkersLostError(
+                    f"{lost} of {len(workers)} workers ended without a word (killed, or out of memory?); "
+                    "the same command goes on"
                 ) from None
             continue
         if kind == "event":

@@ -1,0 +1,49 @@
+"""Which process runs a trial, and whether it is certain that it no longer does."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def myself() -> dict[str, Any]:
+    """This process: ``place`` (a machine since its start), ``pid``, and ``started`` where that is known."""
+    return {"place": _place(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def is_gone(owner: Mapping[str, Any]) -> bool:
+    """Whether a process that `myself` described has ended for certain; False for one of another machine."""
+    if owner.get("place") != _place():
+        return False
+    pid = int(owner["pid"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # there is one, of another user
+    return bool(owner["started"] != _started(pid))
+
+
+@functools.cache
+def _place() -> str:
+    """Host name, boot and process namespace: containers on one machine do not see each other's processes."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    parts = [socket.gethostname()]
+    parts += [boot.read_text().strip()] if boot.is_file() else []
+    parts += [str(namespace.readlink())] if namespace.is_symlink() else []
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in clock ticks since boot (Linux: ``man 5 proc``); None: unknown, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
