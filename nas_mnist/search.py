@@ -103,10 +103,10 @@ def search(
         seed=seed,
         timeout=None if timeout is None else timeout * 60,
     )
-    look = dashboard_command(storage)
     count = processes or auto_workers(where.type)
     plan = _Plan(task, data, where, trials, count, retrain, quiet, copy_to)
     opened = open_study(open_storage(storage), study, identity, plan.facts(), plan.reference())
+    look = dashboard_command(storage)
     opened.set_user_attr("command", _command())
     note_study(opened, look)
     try:
