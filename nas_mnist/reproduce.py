@@ -104,7 +104,8 @@ def reproduce(
     console.print(summary_line(summary), highlight=False)
     if data.note:
         console.print(f"[bold yellow]{data.note}[/bold yellow]", highlight=False)
-    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where), plain=plain)
+    told = {"recipe_name": recipe or entry.recipe, "plain": plain}
+    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where), **told)
     if copy_to is not None:
         write_bytes(copy_to, (folder / "result.json").read_bytes())
     result = read_result(folder / "result.json")

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ..architecture import Architecture
 from ..cost import cost_of
+from ..recipe import RECIPES
 from ..results import StudyResults, TrialRow, best_rows
 from . import plots
 from .layers import layer_table
@@ -199,6 +200,9 @@ def _again(subject: Subject) -> list[str]:
     elif subject.result:
         seeds = [run["seed"] for run in subject.result["runs"]]
         options = ["--seeds", str(len(seeds)), "--seed", str(min(seeds))]
+        recipe = str(subject.result.get("recipe_name", ""))
+        options += ["--recipe", recipe] if recipe in RECIPES or recipe.endswith(".toml") else []
+        options += ["--plain"] if subject.result.get("plain") else []
         lines.append(shlex.join([*module, "nas_mnist.reproduce", str(subject.result["name"]), *options]))
     return lines
 
