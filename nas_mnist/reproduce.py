@@ -63,7 +63,6 @@ def reproduce(
 
     from rich.console import Console
 
-    from .cost import cost_of
     from .data import load
     from .device import describe_device, pick_device
     from .report.files import write_runs
@@ -99,7 +98,7 @@ def reproduce(
         console.print(published_table(runs[0]))
     console.print(runs_table(runs))
     summary = summarise([one.result.accuracy for one in runs])
-    met = requirements(entry.architecture, cost_of(entry.architecture).params, chosen.epochs, summary.mean)
+    met = requirements(entry.architecture, chosen.epochs, summary.mean, data.name)
     console.print(requirement_table(met, "The requirements (test images, last epoch, mean of the seeds)"))
     console.print(summary_line(summary), highlight=False)
     if data.note:

@@ -226,7 +226,7 @@ class _Plan:
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
-        met = requirements(architecture, winner.n_params or 0, self.task.recipe.epochs, accuracy)
+        met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
         where = ["--study", self.task.study, "--storage", self.task.storage]

@@ -147,4 +147,6 @@ def test_a_search_on_everybodys_own_images(work: Path, invoke: Runner) -> None:
     ended = invoke("search", *asked, "--trials", 1, "--workers", 1)
     assert (ended.code, ended.err) == (0, "")
     assert "npz:own.npz: 40 images to train" in ended.out
+    assert "parameters < 20,000" in ended.out
+    assert "99.4%" not in ended.out  # that is asked of MNIST only
     assert (work / "reports" / "nas_mnist" / "report.html").is_file()

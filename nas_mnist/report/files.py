@@ -48,7 +48,7 @@ def result_dict(name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, d
     architecture = runs[0].model.architecture
     cost = cost_of(architecture)
     summary = summarise([run.result.accuracy for run in runs])
-    met = requirements(architecture, cost.params, recipe.epochs, summary.mean)
+    met = requirements(architecture, recipe.epochs, summary.mean, data.name)
     return {
         "name": name,
         "key": architecture.key,

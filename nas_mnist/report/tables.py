@@ -60,7 +60,7 @@ def best_table(rows: Sequence[TrialRow]) -> Table:
 
 
 def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
-    """The four requirements, what was reached, and the verdict."""
+    """The requirements, what was reached, and the verdict."""
     table = Table(title=title)
     table.add_column("Requirement")
     table.add_column("Reached", justify="right")
