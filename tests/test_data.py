@@ -192,7 +192,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"dataset: 'cifar' is not known \(use mnist or mnist-5k\)"):
+    with pytest.raises(InputError, match=r"dataset: 'cifar' is not known \(use mnist, mnist-5k, fashion"):
         data.load("cifar")
 
 
@@ -224,7 +224,7 @@ def test_search_reads_broken_test_files_only_to_judge_the_winner(invoke: Runner,
     asked += ["--epochs", 1, "--device", "cpu", "--workers", 2]
     ended = invoke("search", *asked, "--no-retrain")
     assert (ended.code, ended.err) == (0, "")
-    assert "60,000 training images" in ended.out
+    assert "60,000 images to train" in ended.out
     judged = invoke("search", *asked)
     assert judged.code == 2
     assert "t10k-images-idx3-ubyte is truncated or corrupt" in judged.err

@@ -17,6 +17,8 @@ from nas_mnist.objective import OWNER
 from nas_mnist.owner import is_gone, myself
 from nas_mnist.study import GRACE, open_storage, recover
 
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+
 
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
