@@ -77,7 +77,7 @@ def search(
 
     from .data import load
     from .device import pick_device
-    from .report.notes import dashboard_command, note_study
+    from .report.notes import dashboard_command
     from .study import Identity, check_space, open_storage, open_study
     from .tasks import SearchTask
     from .training import check_enough
@@ -108,7 +108,6 @@ def search(
     opened = open_study(open_storage(storage), study, identity, plan.facts(), plan.reference())
     look = dashboard_command(storage)
     opened.set_user_attr("command", _command())
-    note_study(opened, look)
     try:
         plan.announce(opened, survey)
         plan.search(opened)
@@ -173,6 +172,7 @@ class _Plan:
     def search(self, study: optuna.Study) -> None:
         """Train candidates until the total is reached."""
         from .report.live import SearchDisplay
+        from .report.notes import dashboard_command, note_study, note_trial
         from .report.tables import counts_line
         from .results import trial_rows
         from .study import count_verdicts, counted
@@ -180,10 +180,16 @@ class _Plan:
         if self.reference() is None:
             self.console.print("The reference network is not in this space: the search starts without it.")
         display = SearchDisplay(self.console, self.trials, self.task.recipe.epochs, trial_rows(study))
+
+        def ended(row: TrialRow) -> None:
+            display.ended(row)
+            note_study(study, dashboard_command(self.task.storage))
+            note_trial(study, row.trial)
+
         handlers: Handlers = {
             "candidate": display.candidate,
             "epoch": display.epoch,
-            "ended": display.ended,
+            "ended": ended,
         }
         missing = self.trials - counted(study)
         if missing > 0:

@@ -39,6 +39,7 @@ MISSED_IN_A_ROW = 30  # rejected or duplicate draws; then such a candidate is pu
 FAILED_IN_A_ROW = 5  # candidates, for the same reason; then the search gives up
 POLL = 1.0  # seconds between two looks at what other processes train
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
+UNSIGNED = 10  # seconds; a trial that nobody owns for so long died before it had drawn
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def recover(study: optuna.Study) -> None:
     """End the trials whose process is gone, and put their candidates back into the queue, each one once.
 
     A process of this machine is gone when the system says so. Of others Optuna's heartbeat decides, where
-    the storage has one. A trial that nobody has owned for `GRACE` seconds died before it had drawn.
+    the storage has one. A trial that nobody has owned for `UNSIGNED` seconds died before it had drawn.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -247,7 +248,7 @@ def recover(study: optuna.Study) -> None:
         owner = trial.user_attrs.get(OWNER)
         started = trial.datetime_start or datetime.now()
         waited = (datetime.now() - started).total_seconds()
-        if is_gone(owner) if owner else waited > GRACE:
+        if is_gone(owner) if owner else waited > UNSIGNED:
             with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
                 study.tell(trial.number, state=TrialState.FAIL)
                 requeue_once(study, trial)

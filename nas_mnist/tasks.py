@@ -50,7 +50,7 @@ class SearchTask:
 
         from .data import load
         from .objective import Objective, Watcher
-        from .report.notes import artifact_folder, note_trial
+        from .report.notes import artifact_folder, picture_trial
         from .results import trial_row
         from .study import load_study, search
 
@@ -60,7 +60,7 @@ class SearchTask:
         watcher = Watcher(
             lambda trial, cost: desk.send("candidate", trial, cost),
             lambda trial, result: desk.send("epoch", trial, result),
-            partial(note_trial, artifacts=artifact_folder(self.storage)),
+            partial(picture_trial, artifacts=artifact_folder(self.storage)),
         )
         search(
             load_study(self.storage, self.study),

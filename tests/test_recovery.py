@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from nas_mnist.objective import OWNER
 from nas_mnist.owner import is_gone, myself
-from nas_mnist.study import GRACE, open_storage, recover
+from nas_mnist.study import open_storage, recover
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
@@ -96,8 +96,7 @@ def test_a_process_that_died_before_it_said_its_name_is_found_out_later(
     study.ask()
     recover(study)
     assert study.trials[0].state == TrialState.RUNNING
-    monkeypatch.setattr("nas_mnist.study.GRACE", -1)
-    assert GRACE > 0
+    monkeypatch.setattr("nas_mnist.study.UNSIGNED", -1)
     recover(study)
     assert study.trials[0].state == TrialState.FAIL
     assert waiting(study) == [{"width": 2}]

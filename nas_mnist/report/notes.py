@@ -11,12 +11,10 @@ from typing import Any
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
-from optuna_dashboard import get_note, save_note
 from sqlalchemy.engine import make_url
 
 from ..architecture import Architecture
 from ..objective import Verdict
-from . import plots
 from .layers import layer_table
 
 ARTIFACTS = Path("studies/artifacts")
@@ -36,6 +34,8 @@ def dashboard_command(storage: str) -> str:
 
 def note_study(study: optuna.Study, dashboard: str) -> None:
     """Write the study's note, unless it has one: somebody may have written into it."""
+    from optuna_dashboard import get_note, save_note
+
     if not get_note(study):
         save_note(study, study_note(study.user_attrs, dashboard))
 
@@ -69,12 +69,21 @@ Search space:
 """
 
 
-def note_trial(trial: Trial, artifacts: Path) -> None:
-    """Give a trial that is about to end its note and, where it was scored, its learning curve."""
-    save_note(trial, trial_note(trial.user_attrs))
+def note_trial(study: optuna.Study, number: int) -> None:
+    """Write the note of a trial that has ended."""
+    from optuna_dashboard import save_note
+
+    stored = study.get_trials(deepcopy=False)[number]
+    save_note(Trial(study, stored._trial_id), trial_note(stored.user_attrs))
+
+
+def picture_trial(trial: Trial, artifacts: Path) -> None:
+    """Give a trial that is about to end, if it was scored, its learning curve as an artifact."""
     stored = trial.study.get_trials(deepcopy=False)[trial.number]
     if not stored.intermediate_values:
         return
+    from . import plots
+
     curve = {trial.number: stored.intermediate_values}
     trained = [trial.number] if trial.user_attrs["verdict"] == Verdict.TRAINED else []
     picture = plots.png(plots.learning_curves(curve, trained, max(stored.intermediate_values)))

@@ -196,22 +196,25 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
 @styled
 def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]]) -> Figure:
     """The images (N, H, W) that were classified wrongly; ``found`` as in ``result.json``."""
-    columns = 6
+    columns, high = 6, 1.42  # a picture is one unit wide and high, its words stand above it
     rows = -(-len(found) // columns)
-    figure = Figure(figsize=(WIDTH, 0.98 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, image, mistake in zip(grid.flat, images, found, strict=False):
-        axes.imshow(255 - image, cmap="gray", vmin=0, vmax=255)
-        title = f"{mistake['label']} as {mistake['predicted']}\n{mistake['confidence']:.0%} sure"
-        axes.set_title(title, fontsize=7, pad=2)
+    figure, axes = _axes(0.69 * high * rows)
+    axes.axis("off")
+    for position, (image, mistake) in enumerate(zip(images, found, strict=False)):
+        left, top = 1.15 * (position % columns), high * (position // columns)
+        place = (left, left + 1, top + high, top + high - 1)
+        axes.imshow(255 - image, cmap="gray", vmin=0, vmax=255, extent=place, aspect="auto")
+        words = f"{mistake['label']} as {mistake['predicted']}\n{mistake['confidence']:.0%} sure"
+        axes.text(left + 0.5, top + 0.38, words, ha="center", va="bottom", fontsize=7, linespacing=1.1)
+    axes.set_xlim(-0.1, 1.15 * columns)
+    axes.set_ylim(high * rows, 0)
     return figure
 
 
 def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
     """The figure on white."""
     stream = io.BytesIO()
+    _lay_out(figure)
     figure.savefig(stream, format="png", dpi=dots_per_inch, facecolor="white", metadata={"Software": None})
     return stream.getvalue()
 
@@ -236,9 +239,17 @@ def inline_svg(figure: Figure, name: str) -> str:
 
 def _svg(figure: Figure, name: str, **options: Any) -> str:
     stream = io.StringIO()
+    _lay_out(figure)
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None}, **options)
     return stream.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find a place for everything, once: that takes longer than drawing it."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
