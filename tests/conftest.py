@@ -65,6 +65,13 @@ def pytest_report_header() -> str:
     return "full MNIST: not here, its tests are skipped (set NAS_MNIST_DATA to a folder with MNIST/raw)"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever looks at the one finished search runs in one process, so that it is made once."""
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("finished"))
+
+
 @pytest.fixture(autouse=True)
 def _no_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No network, no cache and no data folder but those that a test names."""
