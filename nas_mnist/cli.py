@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from .errors import InputError, NoResultError
+from .interrupts import listen
 
 DONE, NO_RESULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -19,7 +20,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of options 
 
 def run(command: Callable[..., None]) -> None:
     """Run a command line and exit: 0 done, 1 no result, 2 bad input, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C
+    listen(signal.SIGINT, signal.SIGTERM)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:
@@ -31,7 +32,7 @@ def run(command: Callable[..., None]) -> None:
     except _UsageError as error:
         code = _say(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("interrupted", INTERRUPTED)
+        code = INTERRUPTED
     sys.exit(code or DONE)
 
 

@@ -2,13 +2,14 @@
 
 At every rung the better half goes on, and every rung is twice as far as the one before: after half an epoch,
 1, 2, 4, 8 and 16 epochs (Li et al. 2020, arxiv.org/abs/1810.05934, with a reduction factor of two). Nobody
-waits for others: a candidate is compared with all that have come as far until now.
+waits for others: a candidate is compared with all that have come as far until now, but for those whose
+process was interrupted, which begin again.
 """
 
 from __future__ import annotations
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 FIRST_LOSS = "first_loss"  # user attribute: mean training loss of the first half of the first epoch
 RUNGS = frozenset({1, 2, 4, 8, 16})  # epochs
@@ -29,7 +30,8 @@ class Halving(optuna.pruners.BasePruner):
         own = _result(trial, rung)
         if own is None:
             return False
-        others = (_result(other, rung) for other in study.get_trials(deepcopy=False))
+        everyone = study.get_trials(deepcopy=False)
+        others = (_result(other, rung) for other in everyone if other.state != TrialState.FAIL)
         results = [result for result in others if result is not None]
         return sum(result > own for result in results) >= max(len(results) // 2, 1)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, NoResultError
+from .interrupts import listen
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -140,7 +141,7 @@ def _live(
 ) -> None:
     """One worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    listen(signal.SIGTERM)
     parent = multiprocessing.parent_process()
 
     def send(*event: Any) -> None:

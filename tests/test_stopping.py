@@ -6,6 +6,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
 from nas_mnist.stopping import FIRST_LOSS, RUNGS, Halving
 
@@ -49,6 +50,13 @@ def test_between_rungs_nobody_is_stopped(study: optuna.Study, epoch: int) -> Non
 
 def test_of_equals_nobody_is_stopped(study: optuna.Study) -> None:
     assert not any(stops_after(study, 1, 0.9) for _ in range(4))
+
+
+def test_what_an_interrupted_trial_had_counts_for_nobody(study: optuna.Study) -> None:
+    assert not stops_after(study, 1, 0.9)
+    study.tell(0, state=TrialState.FAIL)
+    assert not stops_after(study, 1, 0.8)  # the same candidate again
+    assert stops_after(study, 1, 0.7)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))

@@ -1,0 +1,55 @@
+"""An interruption ends a command with exit code 130, wherever it falls."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nas_mnist.cli import INTERRUPTED
+
+PROGRAM = """
+import signal, time
+from nas_mnist.cli import run
+
+class Swallowing:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+
+def command() -> None:
+    {body}
+    time.sleep(30)
+
+run(command)
+"""
+FALLS = {
+    "in plain code": "signal.raise_signal(signal.{name})",
+    "in the text of exec": "exec('signal.raise_signal(signal.{name})')",
+    "in a destructor": "Swallowing()",
+}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("where", FALLS)
+def test_an_interruption_ends_with_130_wherever_it_falls(where: str, name: str) -> None:
+    program = PROGRAM.format(name=name, body=FALLS[where].format(name=name))
+    ended = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20
+    )
+    assert (ended.returncode, ended.stderr) == (INTERRUPTED, "")
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
+    program = PROGRAM.format(name="SIGINT", body="signal.raise_signal(signal.SIGINT)").replace(
+        "sleep(30)", "sleep(0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        timeout=20,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
