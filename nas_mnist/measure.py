@@ -327,7 +327,7 @@ def measure_storage() -> dict[str, float]:
 
     from .cost import Budget
     from .objective import Objective, Watcher
-    from .study import open_storage
+    from .storages import open_storage
 
     nothing: Any = None
     watcher = Watcher(lambda *_: None, lambda *_: None)

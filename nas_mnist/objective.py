@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .training import EpochResult
 
 
-OWNER = "owner"  # user attribute: the process that runs the trial
+OWNER = "owner"  # user attribute: the process that runs the trial, and when it was last seen
 
 
 class Verdict(StrEnum):
@@ -107,6 +107,7 @@ class Objective:
                 trial.set_user_attr("seconds", round(seconds, 3))
                 trial.set_user_attr("images", images)
                 trial.set_user_attr("epochs", result.epoch)
+                trial.set_user_attr(OWNER, myself())
                 if result.score is None:
                     trial.set_user_attr(FIRST_LOSS, result.train_loss)
                 else:

@@ -1,24 +1,36 @@
-"""Which process runs a trial, and whether it is certain that it no longer does."""
+"""Which process runs a trial, and whether it no longer does."""
 
 from __future__ import annotations
 
 import functools
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+ABSENT = 3_600  # seconds; many times what an epoch takes, and more than clocks differ
+
 
 def myself() -> dict[str, Any]:
-    """This process: ``place`` (a machine since its start), ``pid``, and ``started`` where that is known."""
-    return {"place": _place(), "pid": os.getpid(), "started": _started(os.getpid())}
+    """This process: ``place`` (a machine since its start), ``pid``, ``started`` if known, ``seen`` (now)."""
+    return {
+        "place": _place(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "seen": round(time.time()),
+    }
 
 
 def is_gone(owner: Mapping[str, Any]) -> bool:
-    """Whether a process that `myself` described has ended for certain; False for one of another machine."""
+    """Whether a process that `myself` described has ended.
+
+    On this machine that is certain. One of another machine counts as gone when it was not seen for `ABSENT`
+    seconds.
+    """
     if owner.get("place") != _place():
-        return False
+        return time.time() - float(owner["seen"]) > ABSENT
     pid = int(owner["pid"])
     try:
         os.kill(pid, 0)

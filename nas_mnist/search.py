@@ -77,8 +77,8 @@ def search(
 
     from .data import load
     from .device import pick_device
-    from .report.notes import dashboard_command
-    from .study import Identity, check_space, open_storage, open_study
+    from .storages import dashboard_command, losing
+    from .study import Identity, check_space, open_study
     from .tasks import SearchTask
     from .training import check_enough
 
@@ -105,15 +105,17 @@ def search(
     )
     count = processes or auto_workers(where.type)
     plan = _Plan(task, data, where, trials, count, retrain, quiet, copy_to)
-    opened = open_study(open_storage(storage), study, identity, plan.facts(), plan.reference())
+    opened = open_study(storage, study, identity, plan.facts(), plan.reference())
     look = dashboard_command(storage)
-    opened.set_user_attr("command", _command())
+    again = _command(storage)
     try:
-        plan.announce(opened, survey)
-        plan.search(opened)
-        plan.finish(opened)
+        with losing(storage):
+            opened.set_user_attr("command", again)
+            plan.announce(opened, survey)
+            plan.search(opened)
+            plan.finish(opened)
     except KeyboardInterrupt:
-        plan.interrupted(opened, _command())
+        plan.interrupted(opened, again)
         raise
     finally:
         plan.console.print(f"Look into the study with:\n{look}", highlight=False)
@@ -172,9 +174,10 @@ class _Plan:
     def search(self, study: optuna.Study) -> None:
         """Train candidates until the total is reached."""
         from .report.live import SearchDisplay
-        from .report.notes import dashboard_command, note_study, note_trial
+        from .report.notes import note_study, note_trial
         from .report.tables import counts_line
         from .results import trial_rows
+        from .storages import dashboard_command
         from .study import count_verdicts, counted
 
         if self.reference() is None:
@@ -219,6 +222,7 @@ class _Plan:
         from .report.write import study_folder, write_report
         from .results import best_rows, trial_rows
         from .retrain import requirements
+        from .storages import shown
 
         rows = best_rows(trial_rows(study), SHOWN)
         if not rows:
@@ -235,7 +239,7 @@ class _Plan:
         met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
-        where = ["--study", self.task.study, "--storage", self.task.storage]
+        where = ["--study", self.task.study, "--storage", shown(self.task.storage)]
         again = shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *where])
         say(f"Repeat it over seeds with:\n{again}", highlight=False)
         folder = study_folder(REPORTS, study)
@@ -289,9 +293,12 @@ class _Plan:
             self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]", highlight=False)
 
 
-def _command() -> str:
-    """What was typed to start this search."""
-    return shlex.join(["python", "-m", "nas_mnist.search", *sys.argv[1:]])
+def _command(storage: str) -> str:
+    """What was typed to start this search, without the storage's password."""
+    from .storages import shown
+
+    typed = [word.replace(storage, shown(storage)) for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "nas_mnist.search", *typed])
 
 
 def _space(path: Path | None, data: DataSet) -> SearchSpace:

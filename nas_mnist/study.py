@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import random
 import time
 import warnings
@@ -12,25 +10,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from .cost import Budget, cost_of
 from .errors import InputError, NoResultError
-from .files import check_writable
 from .objective import OWNER, Objective, Verdict, verdict_of
 from .owner import is_gone
 from .space import Draws, RandomDraws, SearchSpace, Survey
 from .stopping import Halving
+from .storages import open_storage, shown
 
 DEFAULT_STUDY = "nas_mnist"
-DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
 METRIC = "validation accuracy"
 
 SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
@@ -38,7 +31,6 @@ RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the b
 MISSED_IN_A_ROW = 30  # rejected or duplicate draws; then such a candidate is put first in the queue
 FAILED_IN_A_ROW = 5  # candidates, for the same reason; then the search gives up
 POLL = 1.0  # seconds between two looks at what other processes train
-HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
 UNSIGNED = 10  # seconds; a trial that nobody owns for so long died before it had drawn
 
 
@@ -61,86 +53,30 @@ class Identity:
         ]
 
 
-def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
-    """The storage behind a URL; with ``create`` an SQLite file and its folder are made where missing.
-
-    Raises `InputError` where it cannot be opened.
-    """
-    try:
-        database = make_url(url)
-    except ArgumentError:
-        raise InputError(f"storage: {url!r} is not a database URL (for example {DEFAULT_STORAGE})") from None
-    sqlite = database.get_backend_name() == "sqlite"
-    if sqlite:
-        if database.database in (None, "", ":memory:"):
-            raise InputError(f"storage: {url!r} is forgotten at the end (for example {DEFAULT_STORAGE})")
-        _check_file(Path(str(database.database)), create)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own display shows every trial
-    # An interrupted statement would be logged with a traceback; what matters is raised, too.
-    logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = optuna.storages.RDBStorage(
-                url,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=requeue_once,
-            )
-        if sqlite:
-            event.listen(storage.engine, "connect", _write_ahead)
-            storage.engine.dispose()  # the connections from before have not heard of it
-        return storage
-    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise InputError(f"storage: {url!r} cannot be opened ({reason})") from None
-
-
 def load_study(url: str, name: str) -> optuna.Study:
     """A study that exists, to read; raises `InputError`."""
-    storage = open_storage(url, create=False)
+    storage = open_storage(url, requeue_once, create=False)
     known = optuna.get_all_study_names(storage)
     if name not in known:
-        raise InputError(f"study: {name!r} is not in {url} (use {', '.join(known) or 'another --storage'})")
+        others = ", ".join(known) or "another --storage"
+        raise InputError(f"study: {name!r} is not in {shown(url)} (use {others})")
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def _write_ahead(connection: Any, _: Any) -> None:
-    """SQLite's write-ahead log: one disk write a trial attribute instead of several, and readers never wait.
-
-    With ``synchronous=NORMAL`` a power cut may lose the newest attributes, never the database
-    (sqlite.org/wal.html).
-    """
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
-
-
-def _check_file(path: Path, create: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"storage: {path} is a folder (use a file)")
-    if not path.exists():
-        if not create:
-            raise InputError(f"storage: {path} does not exist (make it with python -m nas_mnist.search)")
-        check_writable(path.parent, "storage")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    elif not os.access(path, os.R_OK | os.W_OK):
-        raise InputError(f"storage: {path} is not writable")
-
-
 def open_study(
-    storage: optuna.storages.BaseStorage,
+    url: str,
     name: str,
     identity: Identity,
     facts: dict[str, Any],
     first: Draws | None,
 ) -> optuna.Study:
-    """The study called ``name``, made now or continued.
+    """The study called ``name`` in the storage behind ``url``, made now or continued.
 
     A new study tries the draws ``first`` before anything else and stores ``facts`` for people to read.
-    Raises `InputError` where a study of that name was made with something else.
+    Raises `InputError` where the storage cannot be opened or has a study of that name that was made with
+    something else.
     """
+    storage = open_storage(url, requeue_once)
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
         if differences := identity.differences(study.user_attrs.get("identity", {})):
@@ -239,7 +175,8 @@ def recover(study: optuna.Study) -> None:
     """End the trials whose process is gone, and put their candidates back into the queue, each one once.
 
     A process of this machine is gone when the system says so. Of others Optuna's heartbeat decides, where
-    the storage has one. A trial that nobody has owned for `UNSIGNED` seconds died before it had drawn.
+    the storage has one, and when it was last seen (`is_gone`). A trial that nobody has owned for `UNSIGNED`
+    seconds died before it had drawn.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -272,7 +209,7 @@ def _check_failures(failures: list[str], verdict: Verdict | None, trial: FrozenT
 
 
 def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:
-    """One trial; interrupted, its draws are put back into the queue."""
+    """One trial; interrupted, its draws are put back into the queue. It may be ended by others meanwhile."""
     ended: list[FrozenTrial] = []
     try:
         study.optimize(objective, n_trials=1, callbacks=[lambda _, trial: ended.append(trial)])
@@ -281,6 +218,11 @@ def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:
         if mine and mine[0].state == TrialState.FAIL:
             requeue(study, mine[0])
         raise
+    except ValueError as error:
+        if not str(error).startswith("Cannot tell"):
+            raise
+        # This process was away for so long that another one has ended its trial.
+        return next(trial for trial in study.get_trials() if trial.number == objective.running)
     return ended[0]
 
 

@@ -50,8 +50,9 @@ class SearchTask:
 
         from .data import load
         from .objective import Objective, Watcher
-        from .report.notes import artifact_folder, picture_trial
+        from .report.notes import picture_trial
         from .results import trial_row
+        from .storages import artifact_folder, losing
         from .study import load_study, search
 
         torch.set_num_threads(desk.threads)
@@ -62,14 +63,16 @@ class SearchTask:
             lambda trial, result: desk.send("epoch", trial, result),
             partial(picture_trial, artifacts=artifact_folder(self.storage)),
         )
-        search(
-            load_study(self.storage, self.study),
-            Objective(self.space, self.budget, self.recipe, learn, choose, self.seed, watcher),
-            self.total,
-            seed=f"{self.seed}-{desk.number}",
-            deadline=None if self.timeout is None else time.monotonic() + self.timeout,
-            after_trial=lambda trial: desk.send("ended", trial_row(trial)),
-        )
+        objective = Objective(self.space, self.budget, self.recipe, learn, choose, self.seed, watcher)
+        with losing(self.storage):
+            search(
+                load_study(self.storage, self.study),
+                objective,
+                self.total,
+                seed=f"{self.seed}-{desk.number}",
+                deadline=None if self.timeout is None else time.monotonic() + self.timeout,
+                after_trial=lambda trial: desk.send("ended", trial_row(trial)),
+            )
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def run(
     learn, choose = data.split()
     space = SearchSpace.load() if text is None else SearchSpace.from_toml(text)
     identity = studies.Identity(space.digest, RECIPE.digest, "tiny", budget, EPOCHS)
-    study = studies.open_study(studies.open_storage(url), "s", identity, {}, None)
+    study = studies.open_study(url, "s", identity, {}, None)
     objective = Objective(space, Budget(budget), RECIPE, learn, choose, 0, watcher)
     studies.search(study, objective, trials, seed="0")
     return load(url)
@@ -255,7 +255,7 @@ def test_five_failures_in_a_row_end_the_search_with_advice(url: str, tiny_data) 
     space = SearchSpace.from_toml(deep)
     recipe = Recipe(epochs=2, batch_size=30, learning_rate=100.0, momentum=0.99, schedule="constant")
     identity = studies.Identity(space.digest, recipe.digest, "tiny", 20_000, 2)
-    study = studies.open_study(studies.open_storage(url), "s", identity, {}, None)
+    study = studies.open_study(url, "s", identity, {}, None)
     objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, NOBODY)
     with pytest.raises(
         NoResultError, match=r"5 candidates in a row failed: loss not finite \(lower .*learning_rate"

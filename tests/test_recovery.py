@@ -11,18 +11,28 @@ from typing import Any
 
 import optuna
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from nas_mnist.errors import InputError
 from nas_mnist.objective import OWNER
-from nas_mnist.owner import is_gone, myself
-from nas_mnist.study import open_storage, recover
+from nas_mnist.owner import ABSENT, is_gone, myself
+from nas_mnist.storages import dashboard_command, open_storage, shown
+from nas_mnist.study import recover, search
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
 
+@pytest.fixture(params=["sqlite:///{}/study.db", "journal:{}/study.log"], ids=["sqlite", "journal"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    text: str = request.param
+    return text.format(tmp_path)
+
+
 @pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
-    return optuna.create_study(study_name="s", storage=open_storage(f"sqlite:///{tmp_path}/study.db"))
+def study(url: str) -> optuna.Study:
+    return optuna.create_study(study_name="s", storage=open_storage(url))
 
 
 @pytest.fixture
@@ -59,7 +69,8 @@ def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
     child.communicate()
     assert is_gone(owner)
     assert not is_gone(owner | {"place": "another machine"})
-    assert not is_gone(myself())
+    assert is_gone(owner | {"place": "another machine", "seen": time.time() - ABSENT - 1})
+    assert not is_gone(myself() | {"seen": 0})  # it lives, however long it was busy
     assert myself()["pid"] == os.getpid()
 
 
@@ -100,3 +111,71 @@ def test_a_process_that_died_before_it_said_its_name_is_found_out_later(
     recover(study)
     assert study.trials[0].state == TrialState.FAIL
     assert waiting(study) == [{"width": 2}]
+
+
+def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wakes_up(
+    study: optuna.Study,
+) -> None:
+    taken: list[int] = []
+
+    def sleepy(trial: optuna.Trial) -> float:
+        objective.running = trial.number
+        if not taken:
+            taken.append(trial.number)
+            study.tell(trial.number, state=TrialState.FAIL)
+        trial.set_user_attr("verdict", "trained")
+        return 0.5
+
+    objective: Any = sleepy
+    search(study, objective, 2, seed="0")
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
+
+
+class Journal:
+    """A journal with one finished trial."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "study.log"
+        self.url = f"journal:{self.file}"
+        study = optuna.create_study(study_name="s", storage=open_storage(self.url))
+        study.tell(study.ask(), 0.5)
+
+    def values(self) -> list[float | None]:
+        study = optuna.load_study(study_name="s", storage=open_storage(self.url))
+        study.tell(study.ask(), 0.75)
+        return [trial.value for trial in study.get_trials()]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path)
+
+
+@given(cut=st.integers(1, 200))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_line_that_a_writer_died_in_is_dropped_and_nothing_else(journal: Journal, cut: int) -> None:
+    before = journal.values()
+    whole = journal.file.read_bytes()
+    with journal.file.open("ab") as stream:
+        stream.write((b'{"op_code":8,"worker_id":"' + b"x" * 9_000)[: cut * 45])
+    assert journal.values() == [*before, 0.75]
+    assert journal.file.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"\x00\x01", b'{"op":', b"[]\n"])
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"no file of this kind"):
+        open_storage(f"journal:{file}")
+    assert file.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_passwords_are_not_shown() -> None:
+    url = "postgresql+psycopg://me:secret@server/studies"
+    assert "secret" not in shown(url) + dashboard_command(url)
+    with pytest.raises(InputError) as refused:
+        open_storage(url.replace("server", "server.invalid"))
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)

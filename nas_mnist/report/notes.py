@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,10 @@ from typing import Any
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial
-from sqlalchemy.engine import make_url
 
 from ..architecture import Architecture
 from ..objective import Verdict
 from .layers import layer_table
-
-ARTIFACTS = Path("studies/artifacts")
-
-
-def artifact_folder(storage: str) -> Path:
-    """Where a study's pictures are kept: beside an SQLite file, else under ``studies/``."""
-    url = make_url(storage)
-    sqlite = url.get_backend_name() == "sqlite" and url.database
-    return Path(url.database).parent / "artifacts" if sqlite and url.database else ARTIFACTS
-
-
-def dashboard_command(storage: str) -> str:
-    """The line that shows a storage's studies in a browser, on this machine only."""
-    return shlex.join(["optuna-dashboard", storage, "--artifact-dir", str(artifact_folder(storage))])
 
 
 def note_study(study: optuna.Study, dashboard: str) -> None:

@@ -1,0 +1,196 @@
+"""Where studies are kept: an SQLite file, a journal file, or a database server; all of it Optuna's own.
+
+A storage is named by a database URL, or by ``journal:FILE``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from .errors import InputError, NoResultError
+from .files import check_writable
+
+DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
+JOURNAL = "journal:"
+HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
+JOURNAL_BEGINS, SQLITE_BEGINS = b'{"op_code"', b"SQLite format 3\0"
+PATIENCE = 60  # seconds; how long one process waits for another one's turn in an SQLite file
+FALLBACK = Path("studies")  # where a server's artifacts are kept
+
+StaleTrial = Callable[[optuna.Study, FrozenTrial], None]
+
+
+def open_storage(url: str, on_stale: StaleTrial | None = None, *, create: bool = True) -> BaseStorage:
+    """The storage behind a URL; with ``create`` a file and its folder are made where missing.
+
+    ``on_stale`` hears of a trial that Optuna's heartbeat found dead, where the storage has a heartbeat.
+    Raises `InputError` where the storage cannot be opened.
+    """
+    file = file_of(url)
+    if file is not None:
+        _check_file(file, create)
+        _check_beginning(file, JOURNAL_BEGINS if url.startswith(JOURNAL) else SQLITE_BEGINS)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own display shows every trial
+    # An interrupted statement would be logged with a traceback; what matters is raised, too.
+    logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if url.startswith(JOURNAL):
+                return JournalStorage(JournalFileBackend(str(file), _MendingLock(str(file))))
+            return _open_database(url, on_stale, sqlite=file is not None)
+    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"storage: {shown(url)!r} cannot be opened ({_reason(error)})") from None
+
+
+def file_of(url: str) -> Path | None:
+    """The file in which a storage lies; None for a server.
+
+    Raises `InputError` for what is no URL and for a database that would be forgotten.
+    """
+    if url.startswith(JOURNAL):
+        if not (name := url.removeprefix(JOURNAL)) or "\0" in name:
+            raise InputError(f"storage: {url!r} names no file (for example {JOURNAL}studies/nas_mnist.log)")
+        return Path(name)
+    try:
+        database = make_url(url)
+    except ArgumentError:
+        raise InputError(f"storage: {url!r} is not a database URL (for example {DEFAULT_STORAGE})") from None
+    if database.get_backend_name() != "sqlite":
+        return None
+    if database.database in (None, "", ":memory:"):
+        raise InputError(f"storage: {url!r} is forgotten at the end (for example {DEFAULT_STORAGE})")
+    return Path(str(database.database))
+
+
+def shown(url: str) -> str:
+    """A storage's URL as it may be printed and stored: without the password."""
+    return url if url.startswith(JOURNAL) else make_url(url).render_as_string(hide_password=True)
+
+
+def artifact_folder(url: str) -> Path:
+    """Where a study's pictures are kept: beside its file, else under ``studies/``."""
+    return (file_of(url) or FALLBACK / "server").parent / "artifacts"
+
+
+def dashboard_command(url: str) -> str:
+    """The line that shows a storage's studies in a browser, on this machine only."""
+    storage = str(file_of(url)) if url.startswith(JOURNAL) else shown(url)
+    return shlex.join(["optuna-dashboard", storage, "--artifact-dir", str(artifact_folder(url))])
+
+
+@contextlib.contextmanager
+def losing(url: str) -> Iterator[None]:
+    """Turn the loss of a storage (no server any more, no disk space...) into a `NoResultError`."""
+    try:
+        yield
+    except ConnectionError:  # somebody closed the screen's end of a pipe
+        raise
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
+        kept = "what is stored is kept, and the same command goes on"
+        raise NoResultError(f"storage: {shown(url)} failed ({_reason(error)}); {kept}") from None
+
+
+def _open_database(url: str, on_stale: StaleTrial | None, *, sqlite: bool) -> RDBStorage:
+    options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if sqlite else {"pool_pre_ping": True}
+    storage = RDBStorage(
+        url,
+        engine_kwargs=options,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE,
+        heartbeat_stale_trial_callback=on_stale,
+    )
+    if sqlite:
+        event.listen(storage.engine, "connect", _write_ahead)
+        storage.engine.dispose()  # the connections from before have not heard of it
+    return storage
+
+
+def _write_ahead(connection: Any, _: Any) -> None:
+    """SQLite's write-ahead log: one disk write a trial attribute instead of several, and readers never wait.
+
+    With ``synchronous=NORMAL`` a power cut may lose the newest attributes, never the database
+    (sqlite.org/wal.html).
+    """
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+class _MendingLock(JournalFileSymlinkLock):
+    """The right to write into a journal. Whoever gets it drops a line that somebody died in.
+
+    The next line would be appended to the torn one, and no process could read the journal any more.
+    """
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then mend the file."""
+        held = super().acquire()
+        try:
+            _drop_torn_line(Path(self._lock_target_file))
+        except BaseException:
+            self.release()
+            raise
+        return held
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cut off what follows the last line break. Only a writer that died leaves that."""
+    with journal.open("rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        kept = end
+        while kept:
+            start = max(0, kept - 4096)
+            stream.seek(start)
+            at = stream.read(kept - start).rfind(b"\n")
+            if at >= 0:
+                kept = start + at + 1
+                break
+            kept = start
+        if kept < end:
+            stream.truncate(kept)
+
+
+def _check_file(path: Path, create: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"storage: {path} is a folder (use a file)")
+    if not path.exists():
+        if not create:
+            raise InputError(f"storage: {path} does not exist (make it with python -m nas_mnist.search)")
+        check_writable(path.parent, "storage")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not os.access(path, os.R_OK | os.W_OK):
+        raise InputError(f"storage: {path} is not writable")
+
+
+def _check_beginning(file: Path, begins: bytes) -> None:
+    """Refuse a file of another kind before anything is written into it."""
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        found = stream.read(len(begins))
+    if not begins.startswith(found):
+        raise InputError(f"storage: {file} is no file of this kind (its first bytes are {found!r})")
+
+
+def _reason(error: BaseException) -> str:
+    """What a database or the system says, in one line."""
+    error = error.__cause__ or error
+    lines = str(getattr(error, "orig", None) or error).splitlines()
+    return lines[0] if lines else type(error).__name__
