@@ -178,8 +178,9 @@ class _Plan:
         from .report.tables import counts_line
         from .results import trial_rows
         from .storages import dashboard_command
-        from .study import count_verdicts, counted
+        from .study import count_verdicts, counted, recover
 
+        recover(study)
         if self.reference() is None:
             self.console.print("The reference network is not in this space: the search starts without it.")
         display = SearchDisplay(self.console, self.trials, self.task.recipe.epochs, trial_rows(study))

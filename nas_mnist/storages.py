@@ -99,11 +99,23 @@ def losing(url: str) -> Iterator[None]:
     """Turn the loss of a storage (no server any more, no disk space...) into a `NoResultError`."""
     try:
         yield
-    except ConnectionError:  # somebody closed the screen's end of a pipe
+    except (InputError, NoResultError, ConnectionError):  # the last: a screen that was closed
         raise
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
+    except Exception as error:
+        lost = _storage_error(error)
+        if lost is None:
+            raise
         kept = "what is stored is kept, and the same command goes on"
-        raise NoResultError(f"storage: {shown(url)} failed ({_reason(error)}); {kept}") from None
+        raise NoResultError(f"storage: {shown(url)} failed ({_reason(lost)}); {kept}") from None
+
+
+def _storage_error(error: BaseException | None) -> BaseException | None:
+    """The storage's error among those that led to an error: Optuna may stumble over the consequences."""
+    while error is not None:
+        if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError | OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _open_database(url: str, on_stale: StaleTrial | None, *, sqlite: bool) -> RDBStorage:

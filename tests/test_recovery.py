@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from nas_mnist.errors import InputError
+from nas_mnist.errors import InputError, NoResultError
 from nas_mnist.objective import OWNER
 from nas_mnist.owner import ABSENT, is_gone, myself
-from nas_mnist.storages import dashboard_command, open_storage, shown
+from nas_mnist.storages import dashboard_command, losing, open_storage, shown
 from nas_mnist.study import recover, search
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
@@ -179,3 +179,20 @@ def test_passwords_are_not_shown() -> None:
         open_storage(url.replace("server", "server.invalid"))
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("stumbling", [False, True])
+def test_a_lost_storage_is_said_in_one_line(stumbling: bool) -> None:
+    with pytest.raises(NoResultError) as told, losing("sqlite:///studies/my.db"):
+        try:
+            raise optuna.exceptions.StorageInternalError("Commit failed.\nMore.") from OSError(28, "No space")
+        except optuna.exceptions.StorageInternalError:
+            if stumbling:  # as Optuna does where it cannot store how a trial ended
+                raise UnboundLocalError("state") from None
+            raise
+    assert str(told.value).startswith("storage: sqlite:///studies/my.db failed ([Errno 28] No space)")
+
+
+def test_a_mistake_of_the_program_is_not_taken_for_a_lost_storage() -> None:
+    with pytest.raises(ZeroDivisionError), losing("sqlite:///studies/my.db"):
+        _ = 1 / 0

@@ -1,11 +1,13 @@
 """Kill a search at random moments, continue it each time, and hold what is left against what was promised.
 
-    python tests/chaos/chaos.py --kills 50 --json chaos.json
+    python tests/chaos/chaos.py --storage sqlite --kills 50 --json chaos.json
 
 A search with tiny networks on 5,000 images is started again and again with the same command, and its whole
 process group is killed (SIGKILL) after a random time. At the end it may finish. Then the storage alone is
 asked: is every trial that was ever seen finished still there with its value, was no candidate trained to
-the end twice, is no trial left running, is the total reached, is the database intact? Exit code 1 if not.
+the end twice, is no trial left running, is the total reached, is the database intact? With PostgreSQL the
+server is stopped during a search, too, as by a power cut: the search must end in one line, and go on when
+the server is back. Exit code 1 where anything is otherwise.
 """
 
 from __future__ import annotations
@@ -22,11 +24,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from servers import PostgreSQL, Watcher, postgresql
+
+from nas_mnist.errors import InputError
+from nas_mnist.storages import open_storage
 
 SPACE = """
 [[stages]]
@@ -43,39 +51,134 @@ downsample = ["max", "average"]
 """
 RECIPE = "batch_size = 64\nlearning_rate = 0.1\n"
 COUNTS = ("trained", "stopped early", "failed")
-DATABASE = "studies/nas_mnist.db"
+STORAGES = ("sqlite", "journal", "postgresql")
 
 
-def command(trials: int, workers: int) -> list[str]:
-    """The one command that is given again and again."""
-    search = [sys.executable, "-m", "nas_mnist.search", "--dataset", "mnist-5k", "--device", "cpu", "--space"]
-    search += ["space.toml", "--recipe", "recipe.toml", "--epochs", "3", "--no-retrain"]
-    return [*search, "--trials", str(trials), "--workers", str(workers)]
+@dataclass
+class Chaos:
+    """One search, its storage, and what was seen of it."""
 
+    folder: Path
+    url: str
+    server: PostgreSQL | None
+    trials: int
+    workers: int
+    watched: bool  # by somebody with a dashboard
+    watcher: Watcher | None = None
+    starts: int = 0
+    kills: int = 0
+    seen: dict[int, Any] = field(default_factory=dict)  # what must never change again
+    wrong: list[str] = field(default_factory=list)
 
-def start(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """A search in a process group of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    log = (folder / "log.txt").open("ab")
-    with log:
-        return subprocess.Popen(
-            arguments, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+    def start(self) -> subprocess.Popen[bytes]:
+        """The one command, in a process group of its own."""
+        (self.folder / "space.toml").write_text(SPACE)
+        (self.folder / "recipe.toml").write_text(RECIPE)
+        command = [sys.executable, "-m", "nas_mnist.search", "--dataset", "mnist-5k", "--device", "cpu"]
+        command += ["--space", "space.toml", "--recipe", "recipe.toml", "--epochs", "3", "--no-retrain"]
+        command += ["--trials", str(self.trials), "--workers", str(self.workers), "--storage", self.url]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.starts += 1
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def log(self) -> Path:
+        """What all searches have printed."""
+        return self.folder / "log.txt"
+
+    def torment(self, kills: int, longest: float, rng: random.Random) -> None:
+        """Kill and continue, until it comes to its end or all kills are done."""
+        while self.kills < kills:
+            running = self.start()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(rng.uniform(0.2, longest))
+            if running.poll() is not None:
+                break
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            self.kills += 1
+            time.sleep(0.2)
+            self.look()
+
+    def take_the_server_away(self, server: PostgreSQL, after: float) -> None:
+        """Stop the server during a search; the search must end in one line, and the server comes back."""
+        printed = self.log.stat().st_size if self.log.exists() else 0
+        running = self.start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(after)
+        if running.poll() is not None:
+            self.wrong.append("the search was over before the server went away")
+        server.stop("immediate")
+        code = running.wait(120)
+        server.start()
+        text = self.log.read_text(errors="replace")[printed:]
+        if code != 1 or "Traceback" in text or text.count("error: ") != 1:
+            self.wrong.append(f"without a server the search ended with code {code}: {text[-2000:]}")
+        self.look()
+
+    def finish(self, within: float) -> None:
+        """Let it come to its end."""
+        code = self.start().wait(within)
+        if code != 0:
+            tail = self.log.read_text(errors="replace")[-1500:]
+            self.wrong.append(f"the last search ended with code {code}: {tail}")
+
+    def look(self) -> None:
+        """Remember every trial that has ended with a verdict; open the dashboard once there is a study."""
+        stored = self.stored()
+        self.seen |= {number: was for number, was in _finished(stored).items() if number not in self.seen}
+        if self.watched and stored and self.watcher is None:
+            self.watcher = Watcher(self.url, self.folder)
+            self.watcher.start()
+
+    def close_the_dashboard(self) -> None:
+        """Nobody looks any more."""
+        if self.watcher is not None and self.watcher.is_alive():
+            self.watcher.stop()
+            self.wrong += self.watcher.wrong[:5]
+
+    def stored(self) -> list[FrozenTrial]:
+        """What the storage holds; empty before there is a study."""
+        try:
+            storage = open_storage(self.url, create=False)
+            return optuna.load_study(study_name="nas_mnist", storage=storage).get_trials(deepcopy=False)
+        except (InputError, KeyError):
+            return []
+
+    def judge(self) -> None:
+        """Hold what is stored against what was promised."""
+        stored = self.stored()
+        now, found = _finished(stored), self.wrong
+        changed = {number: was for number, was in self.seen.items() if now.get(number) != was}
+        found += [f"trial {number} was {was}, is {now.get(number)}" for number, was in changed.items()]
+        keys = Counter(
+            trial.user_attrs["key"] for trial in stored if trial.user_attrs.get("verdict") in COUNTS
         )
+        found += [f"candidate {key} was trained {count} times" for key, count in keys.items() if count > 1]
+        running = [trial.number for trial in stored if trial.state == TrialState.RUNNING]
+        found += [f"trial {number} is left running" for number in running]
+        if keys.total() != self.trials:
+            found.append(f"{keys.total()} candidates, not {self.trials}")
+        found += self.damage()
+
+    def damage(self) -> list[str]:
+        """What the storage's own check says."""
+        if self.server is not None:
+            complaint = self.server.check()
+            return [complaint] if complaint else []
+        if self.url.startswith("journal:"):
+            lines = (self.folder / "studies" / "chaos.log").read_text().splitlines()
+            return [line for line in lines if not isinstance(json.loads(line), dict)]
+        with contextlib.closing(sqlite3.connect(self.folder / "studies" / "chaos.db")) as database:
+            answer = database.execute("PRAGMA integrity_check").fetchone()[0]
+        return [] if answer == "ok" else [f"integrity_check: {answer}"]
 
 
-def trials_of(folder: Path) -> list[FrozenTrial]:
-    """What the storage holds; empty before there is a study."""
-    if not (folder / DATABASE).is_file():
-        return []
-    try:
-        study = optuna.load_study(study_name="nas_mnist", storage=f"sqlite:///{folder / DATABASE}")
-    except KeyError:
-        return []
-    return study.get_trials(deepcopy=False)
-
-
-def finished(trials: list[FrozenTrial]) -> dict[int, Any]:
-    """What must never change again: value, state and curve of every trial that ended with a verdict."""
+def _finished(trials: list[FrozenTrial]) -> dict[int, Any]:
+    """Value, state and curve of every trial that ended with a verdict."""
     return {
         trial.number: (trial.value, trial.state, dict(trial.intermediate_values), trial.user_attrs["verdict"])
         for trial in trials
@@ -83,62 +186,49 @@ def finished(trials: list[FrozenTrial]) -> dict[int, Any]:
     }
 
 
-def complaints(folder: Path, seen: dict[int, Any], trials: int) -> list[str]:
-    """What is not as promised."""
-    stored = trials_of(folder)
-    now = finished(stored)
-    found = [
-        f"trial {number} was {was}, is {now.get(number)}"
-        for number, was in seen.items()
-        if now.get(number) != was
-    ]
-    keys = Counter(trial.user_attrs["key"] for trial in stored if trial.user_attrs.get("verdict") in COUNTS)
-    found += [f"candidate {key} was trained {count} times" for key, count in keys.items() if count > 1]
-    found += [
-        f"trial {trial.number} is left running" for trial in stored if trial.state == TrialState.RUNNING
-    ]
-    if keys.total() != trials:
-        found.append(f"{keys.total()} candidates, not {trials}")
-    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as database:
-        if (answer := database.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-            found.append(f"integrity_check: {answer}")
-    return found
+@contextlib.contextmanager
+def storage(name: str, folder: Path) -> Iterator[tuple[str, PostgreSQL | None]]:
+    """The URL of a new storage, and its server where it has one."""
+    (folder / "studies").mkdir()
+    match name:
+        case "postgresql":
+            with postgresql() as server:
+                yield server.url, server
+        case "journal":
+            yield f"journal:{folder}/studies/chaos.log", None
+        case _:
+            yield f"sqlite:///{folder}/studies/chaos.db", None
 
 
-def torment(folder: Path, kills: int, trials: int, workers: int, rng: random.Random) -> dict[str, Any]:
-    """Kill and continue, then let it finish; what happened."""
-    (folder / "space.toml").write_text(SPACE)
-    (folder / "recipe.toml").write_text(RECIPE)
-    began, seen, starts, killed, lost = time.monotonic(), {}, 0, 0, []
-    while killed < kills:
-        running = start(folder, command(trials, workers))
-        starts += 1
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(rng.uniform(0.2, 14.0))
-        if running.poll() is not None:
-            break  # it came to its end before all kills were done
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-        killed += 1
-        time.sleep(0.2)
-        seen |= {number: was for number, was in finished(trials_of(folder)).items() if number not in seen}
-    ended = start(folder, command(trials, workers))
-    code = ended.wait(600)
-    lost = complaints(folder, seen, trials)
-    if code != 0:
-        tail = (folder / "log.txt").read_text(errors="replace")[-1500:]
-        lost.append(f"the last search ended with code {code}: {tail}")
-    states = Counter(trial.state.name.lower() for trial in trials_of(folder))
-    return {
-        "storage": "sqlite",
-        "kills": killed,
-        "starts": starts + 1,
-        "workers": workers,
+def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Everything, on one storage; what happened."""
+    rng, began = random.Random(asked.seed), time.monotonic()
+    trials = asked.trials or 3 * asked.kills
+    with storage(asked.storage, folder) as (url, server):
+        chaos = Chaos(folder, url, server, trials, asked.workers, asked.dashboard)
+        try:
+            chaos.torment(asked.kills, asked.longest, rng)
+            if server is not None:
+                chaos.close_the_dashboard()
+                chaos.take_the_server_away(server, asked.longest)
+            chaos.finish(1_800)
+        finally:
+            chaos.close_the_dashboard()
+        chaos.judge()
+        stored = chaos.stored()
+    found: dict[str, Any] = {
+        "storage": asked.storage,
+        "kills": chaos.kills,
+        "starts": chaos.starts,
+        "workers": asked.workers,
         "candidates": trials,
-        "trials": dict(states),
-        "complaints": lost,
+        "seen_finished_before_a_kill": len(chaos.seen),
+        "trials": dict(Counter(trial.state.name.lower() for trial in stored)),
         "seconds": round(time.monotonic() - began),
     }
+    if chaos.watcher is not None:
+        found["dashboard_looks"] = chaos.watcher.looks
+    return found | {"complaints": chaos.wrong}
 
 
 def main() -> int:
@@ -146,16 +236,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--storage", choices=STORAGES, default="sqlite")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--trials", type=int, default=0, help="candidates; else three a kill")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--longest", type=float, default=14.0, help="seconds until a kill, at most")
+    parser.add_argument("--dashboard", action="store_true", help="optuna-dashboard looks at it all the time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory() as name:
-        trials = asked.trials or 3 * asked.kills
-        found = torment(Path(name), asked.kills, trials, asked.workers, random.Random(asked.seed))
+        found = run(asked, Path(name))
     text = json.dumps(found, indent=2)
     print(text)
     if asked.json:
