@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from errno import ENAMETOOLONG
 from pathlib import Path
 
 import typer
@@ -19,7 +21,10 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of options 
 
 
 def run(command: Callable[..., None]) -> None:
-    """Run a command line and exit: 0 done, 1 no result, 2 bad input, 130 interrupted."""
+    """Run a command line and exit: 0 done, 1 no result, 2 bad input, 130 interrupted.
+
+    What the system refuses (a full disk, a file that cannot be made) is said in one line, too.
+    """
     listen(signal.SIGINT, signal.SIGTERM)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
@@ -31,6 +36,11 @@ def run(command: Callable[..., None]) -> None:
         code = _say(str(error), NO_RESULT)
     except _UsageError as error:
         code = _say(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = _short(os.fsdecode(error.filename))
+        code = _say(f"{name}: {error.strerror}", BAD_INPUT if error.errno == ENAMETOOLONG else NO_RESULT)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     sys.exit(code or DONE)
@@ -45,8 +55,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         except ValueError:
             number = low - 1
         if not low <= number <= high:
-            shown = str(text) if len(str(text)) <= 40 else str(text)[:40] + "..."
-            raise typer.BadParameter(f"{shown!r} (use a whole number from {low:,} to {high:,})")
+            raise typer.BadParameter(f"{_short(str(text))!r} (use a whole number from {low:,} to {high:,})")
         return number
 
     return parse
@@ -55,8 +64,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 def check_name(option: str, name: str) -> str:
     """A name that may become a folder; raises `InputError` for one that could leave it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
-        shown = name if len(name) <= 40 else name[:40] + "..."
-        raise InputError(f"{option}: {shown!r} (use up to 80 letters, digits, '.', '_' and '-')")
+        raise InputError(f"{option}: {_short(name)!r} (use up to 80 letters, digits, '.', '_' and '-')")
     return name
 
 
@@ -67,6 +75,10 @@ def as_path(text: str | None) -> Path | None:
     if not text or "\0" in text:
         raise InputError(f"path: {text!r} (use the path of a file or folder)")
     return Path(text).expanduser()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:40] + "..."
 
 
 def _say(message: str, code: int) -> int:

@@ -18,7 +18,7 @@ def read_text(path: Path, what: str) -> str:
             raise InputError(f"{what}: {path} is a folder (use a file)")
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise InputError(f"{what}: {path} is larger than {MAX_TEXT_BYTES:,} bytes")
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{what}: {path} does not exist") from None
     except UnicodeDecodeError:
@@ -27,6 +27,9 @@ def read_text(path: Path, what: str) -> str:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{what}: {path} cannot be read ({_reason(error)})") from None
+    if not text.strip():
+        raise InputError(f"{what}: {path} is empty")
+    return text
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import TINY_SPACE, Ended, Runner, run_module
+from PIL import Image
 
 STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
 CONV = {"kind": "conv", "channels": 4}
@@ -110,7 +111,7 @@ CASES = {
         "[[stages]]\nblocks = 1\nchannels = { min = 9, max = 8 }\n", "stages[0].channels", "empty"
     ),
     "space with an empty list": space(STAGE + "padding = []\n", "stages[0].padding", "empty"),
-    "space without stages": space("", "stages: missing field"),
+    "space without stages": space("classes = 10\n", "stages: missing field"),
     "space for other images": Case(
         "search",
         [*SMALL, "--space", "my.toml"],
@@ -211,6 +212,70 @@ CASES = {
         "reproduce", ["reference", *SMALL, "--json", "file/out.json"], ["--json", "is a file"], {"file": ""}
     ),
 }
+# Every number of every command, with everything that is none of its numbers.
+NUMBERS = {
+    "search": ["--trials", "--max-params", "--epochs", "--seed"],
+    "reproduce": ["--seeds", "--seed", "--epochs"],
+    "bench": ["--images", "--repeats", "--seeds"],
+}
+NO_NUMBERS = [
+    "",
+    "x",
+    "1.5",
+    "-1",
+    "1e3",
+    "nan",
+    "inf",
+    "9" * 30,
+    "9" * 5000,
+    "½",
+    "0x10",
+    "1,000",
+    "--",
+    "null",
+]
+
+# Every option and argument that names a file, and what may lie there instead.
+FILES: dict[str, list[object]] = {
+    "search --space": ["search", *SMALL, "--space"],
+    "search --recipe": ["search", *SMALL, "--recipe"],
+    "reproduce --recipe": ["reproduce", "reference", *SMALL, "--recipe"],
+    "reproduce FILE.json": ["reproduce"],
+    "describe FILE.json": ["describe"],
+    "report FILE.json": ["report"],
+    "export FILE": ["export", "--to", "torch"],
+    "predict PICTURE": ["predict"],
+    "predict --network": ["predict", "digit.png", "--network"],
+    "search --dataset npz": ["search", "--device", "cpu", "--dataset", "npz:"],
+    "search --dataset idx": ["search", "--device", "cpu", "--dataset", "idx:"],
+}
+SUFFIXES = {
+    "toml": ("--space", "--recipe"),
+    "json": (".json",),
+    "png": ("PICTURE",),
+    "npz": ("npz",),
+    "": ("idx",),
+}
+WRONG_FILES = ["missing", "folder", "empty", "binary", "zeros", "loop", "long", "unicode"]
+
+
+def wrong_file(kind: str, suffix: str, folder: Path) -> str:
+    """The name of a file that is not what it should be."""
+    name = {"long": "n" * 300, "unicode": "ünï-数字 \u202e"}.get(kind, kind) + f".{suffix}"
+    match kind:
+        case "folder":
+            (folder / name).mkdir()
+        case "empty":
+            (folder / name).touch()
+        case "binary":
+            (folder / name).write_bytes(bytes(range(256)) * 8)
+        case "zeros":
+            (folder / name).write_bytes(bytes(5_000))
+        case "loop":
+            (folder / name).symlink_to(name)
+    return name
+
+
 FRESH = {  # as a person would meet it, in a fresh interpreter
     "negative trials": CASES["negative trials"],
     "even kernel": CASES["even kernel"],
@@ -252,6 +317,29 @@ def check(case: Case, work: Path, call: Callable[..., Ended]) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_refused_in_one_line_with_nothing_written(name: str, work: Path, invoke: Runner) -> None:
     check(CASES[name], work, invoke)
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS, ids=[text[:12] or "nothing" for text in NO_NUMBERS])
+@pytest.mark.parametrize(
+    "option", [(command, one) for command in NUMBERS for one in NUMBERS[command]], ids=" ".join
+)
+def test_what_is_no_number_is_refused(option: tuple[str, str], text: str, work: Path, invoke: Runner) -> None:
+    command, name = option
+    first = ["reference"] if command == "reproduce" else []
+    check(Case(command, [*first, *SMALL, name, text], [name, text[:40]]), work, invoke)
+
+
+@pytest.mark.parametrize("kind", WRONG_FILES)
+@pytest.mark.parametrize("where", FILES)
+def test_a_wrong_file_is_refused(where: str, kind: str, work: Path, invoke: Runner) -> None:
+    suffix = next((one for end, one in SUFFIXES.items() if where.endswith(end)), "safetensors")
+    name = wrong_file(kind, suffix, work)
+    if where == "predict --network":
+        Image.new("L", (28, 28), 255).save(work / "digit.png")
+    command, *arguments = FILES[where]
+    glued = str(arguments[-1] if arguments else "").endswith(":")
+    arguments = [*arguments[:-1], f"{arguments[-1]}{name}"] if glued else [*arguments, name]
+    check(Case(str(command), arguments, []), work, invoke)
 
 
 @pytest.mark.parametrize("name", FRESH)
