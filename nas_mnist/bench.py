@@ -55,15 +55,15 @@ def bench(
         check_new(keep, "--json")
 
     import torch
-    from rich.console import Console
 
     from . import measure
     from .data import load
     from .device import describe_device, describe_processor, pick_device
+    from .report.live import screen
     from .report.tables import facts_table, speed_table, tricks_table
     from .retrain import versions
 
-    console = Console(soft_wrap=True)
+    console = screen()
     where = pick_device(device)
     everything = load(dataset, as_path(data_dir))
     learn, check = (part.to(where) for part in everything.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -44,6 +45,21 @@ def run(command: Callable[..., None]) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     sys.exit(code or DONE)
+
+
+def typed(module: str) -> str:
+    """What was typed to start this command, as a line that may be typed again.
+
+    Without ``--json``, which asks for a new file every time, and ``--quiet``.
+    """
+    kept: list[str] = []
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word == "--json":
+            next(words, None)
+        elif word != "--quiet" and not word.startswith("--json="):
+            kept.append(word)
+    return shlex.join(["python", "-m", f"nas_mnist.{module}", *kept])
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

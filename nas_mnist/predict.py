@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from .classifier import Classifier
+
 MAX_PIXELS = 50_000_000
 BOX = 20 / 28  # share of the image that a digit's longer side takes in MNIST
 BLANK = 30  # bytes; paper that is not quite white is no ink
@@ -32,18 +34,12 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the class of a picture and the probability of every class."""
-    image = read_picture(Path(picture))
-
-    import torch
+    read_picture(Path(picture))  # what is wrong with it is said before torch is loaded
 
     from .trained import find_classifier
 
     _, classifier = find_classifier(network, check_name("--study", study), storage)
-    channels, height, width = classifier.model.architecture.input_shape
-    if channels != 1:
-        raise InputError(f"network: takes {channels} channels (use one for grey images)")
-    pixels = torch.from_numpy(prepare(image, height, width))
-    probabilities = classifier(pixels[None, None])[0].tolist()
+    probabilities = classify(Path(picture), classifier)
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     if as_json:
         print(json.dumps({"class": best, "probabilities": probabilities}))
@@ -51,6 +47,18 @@ def predict(
     print(f"class {best}")
     for label, probability in enumerate(probabilities):
         print(f"{label:>3}  {probability:7.2%}  {'#' * round(40 * probability)}".rstrip())
+
+
+def classify(picture: Path, classifier: Classifier) -> list[float]:
+    """The probability of every class for a picture, `prepare`d; raises `InputError`."""
+    import torch
+
+    channels, height, width = classifier.model.architecture.input_shape
+    if channels != 1:
+        raise InputError(f"network: takes {channels} channels (use one for grey images)")
+    pixels = torch.from_numpy(prepare(read_picture(picture), height, width))
+    found: list[float] = classifier(pixels[None, None])[0].tolist()
+    return found
 
 
 def read_picture(path: Path) -> Image.Image:

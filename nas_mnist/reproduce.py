@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .architecture import Architecture
-from .cli import as_path, check_name, run, whole
+from .cli import as_path, check_name, run, typed, whole
 from .errors import NoResultError
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
@@ -37,7 +38,9 @@ def reproduce(
     epochs: Annotated[
         int | None, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="Else the recipe's.")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="mnist, fashion-mnist, idx:FOLDER, npz:FILE...")] = "mnist",
+    dataset: Annotated[
+        str | None, typer.Option(help="mnist, fashion-mnist, idx:FOLDER...; else the study's, or mnist.")
+    ] = None,
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     workers: Annotated[
@@ -53,7 +56,7 @@ def reproduce(
 ) -> None:
     """Train an architecture on all training images and report the last epoch's test accuracy."""
     processes = parse_workers(workers)
-    entry, its_recipe = _find(architecture, study, storage)
+    entry, its_recipe, its_data = _find(architecture, study, storage)
     chosen = load_recipe(recipe) if recipe is not None else its_recipe
     chosen = chosen if epochs is None else chosen.with_epochs(epochs)
     check_writable(REPORTS, "reports")
@@ -61,28 +64,28 @@ def reproduce(
     if copy_to is not None:
         check_new(copy_to, "--json")
 
-    from rich.console import Console
-
     from .data import load
     from .device import describe_device, pick_device
     from .report.files import write_runs
     from .report.layers import layer_table
-    from .report.live import EpochLog
+    from .report.live import EpochLog, screen
     from .report.subjects import of_result, read_result
     from .report.tables import published_table, requirement_table, runs_table, summary_line
     from .report.write import write_report
     from .retrain import check_fits, requirements, summarise
+    from .storages import shown
     from .tasks import RetrainTask, retrain_seeds
 
-    console = Console(soft_wrap=True, quiet=quiet)
+    console = screen(quiet)
+    again = typed("reproduce").replace(shlex.quote(storage), shlex.quote(shown(storage)))
     where = pick_device(device)
-    data = load(dataset, as_path(data_dir))
+    data = load(dataset or its_data, as_path(data_dir))
     check_fits(entry.architecture, data)
-    console.print(layer_table(entry.architecture), highlight=False, markup=False)
-    console.print(f"Data: {data.source}", highlight=False)
+    console.print(layer_table(entry.architecture), markup=False)
+    console.print(f"Data: {data.source}")
     if data.note:
-        console.print(f"[bold yellow]{data.note}[/bold yellow]", highlight=False)
-    console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where)}", highlight=False)
+        console.print(f"[bold yellow]{data.note}[/bold yellow]")
+    console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where)}")
     task = RetrainTask(
         architecture=entry.architecture,
         recipe=chosen,
@@ -93,36 +96,37 @@ def reproduce(
         last_only=False,
         plain=plain,
     )
-    runs = retrain_seeds(task, data, processes or auto_workers(where.type), EpochLog(console, chosen.epochs))
+    with EpochLog(console, chosen.epochs, seeds) as log:
+        runs = retrain_seeds(task, data, processes or auto_workers(where.type), log)
     if entry.name == "reference":
         console.print(published_table(runs[0]))
     console.print(runs_table(runs))
     summary = summarise([one.result.accuracy for one in runs])
     met = requirements(entry.architecture, chosen.epochs, summary.mean, data.name)
     console.print(requirement_table(met, "The requirements (test images, last epoch, mean of the seeds)"))
-    console.print(summary_line(summary), highlight=False)
+    console.print(summary_line(summary))
     if data.note:
-        console.print(f"[bold yellow]{data.note}[/bold yellow]", highlight=False)
-    told = {"recipe_name": recipe or entry.recipe, "plain": plain}
+        console.print(f"[bold yellow]{data.note}[/bold yellow]")
+    told = {"recipe_name": recipe or entry.recipe, "plain": plain, "command": again}
     folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where), **told)
     if copy_to is not None:
         write_bytes(copy_to, (folder / "result.json").read_bytes())
     result = read_result(folder / "result.json")
     write_report(folder, [of_result(result, folder.name, as_path(data_dir))])
-    console.print(f"Written: {folder}", highlight=False)
+    console.print(f"Written: {folder}")
 
 
-def _find(name: str, study: str, storage: str) -> tuple[Entry, Recipe]:
-    """What the argument stands for, and the recipe that belongs to it."""
+def _find(name: str, study: str, storage: str) -> tuple[Entry, Recipe, str]:
+    """What the argument stands for, and the recipe and the data set that belong to it."""
     if name == "best":
         return _best_of(check_name("--study", study), storage)
     entry = load_from_zoo(name)
     if name.endswith(".json"):
         check_name("architecture", entry.name)
-    return entry, load_recipe(entry.recipe)
+    return entry, load_recipe(entry.recipe), "mnist"
 
 
-def _best_of(study: str, storage: str) -> tuple[Entry, Recipe]:
+def _best_of(study: str, storage: str) -> tuple[Entry, Recipe, str]:
     """The best candidate that a study trained to the end, from the architecture that its trial stored."""
     from .results import best_rows, trial_rows
     from .study import load_study
@@ -133,7 +137,8 @@ def _best_of(study: str, storage: str) -> tuple[Entry, Recipe]:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
     about = f"best of study {study!r}, trial {rows[0].trial}"
     entry = Entry(f"{study}-best", about, Architecture.make(rows[0].architecture), f"of study {study!r}")
-    return entry, make_recipe(stored.user_attrs.get("recipe", {}), f"study {study!r}: recipe")
+    recipe = make_recipe(stored.user_attrs.get("recipe", {}), f"study {study!r}: recipe")
+    return entry, recipe, str(stored.user_attrs["identity"]["data"]).rpartition(" ")[0]
 
 
 if __name__ == "__main__":

@@ -45,9 +45,14 @@ class Run:
         return score
 
     @property
-    def best_on_test(self) -> EpochResult:
-        """The epoch with the best test score: chosen on the test images, so not a result."""
+    def best_on_test(self) -> EpochResult | None:
+        """The epoch with the best test score: chosen on the test images, so not a result.
+
+        None where only the last epoch was scored.
+        """
         scored = [epoch for epoch in self.epochs if epoch.score]
+        if len(scored) < 2:
+            return None
         return max(scored, key=lambda epoch: epoch.score.accuracy if epoch.score else 0.0)
 
     @property

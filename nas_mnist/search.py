@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .architecture import Architecture
-from .cli import as_path, check_name, run, whole
+from .cli import as_path, check_name, run, typed, whole
 from .cost import Budget
 from .errors import InputError, NoResultError
 from .files import check_new, check_writable, write_bytes
@@ -111,6 +110,7 @@ def search(
     try:
         with losing(storage):
             opened.set_user_attr("command", again)
+            opened.set_user_attr("reproduce", plan.repeat())
             plan.announce(opened, survey)
             plan.search(opened)
             plan.finish(opened)
@@ -118,7 +118,7 @@ def search(
         plan.interrupted(opened, again)
         raise
     finally:
-        plan.console.print(f"Look into the study with:\n{look}", highlight=False)
+        plan.console.print(f"Look into the study with:\n{look}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ class _Plan:
 
     @property
     def console(self) -> Console:
-        from rich.console import Console
+        from .report.live import screen
 
-        return Console(soft_wrap=True, quiet=self.quiet)
+        return screen(self.quiet)
 
     def facts(self) -> dict[str, object]:
         """What the study stores for people."""
@@ -164,12 +164,11 @@ class _Plan:
             f"[bold]Searching[/bold] for at most {self.task.budget.max_params:,} parameters: study "
             f"{study.study_name!r}, {self.trials} candidates, {self.task.recipe.epochs} epochs, "
             f"{describe_device(self.device)}, {self.workers} worker{'s' * (self.workers > 1)}",
-            highlight=False,
         )
-        say(f"Data: {self.data.source}; one in six is held out to choose", highlight=False)
+        say(f"Data: {self.data.source}; one in six is held out to choose")
         self._warn()
         share = survey.feasible / survey.tried
-        say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget", highlight=False)
+        say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
 
     def search(self, study: optuna.Study) -> None:
         """Train candidates until the total is reached."""
@@ -204,16 +203,25 @@ class _Plan:
                 if counted(study) < self.trials:
                     raise
             except NoResultError as error:
-                self.console.print(f"Ended early: {error}", highlight=False)
-        self.console.print(f"Trials: {counts_line(count_verdicts(study))}", highlight=False)
+                self.console.print(f"Ended early: {error}")
+        self.console.print(f"Trials: {counts_line(count_verdicts(study))}")
+
+    def repeat(self) -> str:
+        """The command that trains the winner again; it knows the data set from the study."""
+        from .storages import shown
+
+        options = ["--study", self.task.study, "--storage", shown(self.task.storage)]
+        if self.task.data_dir is not None:
+            options += ["--data-dir", str(self.task.data_dir)]
+        return shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *options])
 
     def interrupted(self, study: optuna.Study, again: str) -> None:
         """Say what is kept and how to go on."""
         from .report.tables import counts_line
         from .study import count_verdicts
 
-        self.console.print(f"Interrupted. Kept: {counts_line(count_verdicts(study))}", highlight=False)
-        self.console.print(f"Continue with:\n{again}", highlight=False)
+        self.console.print(f"Interrupted. Kept: {counts_line(count_verdicts(study))}")
+        self.console.print(f"Continue with:\n{again}", soft_wrap=True)
 
     def finish(self, study: optuna.Study) -> None:
         """Show the best candidates; retrain the winner and read the test images once."""
@@ -223,7 +231,6 @@ class _Plan:
         from .report.write import study_folder, write_report
         from .results import best_rows, trial_rows
         from .retrain import requirements
-        from .storages import shown
 
         rows = best_rows(trial_rows(study), SHOWN)
         if not rows:
@@ -232,19 +239,17 @@ class _Plan:
         architecture = Architecture.make(winner.architecture)
         say = self.console.print
         say(best_table(rows))
-        say(f"The winner: trial {winner.trial}, key {architecture.key}", highlight=False)
-        say(layer_table(architecture), highlight=False, markup=False)
+        say(f"The winner: trial {winner.trial}, key {architecture.key}")
+        say(layer_table(architecture), markup=False)
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
         met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
-        where = ["--study", self.task.study, "--storage", shown(self.task.storage)]
-        again = shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *where])
-        say(f"Repeat it over seeds with:\n{again}", highlight=False)
+        say(f"Repeat it over seeds with:\n{self.repeat()}", soft_wrap=True)
         folder = study_folder(REPORTS, study)
-        say(f"Report: {write_report(folder, [of_study(study, self.task.data_dir)])}", highlight=False)
+        say(f"Report: {write_report(folder, [of_study(study, self.task.data_dir)])}")
         if self.copy_to is not None:
             write_bytes(self.copy_to, (folder / "summary.json").read_bytes())
 
@@ -258,10 +263,10 @@ class _Plan:
 
         stored = study.user_attrs.get("winner", {})
         if (stored.get("key"), stored.get("seed")) == (winner.key, self.task.seed):
-            self.console.print(f"Retrained before: {stored['folder']}", highlight=False)
+            self.console.print(f"Retrained before: {stored['folder']}")
             return float(stored["test_accuracy"])
         images = len(self.data.train)
-        self.console.print(f"Retraining the winner on all {images:,} training images", highlight=False)
+        self.console.print(f"Retraining the winner on all {images:,} training images")
         task = RetrainTask(
             architecture=Architecture.make(winner.architecture),
             recipe=self.task.recipe,
@@ -271,7 +276,8 @@ class _Plan:
             device=self.task.device,
             last_only=True,
         )
-        (result,) = retrain_seeds(task, self.data, 1, EpochLog(self.console, self.task.recipe.epochs))
+        with EpochLog(self.console, self.task.recipe.epochs, 1) as log:
+            (result,) = retrain_seeds(task, self.data, 1, log)
         device = describe_device(self.device)
         name, recipe = f"trial-{winner.trial}", self.task.recipe
         parent = study_folder(REPORTS, study)
@@ -279,7 +285,7 @@ class _Plan:
         accuracy = result.result.accuracy
         read = {"key": winner.key, "seed": self.task.seed, "test_accuracy": accuracy, "folder": str(folder)}
         study.set_user_attr("winner", read)
-        self.console.print(f"Written: {folder}", highlight=False)
+        self.console.print(f"Written: {folder}")
         return accuracy
 
     def reference(self) -> Draws | None:
@@ -291,15 +297,14 @@ class _Plan:
 
     def _warn(self) -> None:
         if self.data.note:
-            self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]", highlight=False)
+            self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]")
 
 
 def _command(storage: str) -> str:
     """What was typed to start this search, without the storage's password."""
     from .storages import shown
 
-    typed = [word.replace(storage, shown(storage)) for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", "nas_mnist.search", *typed])
+    return typed("search").replace(shlex.quote(storage), shlex.quote(shown(storage)))
 
 
 def _space(path: Path | None, data: DataSet) -> SearchSpace:

@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from .errors import InputError, NoResultError
@@ -129,6 +129,7 @@ def _open_database(url: str, on_stale: StaleTrial | None, *, sqlite: bool) -> RD
     )
     if sqlite:
         event.listen(storage.engine, "connect", _write_ahead)
+        event.listen(storage.engine, "begin", _begin)
         storage.engine.dispose()  # the connections from before have not heard of it
     return storage
 
@@ -143,6 +144,16 @@ def _write_ahead(connection: Any, _: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
+    connection.isolation_level = None  # transactions begin where `_begin` says so, not at the first write
+
+
+def _begin(connection: Connection) -> None:
+    """One transaction after the other, reading included.
+
+    Python's driver begins a transaction only before it writes, so that two workers could both read that a
+    trial waits and both take it (docs.sqlalchemy.org/en/21/dialects/sqlite.html).
+    """
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 class _MendingLock(JournalFileSymlinkLock):
@@ -205,4 +216,7 @@ def _reason(error: BaseException) -> str:
     """What a database or the system says, in one line."""
     error = error.__cause__ or error
     lines = str(getattr(error, "orig", None) or error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    text = lines[0] if lines else type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name in ("psycopg", "psycopg2"):
+        return f"{text}: pip install 'nas-mnist[postgresql]'"
+    return text

@@ -10,7 +10,9 @@ from .classifier import Classifier
 from .errors import InputError, NoResultError
 
 
-def find_classifier(what: str, study: str, storage: str) -> tuple[str, Classifier]:
+def find_classifier(
+    what: str, study: str = "nas_mnist", storage: str = "sqlite:///studies/nas_mnist.db"
+) -> tuple[str, Classifier]:
     """A name for files, and the network that ``what`` stands for; raises `InputError`.
 
     ``what`` is a file ending in .safetensors, a folder that `reproduce` or a search wrote, a network of the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -50,6 +51,31 @@ def begin(study: optuna.Study, owner: dict[str, Any] | None, width: int = 3) -> 
         trial.set_user_attr(OWNER, owner)
     trial.suggest_int("width", 1, width)
     return trial.number
+
+
+def take_all(url: str, start: Any, taken: Any) -> None:
+    """What a worker does with a queue: take trials until there is none that waits."""
+    study = optuna.load_study(study_name="s", storage=open_storage(url))
+    start.wait()
+    numbers = []
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        numbers.append(study.ask().number)
+    taken.put(numbers)
+
+
+def test_no_trial_is_taken_by_two_processes(study: optuna.Study, url: str) -> None:
+    for width in range(60):
+        study.enqueue_trial({"width": width})
+    context = multiprocessing.get_context("spawn")
+    start, taken = context.Barrier(3), context.Queue()
+    workers = [context.Process(target=take_all, args=(url, start, taken)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    numbers = [number for _ in workers for number in taken.get(timeout=60)]
+    for worker in workers:
+        worker.join()
+    assert len(numbers) == len(set(numbers))
+    assert set(numbers) >= set(range(60))
 
 
 def waiting(study: optuna.Study) -> list[dict[str, Any]]:

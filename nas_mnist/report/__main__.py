@@ -28,9 +28,8 @@ def report(
     studies = [check_name("--study", name) for name in study or ([] if what else ["nas_mnist"])]
     data_folder = as_path(data_dir)
 
-    from rich.console import Console
-
     from ..study import load_study
+    from .live import screen
     from .subjects import of_name, of_study
     from .tables import show
     from .write import study_folder, write_report
@@ -39,7 +38,7 @@ def report(
     subjects = [of_name(name, data_folder) for name in what or []]
     subjects += [of_study(one, data_folder) for one in loaded]
     check_writable(REPORTS, "reports")
-    console = Console(soft_wrap=True)
+    console = screen()
     for subject in subjects:
         show(console, subject)
     if len(subjects) > 1 or not (loaded or Path((what or [""])[0]).is_dir()):
@@ -47,7 +46,7 @@ def report(
         folder = new_folder(REPORTS, check_name("report", name))
     else:
         folder = study_folder(REPORTS, loaded[0]) if loaded else Path((what or [])[0])
-    console.print(f"Written: {write_report(folder, subjects)}", highlight=False)
+    console.print(f"Written: {write_report(folder, subjects)}")
 
 
 if __name__ == "__main__":

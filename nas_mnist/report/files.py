@@ -87,10 +87,9 @@ def _run_dict(run: Run) -> dict[str, Any]:
         "test_correct": run.result.correct,
         "test_images": run.result.count,
         "test_loss": run.result.loss,
-        "best_epoch_chosen_on_test": {
-            "epoch": best.epoch,
-            "test_accuracy": best.score.accuracy if best.score else None,
-        },
+        "best_epoch_chosen_on_test": {"epoch": best.epoch, "test_accuracy": best.score.accuracy}
+        if best and best.score
+        else None,
         "seconds": round(run.seconds, 3),
         "epochs": _epoch_dicts(run),
         "confusion": run.judgement.confusion,

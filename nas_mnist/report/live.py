@@ -6,9 +6,10 @@ a pipe: the same lines, without colours and without anything that moves.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -32,18 +33,35 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def screen(quiet: bool = False) -> Console:
+    """The console of a command. Nothing moves in a pipe or a notebook, and a pipe's lines are not broken."""
+    in_notebook = "JPY_PARENT_PID" in os.environ
+    console = Console(quiet=quiet, force_terminal=False if in_notebook else None, highlight=False)
+    console.soft_wrap = not console.is_terminal
+    return console
+
+
+Note = Callable[[], str]  # worked out whenever the screen is drawn
+
+
 class _Lines(Progress):
-    """Bars for tasks that have a total, plain text for those that have none; notes on lines of their own."""
+    """Bars for tasks that have a total, plain text for those that have none; in 80 columns a line each."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Every task's line, from the top."""
         for task in self.tasks:
             if task.total is None:
-                yield Text(f"       {task.description}")
+                yield Text(f"       {task.description}", overflow="ellipsis", no_wrap=True)
                 continue
-            bar = ProgressBar(total=task.total, completed=task.completed, width=24)
+            width = 10 if self.console.width < 100 else 24
+            bar = ProgressBar(total=task.total, completed=task.completed, width=width)
             line = Table.grid(padding=(0, 1))
-            line.add_row(task.description, bar, f"{task.completed:.0f}/{task.total:.0f}", task.fields["note"])
+            line.add_column(no_wrap=True)
+            line.add_column(width=width)
+            line.add_column(no_wrap=True)
+            line.add_column(no_wrap=True, overflow="ellipsis")
+            count = f"{task.completed:.0f}/{task.total:.0f}"
+            line.add_row(task.description, bar, count, task.fields["note"]())
             yield line
 
 
@@ -60,7 +78,9 @@ class SearchDisplay:
         self.already = self._done()  # in earlier calls
         self.started = time.monotonic()
         self.progress = _Lines(console=console, transient=True, disable=not console.is_terminal)
-        self._trial_bar = self.progress.add_task("trials", total=trials, completed=self.already, note="")
+        self._trial_bar = self.progress.add_task(
+            "trials", total=trials, completed=self.already, note=self._note
+        )
         self._counts = self.progress.add_task(counts_line(self.counts), total=None)
         self._running: dict[int, tuple[TaskID, int]] = {}  # trial number -> its bar, its parameters
 
@@ -79,15 +99,15 @@ class SearchDisplay:
     def candidate(self, number: int, cost: Cost) -> None:
         """A candidate's training begins."""
         note = f"trial {number}, {cost.params:,} parameters"
-        self._running[number] = self.progress.add_task("epochs", total=self.epochs, note=note), cost.params
-        self._refresh()
+        bar = self.progress.add_task("epochs", total=self.epochs, note=lambda: note)
+        self._running[number] = bar, cost.params
 
     def epoch(self, number: int, result: EpochResult) -> None:
         """One more epoch of a candidate is done."""
         bar, params = self._running[number]
         rate, accuracy = result.images / result.seconds, result.score.accuracy if result.score else 0.0
         note = f"trial {number}, {params:,} parameters, {accuracy:.2%}, {rate:,.0f} images/s"
-        self.progress.update(bar, completed=result.epoch, note=note)
+        self.progress.update(bar, completed=result.epoch, note=lambda: note)
 
     def ended(self, row: TrialRow) -> None:
         """Count a trial that ended and, if it was trained, print its line."""
@@ -103,37 +123,64 @@ class SearchDisplay:
             self.console.print(
                 f"{self._done():>4}/{self.trials}  trial {row.trial:<4} {row.n_params:>7,} parameters  "
                 f"{accuracy}  {ending}",
-                highlight=False,
             )
         self._refresh()
 
     def _done(self) -> int:
         return sum(number for verdict, number in self.counts.items() if verdict.counts)
 
-    def _refresh(self) -> None:
+    def _note(self) -> str:
         done = self._done()
         elapsed = time.monotonic() - self.started
         new = done - self.already
-        left = clock(elapsed / new * max(self.trials - done, 0)) if new else "?"
-        best = f"best {self._best[0]:.2%} with {self._best[1]:,} parameters" if self._best else "no best yet"
-        note = f"{clock(elapsed)} gone, about {left} left, {best}"
-        self.progress.update(self._trial_bar, completed=min(done, self.trials), note=note)
+        left = f", {clock(elapsed / new * max(self.trials - done, 0))} left" if new else ""
+        best = f", best {self._best[0]:.2%} ({self._best[1]:,} parameters)" if self._best else ""
+        return f"{clock(elapsed)} gone{left}{best}"
+
+    def _refresh(self) -> None:
+        self.progress.update(self._trial_bar, completed=min(self._done(), self.trials))
         self.progress.update(self._counts, description=counts_line(self.counts))
 
 
 class EpochLog:
-    """One line for every epoch of every seed's retraining, in the form of published logs."""
+    """One line for every epoch of every seed's retraining, in the form of published logs; below them bars.
 
-    def __init__(self, console: Console, epochs: int) -> None:
-        self.console, self.epochs = console, epochs
+    A context manager.
+    """
+
+    def __init__(self, console: Console, epochs: int, seeds: int) -> None:
+        self.console, self.epochs, self.seeds = console, epochs, seeds
+        self.started = time.monotonic()
+        self.progress = _Lines(console=console, transient=True, disable=not console.is_terminal)
+        self._seed_bar = self.progress.add_task("seeds", total=seeds, note=self._note)
+        self._running: dict[int, TaskID] = {}  # seed -> its bar
+        self._epochs = 0
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
 
     def __call__(self, seed: int, result: EpochResult) -> None:
         """Print one epoch's line."""
-        line = f"seed {seed}  epoch {result.epoch:>2}/{self.epochs}  train loss {result.train_loss:.4f}"
+        line = f"seed {seed}  epoch {result.epoch:>2}/{self.epochs}  loss {result.train_loss:.4f}"
         if result.score is not None:
             score = result.score
-            line += (
-                f"  test loss {score.loss:.4f}  accuracy {score.correct}/{score.count} ({score.accuracy:.2%})"
-            )
-        line += f"  {result.seconds:.1f} s  {result.images / result.seconds:,.0f} images/s"
-        self.console.print(line, highlight=False)
+            line += f"  test loss {score.loss:.4f}  {score.correct}/{score.count} ({score.accuracy:.2%})"
+        self.console.print(f"{line}  {result.seconds:.1f} s")
+        self._epochs += 1
+        note = f"seed {seed}, {result.images / result.seconds:,.0f} images/s"
+        if seed not in self._running:
+            self._running[seed] = self.progress.add_task("epochs", total=self.epochs, note=lambda: note)
+        self.progress.update(self._running[seed], completed=result.epoch, note=lambda: note)
+        if result.epoch == self.epochs:
+            self.progress.remove_task(self._running.pop(seed))
+            self.progress.advance(self._seed_bar)
+
+    def _note(self) -> str:
+        elapsed = time.monotonic() - self.started
+        missing = self.epochs * self.seeds - self._epochs
+        left = f", {clock(elapsed / self._epochs * missing)} left" if self._epochs else ""
+        return f"{clock(elapsed)} gone{left}"

@@ -141,7 +141,24 @@ def page(chapters: Sequence[Chapter]) -> str:
         {name: plots.inline_svg(figure, f"{number}-{name}") for name, figure in one.figures.items()}
         for number, one in enumerate(chapters)
     ]
-    return template.render(chapters=list(zip(chapters, svgs, strict=True)), compared=_compared(chapters))
+    together = comparison(chapters)
+    return template.render(
+        chapters=list(zip(chapters, svgs, strict=True)),
+        compared=_compared(chapters),
+        comparison=plots.inline_svg(together, "comparison") if together else "",
+    )
+
+
+def comparison(chapters: Sequence[Chapter]) -> Figure | None:
+    """The results of a report side by side; None for fewer than two."""
+    results = [one for one in chapters if one.subject.result]
+    if len(results) < 2:
+        return None
+    names = [one.subject.name for one in results]
+    params = [one.cost["params"] for one in results]
+    return plots.comparison(
+        names, params, [one.subject.result["test_accuracy"] for one in results if one.subject.result]
+    )
 
 
 def _headline(subject: Subject) -> tuple[str, str]:
@@ -194,9 +211,10 @@ def _again(subject: Subject) -> list[str]:
         lines.append(
             facts.get("command") or shlex.join([*module, "nas_mnist.search", "--study", subject.name])
         )
-        lines.append(
-            shlex.join([*module, "nas_mnist.reproduce", "best", "--seeds", "3", "--study", subject.name])
-        )
+        best = shlex.join([*module, "nas_mnist.reproduce", "best", "--seeds", "3", "--study", subject.name])
+        lines.append(facts.get("reproduce") or best)
+    elif subject.result and subject.result.get("command"):
+        lines.append(str(subject.result["command"]))
     elif subject.result:
         seeds = [run["seed"] for run in subject.result["runs"]]
         options = ["--seeds", str(len(seeds)), "--seed", str(min(seeds))]

@@ -107,17 +107,43 @@ def accuracy_against_params(rows: Sequence[TrialRow], max_params: int) -> Figure
     figure, axes = _axes(3.4)
     stopped = [row for row in rows if row.verdict is Verdict.STOPPED and row.validation_accuracy is not None]
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
-    axes.scatter(*_points(stopped), s=14, marker="x", linewidths=0.8, color=GREY, label="when stopped early")
+    if stopped:
+        axes.scatter(
+            *_points(stopped), s=14, marker="x", linewidths=0.8, color=GREY, label="when stopped early"
+        )
     axes.scatter(*_points(trained), s=36, color=BLUE, label="trained to the end", zorder=3)
-    front = pareto_front(trained)
-    if len(front) > 1:
-        axes.step(*_points(front), where="post", color=BLUE, linewidth=1, label="Pareto front")
+    if trained:
+        sizes, errors = _points(pareto_front(trained))
+        axes.scatter(sizes, errors, s=90, facecolor="none", edgecolor=ORANGE, linewidths=1.6, zorder=4)
+        axes.step(
+            *([*sizes, max(max_params, sizes[-1])], [*errors, errors[-1]]),
+            where="post", color=ORANGE, linewidth=1.4, label="Pareto front",
+        )  # fmt: skip
     axes.axvline(max_params, color=RED, linestyle="--", linewidth=1.2, label=f"budget, {max_params:,}")
     axes.set_xlim(left=0)
     axes.set_xlabel("Parameters")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _error_axis(axes, "Validation error (%)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def comparison(names: Sequence[str], params: Sequence[int], tests: Sequence[Mapping[str, Any]]) -> Figure:
+    """Test error against parameters of several results (``test_accuracy`` as in ``result.json``)."""
+    figure, axes = _axes(3.4)
+    for position, (name, size, test) in enumerate(zip(names, params, tests, strict=True)):
+        error = _error(test["mean"])
+        low, high = test["interval"] or (test["mean"], test["mean"])
+        reach = [[error - _error(high)], [_error(low) - error]]
+        colour, marker = (BLUE, ORANGE, GREEN, RED, SKY)[position % 5], "os^Dv"[position % 5]
+        axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=name, linestyle="")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("Parameters")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _error_axis(axes, "Test error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -130,7 +156,7 @@ def importance_bars(importances: Mapping[str, float]) -> Figure:
     shares = [importances[name] for name in names]
     axes.barh(names, shares, color=BLUE, height=0.65)
     for position, share in enumerate(shares):
-        axes.text(share, position, f" {share:.0%}", va="center", fontsize=8)
+        axes.text(share, position, f"  {share:.0%}", va="center", fontsize=8)
     axes.set_xlim(0, 1.15 * max(shares))
     axes.set_xlabel("Share of importance")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))

@@ -79,7 +79,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     table.add_column("Best epoch (chosen on test, no result)", justify="right")
     for run in runs:
         best = run.best_on_test
-        shown = f"{best.score.accuracy:.2%} (epoch {best.epoch})" if best.score else ""
+        shown = f"{best.score.accuracy:.2%} (epoch {best.epoch})" if best and best.score else ""
         table.add_row(
             str(run.seed), f"{run.result.accuracy:.2%}", f"{run.result.loss:.4f}", f"{run.seconds:.0f}", shown
         )
@@ -101,15 +101,15 @@ def show(console: Console, subject: Subject) -> None:
     """What a report tells of a subject, on a screen."""
     console.rule(subject.name)
     if subject.study:
-        console.print(f"Trials: {counts_line(subject.study.counts)}", highlight=False)
+        console.print(f"Trials: {counts_line(subject.study.counts)}")
         if best := best_rows(subject.study.rows, SHOWN):
             console.print(best_table(best))
     if subject.architecture:
-        console.print(layer_table(subject.architecture), highlight=False, markup=False)
+        console.print(layer_table(subject.architecture), markup=False)
     if subject.result:
         met = [Requirement(**requirement) for requirement in subject.result["requirements"]]
         console.print(requirement_table(met, "The requirements (test images, last epoch)"))
-        console.print(summary_line(Summary(**subject.result["test_accuracy"])), highlight=False)
+        console.print(summary_line(Summary(**subject.result["test_accuracy"])))
 
 
 def summary_line(summary: Summary) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import new_folder, write_bytes
 from ..results import StudyResults, to_frame
 from . import plots
-from .page import Chapter, Subject, chapter, page
+from .page import Chapter, Subject, chapter, comparison, page
 
 if TYPE_CHECKING:
     import optuna
@@ -32,12 +33,17 @@ def write_report(folder: Path, subjects: Sequence[Subject]) -> Path:
     Of a single study also ``trials.csv`` and ``summary.json``. Files of these names from an earlier report
     of the same folder are replaced; nothing else is touched.
     """
-    chapters = [chapter(subject) for subject in subjects]
-    for one in chapters:
-        prefix = f"{one.subject.name}-" if len(chapters) > 1 else ""
-        for name, figure in one.figures.items():
-            write_bytes(folder / "plots" / f"{prefix}{name}.png", plots.png(figure))
-            write_bytes(folder / "plots" / f"{prefix}{name}.svg", plots.svg(figure, name).encode())
+    chapters = [chapter(subject) for subject in _distinct(subjects)]
+    figures = {
+        f"{one.subject.name}-{name}" if len(chapters) > 1 else name: figure
+        for one in chapters
+        for name, figure in one.figures.items()
+    }
+    if together := comparison(chapters):
+        figures["comparison"] = together
+    for name, figure in figures.items():
+        write_bytes(folder / "plots" / f"{name}.png", plots.png(figure))
+        write_bytes(folder / "plots" / f"{name}.svg", plots.svg(figure, name).encode())
     study = subjects[0].study if len(subjects) == 1 else None
     if study:
         table = to_frame(study.rows).to_csv(index=False, lineterminator="\n")
@@ -47,6 +53,17 @@ def write_report(folder: Path, subjects: Sequence[Subject]) -> Path:
     path = folder / "report.html"
     write_bytes(path, page(chapters).encode())
     return path
+
+
+def _distinct(subjects: Sequence[Subject]) -> list[Subject]:
+    """The subjects, those of a name that came before with a number behind it."""
+    names: Counter[str] = Counter()
+    found = []
+    for subject in subjects:
+        names[subject.name] += 1
+        number = names[subject.name]
+        found.append(subject if number == 1 else replace(subject, name=f"{subject.name} ({number})"))
+    return found
 
 
 def summarise_study(study: StudyResults, told: Chapter) -> dict[str, Any]:
@@ -64,6 +81,6 @@ def summarise_study(study: StudyResults, told: Chapter) -> dict[str, Any]:
         "importances": study.importances,
         **{
             name: study.facts.get(name)
-            for name in ("identity", "recipe", "space", "data", "device", "versions")
+            for name in ("identity", "seed", "recipe", "space", "data", "device", "versions")
         },
     }
