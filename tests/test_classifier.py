@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FULL_MNIST, Runner
+from conftest import FULL_MNIST, Runner, run_python
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -169,6 +169,19 @@ def test_the_best_of_a_study_is_exported_and_asked(
     assert found["class"] == int(expected.argmax())
     shutil.rmtree(copied / "reports")
     assert invoke("predict", "digit.png", "--network", "best").code == 2
+
+
+def test_the_readmes_example_classifies_a_picture(
+    images: torch.Tensor, five_thousand: DataSet, work: Path
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    program = readme.split("```python\n")[1].split("```")[0]
+    Image.fromarray(images[0, 0].numpy()).save(work / "digit.png")
+    ended = run_python(["-c", program], work)
+    assert (ended.code, ended.err) == (0, "")
+    probabilities = json.loads(ended.out)
+    assert len(probabilities) == 10
+    assert probabilities.index(max(probabilities)) == int(five_thousand.read_test().labels[0])
 
 
 def test_pictures_are_brought_into_the_form_of_the_data_set(images: torch.Tensor) -> None:

@@ -207,6 +207,12 @@ def test_passwords_are_not_shown() -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InputError, match=r"pip install 'nas-mnist\[postgresql\]'"):
+        open_storage("postgresql+psycopg://me@server/studies")
+
+
 @pytest.mark.parametrize("stumbling", [False, True])
 def test_a_lost_storage_is_said_in_one_line(stumbling: bool) -> None:
     with pytest.raises(NoResultError) as told, losing("sqlite:///studies/my.db"):

@@ -15,11 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
+from rich.console import Console
 
 from nas_mnist import Architecture
+from nas_mnist.cost import Cost
 from nas_mnist.objective import Verdict
+from nas_mnist.report.live import SearchDisplay, screen
 from nas_mnist.report.picture import parts
 from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows
+from nas_mnist.scoring import Score
+from nas_mnist.training import EpochResult
 
 VOID = {"meta", "br", "img", "link", "hr"}
 SECTIONS = [
@@ -139,6 +144,49 @@ def test_several_subjects_stand_side_by_side(copied: Path, invoke: Runner) -> No
     table = text[: text.index("</table>")]
     assert "19,122" in table
     assert table.count("<tr><td>") == 3
+
+
+def test_the_same_result_twice_has_two_names_and_a_picture_that_compares(
+    copied: Path, invoke: Runner
+) -> None:
+    result = next((copied / "reports" / "nas_mnist").glob("trial-*")).relative_to(copied)
+    ended = invoke("report", result, result)
+    assert (ended.code, ended.err) == (0, "")
+    folder = copied / "reports" / f"{result.name}-and-{result.name}"
+    drawn = {path.name for path in (folder / "plots").iterdir()}
+    assert {f"{result.name}-network.png", f"{result.name} (2)-network.png", "comparison.svg"} <= drawn
+    assert 'data-figure="comparison"' in (folder / "report.html").read_text()
+
+
+def test_a_winner_that_was_scored_once_has_no_best_epoch(finished: tuple[Path, Ended]) -> None:
+    (folder,) = (finished[0] / "reports" / "nas_mnist").glob("trial-*")
+    (run,) = json.loads((folder / "result.json").read_text())["runs"]
+    assert [epoch["test_accuracy"] is not None for epoch in run["epochs"]] == [False, True]
+    assert run["best_epoch_chosen_on_test"] is None
+    assert "chosen on the test images" not in (folder.parent / "report.html").read_text()
+
+
+def test_nothing_moves_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert screen().is_terminal
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert not screen().is_terminal
+
+
+def test_the_live_display_fits_into_80_columns_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(width=80, force_terminal=True, record=True)
+    candidate = Cost(params=19_999, macs=1, peak_memory=1, receptive_field=1)
+    display = SearchDisplay(console, 100, 20, [])
+    display.candidate(123, candidate)
+    score = Score(loss=0.1, correct=9_963, count=10_000)
+    display.epoch(123, EpochResult(20, 0.1, 0.1, 1.0, 2_468, score))
+    with monkeypatch.context() as later:
+        later.setattr("time.monotonic", lambda: display.started + 4_000)
+        console.print(*display.progress.get_renderables())
+    lines = console.export_text().splitlines()
+    assert len(lines) == 3
+    assert "1:06:40 gone" in lines[0]
+    assert lines[-1].endswith("99.63%, 2,468 images/s")
 
 
 def test_a_study_without_a_winner_says_so(work: Path, invoke: Runner) -> None:

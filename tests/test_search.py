@@ -326,10 +326,12 @@ def test_reproduce_best_trains_the_candidate_that_the_trial_stored(
     copied: Path, invoke: Runner, result: dict[str, Any]
 ) -> None:
     (copied / "space.toml").unlink()  # an edited or lost space breaks nothing
-    ended = invoke("reproduce", "best", *COMMON)
+    ended = invoke("reproduce", "best", "--device", "cpu", "--json", "copy.json")  # the study knows its data
     assert (ended.code, ended.err) == (0, "")
     ours = json.loads((copied / "reports" / "nas_mnist-best" / "result.json").read_text())
     assert ours["key"] == result["key"]
+    assert ours["data"] == result["data"]
+    assert ours["command"] == "python -m nas_mnist.reproduce best --device cpu"
     assert ours["recipe"] == result["recipe"]
     assert ours["runs"][0]["test_correct"] == pytest.approx(result["runs"][0]["test_correct"], abs=5)
 

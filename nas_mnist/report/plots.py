@@ -139,7 +139,7 @@ def comparison(names: Sequence[str], params: Sequence[int], tests: Sequence[Mapp
         reach = [[error - _error(high)], [_error(low) - error]]
         colour, marker = (BLUE, ORANGE, GREEN, RED, SKY)[position % 5], "os^Dv"[position % 5]
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=name, linestyle="")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * max(params))
     axes.set_xlabel("Parameters")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -258,8 +258,10 @@ def inline_svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'#([\w-]+)["\')]', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    for colour, variable in ((INK, "currentColor"), (SOFT, "var(--soft)"), (FAINT, "var(--faint)")):
-        text = text.replace(colour, variable)
+    names = {INK: "currentColor", SOFT: "var(--soft)", FAINT: "var(--faint)"}
+    names |= {BLUE: "var(--blue)", SKY: "var(--sky)", RED: "var(--red)"}
+    for colour, variable in names.items():
+        text = text.replace(colour.lower(), variable)
     return text
 
 
