@@ -95,7 +95,7 @@ class Objective:
 
     def _train(self, trial: Trial, architecture: Architecture) -> float:
         from .model import build
-        from .training import TrainingError, out_of_memory, train
+        from .training import TrainingError, device_failure, train
 
         accuracy, seconds, images = 0.0, 0.0, 0
         data, recipe, seed = self.learn, self.recipe, self.seed
@@ -121,10 +121,10 @@ class Objective:
         except TrainingError as error:
             raise self._end(trial, Verdict.FAILED, str(error)) from None
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if (reason := device_failure(error)) is None:
                 raise
             gc.collect()
-            raise self._end(trial, Verdict.FAILED, "out of memory") from None
+            raise self._end(trial, Verdict.FAILED, reason) from None
         self._end(trial, Verdict.TRAINED)
         return accuracy
 

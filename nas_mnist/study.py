@@ -30,6 +30,11 @@ SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
 RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the budget is looked for
 MISSED_IN_A_ROW = 30  # rejected or duplicate draws; then such a candidate is put first in the queue
 FAILED_IN_A_ROW = 5  # candidates, for the same reason; then the search gives up
+ADVICE = {  # by the reason
+    "loss not finite": "lower the recipe's learning_rate",
+    "out of memory": "use fewer workers or smaller batches",
+    "device failed": "see what the system says of it, or use --device cpu",
+}
 POLL = 1.0  # seconds between two looks at what other processes train
 UNSIGNED = 10  # seconds; a trial that nobody owns for so long died before it had drawn
 
@@ -203,9 +208,7 @@ def _check_failures(failures: list[str], verdict: Verdict | None, trial: FrozenT
     if verdict is Verdict.FAILED:
         failures.append(reason)
     if len(failures) == FAILED_IN_A_ROW:
-        diverges = "loss" in reason
-        advice = "lower the recipe's learning_rate" if diverges else "use fewer workers or smaller batches"
-        raise NoResultError(f"{FAILED_IN_A_ROW} candidates in a row failed: {reason} ({advice})")
+        raise NoResultError(f"{FAILED_IN_A_ROW} candidates in a row failed: {reason} ({ADVICE[reason]})")
 
 
 def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:

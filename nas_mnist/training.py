@@ -26,9 +26,11 @@ class TrainingError(NoResultError):
     """A failure that training may legitimately have; the message is its reason."""
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says with this error that the device has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def device_failure(error: RuntimeError) -> str | None:
+    """What torch says of the device with this error; None: nothing, the program is wrong."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out of memory"
+    return "device failed" if isinstance(error, torch.AcceleratorError) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from conftest import TINY_SPACE, Runner, run_python
 from optuna.trial import FrozenTrial, TrialState
 
@@ -17,6 +18,7 @@ from nas_mnist.errors import NoResultError
 from nas_mnist.objective import Objective, Verdict, Watcher
 from nas_mnist.recipe import Recipe
 from nas_mnist.space import Replay
+from nas_mnist.training import train
 
 EPOCHS = 2
 RECIPE = Recipe(epochs=EPOCHS, batch_size=60, learning_rate=0.1)
@@ -262,6 +264,34 @@ def test_five_failures_in_a_row_end_the_search_with_advice(url: str, tiny_data) 
     ):
         studies.search(study, objective, 99, seed="0")
     assert [trial.user_attrs["verdict"] for trial in load(url).trials] == ["failed"] * 5
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("no memory"), "out of memory"),
+        (torch.AcceleratorError("gone"), "device failed"),
+    ],
+)
+def test_what_the_device_does_ends_one_trial_with_a_reason(
+    url: str, tiny_data, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, reason: str
+) -> None:
+    learn, choose = tiny_data.split()
+    faults = iter([error])
+
+    def faulty(*arguments: object, **options: object) -> object:
+        for fault in faults:
+            raise fault
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("nas_mnist.training.train", faulty)
+    space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = { min = 4, max = 9 }\n")
+    recipe = Recipe(epochs=1, batch_size=30, learning_rate=0.1)
+    study = optuna.create_study(study_name="s", storage=url)
+    objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, NOBODY)
+    studies.search(study, objective, 2, seed="0")
+    assert [trial.user_attrs["verdict"] for trial in load(url).trials] == ["failed", "trained"]
+    assert load(url).trials[0].user_attrs["reason"] == reason
 
 
 def test_failures_that_are_not_in_a_row_end_nothing() -> None:
