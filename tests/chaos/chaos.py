@@ -7,7 +7,7 @@ process group is killed (SIGKILL) after a random time. At the end it may finish.
 asked: is every trial that was ever seen finished still there with its value, was no candidate trained to
 the end twice, is no trial left running, is the total reached, is the database intact? With PostgreSQL the
 server is stopped during a search, too, as by a power cut: the search must end in one line, and go on when
-the server is back. Exit code 1 where anything is otherwise.
+the server is back, from two folders at once, as on two machines. Exit code 1 where anything is otherwise.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ class Chaos:
     seen: dict[int, Any] = field(default_factory=dict)  # what must never change again
     wrong: list[str] = field(default_factory=list)
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """The one command, in a process group of its own."""
-        (self.folder / "space.toml").write_text(SPACE)
-        (self.folder / "recipe.toml").write_text(RECIPE)
+    def start(self, place: str = ".") -> subprocess.Popen[bytes]:
+        """The one command, in a process group and in a folder of its own."""
+        folder = self.folder / place
+        folder.mkdir(exist_ok=True)
+        (folder / "space.toml").write_text(SPACE)
+        (folder / "recipe.toml").write_text(RECIPE)
         command = [sys.executable, "-m", "nas_mnist.search", "--dataset", "mnist-5k", "--device", "cpu"]
         command += ["--space", "space.toml", "--recipe", "recipe.toml", "--epochs", "3", "--no-retrain"]
         command += ["--trials", str(self.trials), "--workers", str(self.workers), "--storage", self.url]
@@ -81,7 +83,7 @@ class Chaos:
         self.starts += 1
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
     @property
@@ -120,11 +122,12 @@ class Chaos:
         self.look()
 
     def finish(self, within: float) -> None:
-        """Let it come to its end."""
-        code = self.start().wait(within)
-        if code != 0:
+        """Let it come to its end; with a server as two machines would, from two folders at once."""
+        places = ["one", "two"] if self.server else ["."]
+        codes = [search.wait(within) for search in [self.start(place) for place in places]]
+        if any(codes):
             tail = self.log.read_text(errors="replace")[-1500:]
-            self.wrong.append(f"the last search ended with code {code}: {tail}")
+            self.wrong.append(f"the last search ended with code {codes}: {tail}")
 
     def look(self) -> None:
         """Remember every trial that has ended with a verdict; open the dashboard once there is a study."""
