@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shlex
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from .errors import InputError, NoResultError
 from .files import check_writable
@@ -29,6 +30,7 @@ DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
 JOURNAL = "journal:"
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
 JOURNAL_BEGINS, SQLITE_BEGINS = b'{"op_code"', b"SQLite format 3\0"
+MADE_WITHIN = 10  # seconds; for the tables of a new database
 PATIENCE = 60  # seconds; how long one process waits for another one's turn in an SQLite file
 FALLBACK = Path("studies")  # where a server's artifacts are kept
 
@@ -120,13 +122,22 @@ def _storage_error(error: BaseException | None) -> BaseException | None:
 
 def _open_database(url: str, on_stale: StaleTrial | None, *, sqlite: bool) -> RDBStorage:
     options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if sqlite else {"pool_pre_ping": True}
-    storage = RDBStorage(
-        url,
-        engine_kwargs=options,
-        heartbeat_interval=HEARTBEAT,
-        grace_period=GRACE,
-        heartbeat_stale_trial_callback=on_stale,
-    )
+    deadline = time.monotonic() + MADE_WITHIN
+    while True:
+        try:
+            storage = RDBStorage(
+                url,
+                engine_kwargs=options,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=on_stale,
+            )
+            break
+        except SQLAlchemyError as error:  # another process makes the same tables just now
+            made = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not made or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
     if sqlite:
         event.listen(storage.engine, "connect", _write_ahead)
         event.listen(storage.engine, "begin", _begin)

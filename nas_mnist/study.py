@@ -25,6 +25,7 @@ from .storages import open_storage, shown
 
 DEFAULT_STUDY = "nas_mnist"
 METRIC = "validation accuracy"
+IDENTITY = "identity"  # user attribute of a study
 
 SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
 RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the budget is looked for
@@ -82,23 +83,32 @@ def open_study(
     something else.
     """
     storage = open_storage(url, requeue_once)
-    if name in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage)
-        if differences := identity.differences(study.user_attrs.get("identity", {})):
-            raise InputError(
-                f"study: {name!r} was made with {'; '.join(differences)} (use the same, or --study NEW_NAME)"
-            )
-    else:
+    try:
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([METRIC])
-        study.set_user_attr("identity", vars(identity))
-        for key, value in facts.items():
-            study.set_user_attr(key, value)
-        if first is not None:
-            study.enqueue_trial(first)
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage)
+        deadline = time.monotonic() + UNSIGNED
+        while IDENTITY not in study.user_attrs and time.monotonic() < deadline:
+            time.sleep(POLL)  # another process makes it just now, or died while it did
+    if IDENTITY not in study.user_attrs:
+        _furnish(study, identity, facts, first)
+    if differences := identity.differences(study.user_attrs[IDENTITY]):
+        raise InputError(
+            f"study: {name!r} was made with {'; '.join(differences)} (use the same, or --study NEW_NAME)"
+        )
     return study
+
+
+def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], first: Draws | None) -> None:
+    """Make a new study complete; its identity comes last and says that it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([METRIC])
+    for key, value in facts.items():
+        study.set_user_attr(key, value)
+    if first is not None:
+        study.enqueue_trial(first)
+    study.set_user_attr(IDENTITY, vars(identity))
 
 
 def counted(study: optuna.Study) -> int:

@@ -20,7 +20,7 @@ from nas_mnist.errors import InputError, NoResultError
 from nas_mnist.objective import OWNER
 from nas_mnist.owner import ABSENT, is_gone, myself
 from nas_mnist.storages import dashboard_command, losing, open_storage, shown
-from nas_mnist.study import recover, search
+from nas_mnist.study import Identity, load_study, open_study, recover, search
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
@@ -63,17 +63,47 @@ def take_all(url: str, start: Any, taken: Any) -> None:
     taken.put(numbers)
 
 
+IDENTITY = Identity("space", "recipe", "data", 20_000, 20)
+
+
+def make(url: str, start: Any, made: Any) -> None:
+    """What every search does first."""
+    start.wait()
+    study = open_study(url, "s", IDENTITY, {"seed": 0}, {"width": 2})
+    made.put(study.user_attrs)
+
+
+def in_processes(count: int, work: Any, url: str) -> list[Any]:
+    """What ``work`` puts into a queue, by that many processes that begin together."""
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(count), context.Queue()
+    workers = [context.Process(target=work, args=(url, start, results)) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def test_several_searches_may_make_one_study_at_the_same_time(url: str) -> None:
+    found = in_processes(4, make, url)
+    assert found == [{"seed": 0, "identity": vars(IDENTITY)}] * 4
+    assert waiting(load_study(url, "s")) == [{"width": 2}]
+
+
+def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_mnist.study.UNSIGNED", 0)
+    optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
+    study = open_study(url, "s", IDENTITY, {"seed": 0}, {"width": 2})
+    assert study.user_attrs == {"seed": 0, "identity": vars(IDENTITY)}
+    assert waiting(study) == [{"width": 2}]
+
+
 def test_no_trial_is_taken_by_two_processes(study: optuna.Study, url: str) -> None:
     for width in range(60):
         study.enqueue_trial({"width": width})
-    context = multiprocessing.get_context("spawn")
-    start, taken = context.Barrier(3), context.Queue()
-    workers = [context.Process(target=take_all, args=(url, start, taken)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    numbers = [number for _ in workers for number in taken.get(timeout=60)]
-    for worker in workers:
-        worker.join()
+    numbers = [number for taken in in_processes(3, take_all, url) for number in taken]
     assert len(numbers) == len(set(numbers))
     assert set(numbers) >= set(range(60))
 
