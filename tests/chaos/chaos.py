@@ -3,11 +3,12 @@
     python tests/chaos/chaos.py --storage sqlite --kills 50 --json chaos.json
 
 A search with tiny networks on 5,000 images is started again and again with the same command, and its whole
-process group is killed (SIGKILL) after a random time. At the end it may finish. Then the storage alone is
-asked: is every trial that was ever seen finished still there with its value, was no candidate trained to
-the end twice, is no trial left running, is the total reached, is the database intact? With PostgreSQL the
-server is stopped during a search, too, as by a power cut: the search must end in one line, and go on when
-the server is back, from two folders at once, as on two machines. Exit code 1 where anything is otherwise.
+process group is killed (SIGKILL) at a random moment, while it starts or while it trains. At the end it may
+finish. Then the storage alone is asked: is every trial that was ever seen finished still there with its
+value, was no candidate trained to the end twice, is no trial left running, is the total reached, is the
+database intact? With PostgreSQL the server is stopped during a search, too, as by a power cut: the search
+must end in one line, and go on when the server is back, from two folders at once, as on two machines. Exit
+code 1 where anything is otherwise.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ downsample = ["max", "average"]
 """
 RECIPE = "batch_size = 64\nlearning_rate = 0.1\n"
 COUNTS = ("trained", "stopped early", "failed")
+STARTING = 10.0  # seconds; one kill in four comes so early
 STORAGES = ("sqlite", "journal", "postgresql")
 
 
@@ -94,9 +97,13 @@ class Chaos:
     def torment(self, kills: int, longest: float, rng: random.Random) -> None:
         """Kill and continue, until it comes to its end or all kills are done."""
         while self.kills < kills:
-            running = self.start()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running.wait(rng.uniform(0.2, longest))
+            began, running = datetime.now(), self.start()
+            if rng.random() < 0.25:  # while it starts
+                _wait(running, rng.uniform(0.2, STARTING))
+            else:
+                while running.poll() is None and not self.trains_since(began):
+                    _wait(running, 0.3)
+                _wait(running, rng.uniform(0, longest))
             if running.poll() is not None:
                 break
             os.killpg(running.pid, signal.SIGKILL)
@@ -105,12 +112,18 @@ class Chaos:
             time.sleep(0.2)
             self.look()
 
+    def trains_since(self, began: datetime) -> bool:
+        """Whether a trial was begun after a moment, and still runs."""
+        running = [trial for trial in self.stored() if trial.state == TrialState.RUNNING]
+        return any(trial.datetime_start and trial.datetime_start > began for trial in running)
+
     def take_the_server_away(self, server: PostgreSQL, after: float) -> None:
         """Stop the server during a search; the search must end in one line, and the server comes back."""
         printed = self.log.stat().st_size if self.log.exists() else 0
-        running = self.start()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(after)
+        began, running = datetime.now(), self.start()
+        while running.poll() is None and not self.trains_since(began):
+            _wait(running, 0.3)
+        _wait(running, after)
         if running.poll() is not None:
             self.wrong.append("the search was over before the server went away")
         server.stop("immediate")
@@ -180,6 +193,11 @@ class Chaos:
         return [] if answer == "ok" else [f"integrity_check: {answer}"]
 
 
+def _wait(running: subprocess.Popen[bytes], seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.wait(seconds)
+
+
 def _finished(trials: list[FrozenTrial]) -> dict[int, Any]:
     """Value, state and curve of every trial that ended with a verdict."""
     return {
@@ -213,7 +231,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             chaos.torment(asked.kills, asked.longest, rng)
             if server is not None:
                 chaos.close_the_dashboard()
-                chaos.take_the_server_away(server, asked.longest)
+                chaos.take_the_server_away(server, asked.longest / 2)
             chaos.finish(1_800)
         finally:
             chaos.close_the_dashboard()
@@ -243,7 +261,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--trials", type=int, default=0, help="candidates; else three a kill")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--longest", type=float, default=14.0, help="seconds until a kill, at most")
+    parser.add_argument(
+        "--longest", type=float, default=5.0, help="seconds of training until a kill, at most"
+    )
     parser.add_argument("--dashboard", action="store_true", help="optuna-dashboard looks at it all the time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
