@@ -82,7 +82,10 @@ def file_of(url: str) -> Path | None:
 
 def shown(url: str) -> str:
     """A storage's URL as it may be printed and stored: without the password."""
-    return url if url.startswith(JOURNAL) else make_url(url).render_as_string(hide_password=True)
+    try:
+        return url if url.startswith(JOURNAL) else make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url  # no URL: there is no password in it
 
 
 def artifact_folder(url: str) -> Path:

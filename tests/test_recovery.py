@@ -231,6 +231,7 @@ def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path, con
 def test_passwords_are_not_shown() -> None:
     url = "postgresql+psycopg://me:secret@server/studies"
     assert "secret" not in shown(url) + dashboard_command(url)
+    assert shown("my.db") == "my.db"
     with pytest.raises(InputError) as refused:
         open_storage(url.replace("server", "server.invalid"))
     assert "secret" not in str(refused.value)
