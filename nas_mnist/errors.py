@@ -28,7 +28,8 @@ def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
         if isinstance(part, int):
             where += f"[{part}]"
         elif part not in tags:
-            where += f".{part}" if where else part
+            name = part if part.isprintable() and len(part) <= 60 else repr(part[:57] + "...")
+            where += f".{name}" if where else name
     if first["type"] == "value_error" and re.match(r"\S+: ", message):
         return f"{where}.{message}" if where else message  # a check of ours of several fields together
     value = repr(first["input"])

@@ -116,7 +116,7 @@ def check_fits(architecture: Architecture, data: DataSet) -> None:
 
 
 def summarise(accuracies: Sequence[float]) -> Summary:
-    """Mean, sample standard deviation and the 95 % confidence interval of the mean."""
+    """Mean, sample standard deviation and the 95 % confidence interval of the mean, within 0 to 1."""
     mean = statistics.fmean(accuracies)
     if len(accuracies) < 2:
         return Summary(len(accuracies), mean, None, None)
@@ -124,7 +124,7 @@ def summarise(accuracies: Sequence[float]) -> Summary:
 
     std = statistics.stdev(accuracies)
     half = float(t.ppf(0.975, len(accuracies) - 1)) * std / math.sqrt(len(accuracies))
-    return Summary(len(accuracies), mean, std, (mean - half, mean + half))
+    return Summary(len(accuracies), mean, std, (max(mean - half, 0.0), min(mean + half, 1.0)))
 
 
 def requirements(architecture: Architecture, epochs: int, accuracy: float, dataset: str) -> list[Requirement]:

@@ -18,6 +18,7 @@ from .recipe import MAX_EPOCHS, load_recipe
 from .space import Draws, SearchSpace, Survey
 from .workers import Handlers, WorkersLostError, auto_workers, parse_workers, run_workers
 from .zoo import load as load_from_zoo
+from .zoo import names as zoo_names
 
 if TYPE_CHECKING:
     import optuna
@@ -39,8 +40,11 @@ def search(
         int, typer.Option(parser=whole(1, 10**9), metavar="N", help="The budget.")
     ] = 20_000,
     epochs: Annotated[
-        int, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="For every candidate.")
-    ] = MAX_EPOCHS,
+        int | None,
+        typer.Option(
+            parser=whole(1, MAX_EPOCHS), metavar="N", help="For every candidate; else the recipe's."
+        ),
+    ] = None,
     study: Annotated[str, typer.Option(help="The same name continues the same study.")] = "nas_mnist",
     storage: Annotated[str, typer.Option(help="Database URL.")] = "sqlite:///studies/nas_mnist.db",
     space: Annotated[str | None, typer.Option(metavar="FILE", help="Search space, TOML.")] = None,
@@ -68,7 +72,8 @@ def search(
         raise InputError(f"--timeout: {timeout} (use minutes above 0)")
     processes = parse_workers(workers)
     SearchSpace.load(as_path(space))  # what is wrong with it is said before any data is read
-    trained_by = load_recipe(recipe).with_epochs(epochs)
+    trained_by = load_recipe(recipe)
+    trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
     check_writable(REPORTS, "reports")
     copy_to = as_path(json_file)
     if copy_to is not None:
@@ -87,7 +92,7 @@ def search(
     check_enough(data.split()[0], trained_by)
     survey = check_space(drawn_from, Budget(max_params), seed)
     identity = Identity(
-        drawn_from.digest, trained_by.digest, f"{data.name} {data.fingerprint}", max_params, epochs
+        drawn_from.digest, trained_by.digest, f"{data.name} {data.fingerprint}", max_params, trained_by.epochs
     )
     task = SearchTask(
         storage=storage,
@@ -193,6 +198,7 @@ class _Plan:
             "candidate": display.candidate,
             "epoch": display.epoch,
             "ended": ended,
+            "lost": display.lost,
         }
         missing = self.trials - counted(study)
         if missing > 0:
@@ -204,6 +210,9 @@ class _Plan:
                     raise
             except NoResultError as error:
                 self.console.print(f"Ended early: {error}")
+        else:
+            have = f"The study has its {self.trials} candidates (--trials N: for more)"
+            self.console.print(have)
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}")
 
     def repeat(self) -> str:
@@ -239,7 +248,9 @@ class _Plan:
         architecture = Architecture.make(winner.architecture)
         say = self.console.print
         say(best_table(rows))
-        say(f"The winner: trial {winner.trial}, key {architecture.key}")
+        known = [name for name in zoo_names() if load_from_zoo(name).architecture.key == architecture.key]
+        also = f", which is {known[0]!r} of the zoo" if known else ""
+        say(f"The winner: trial {winner.trial}, key {architecture.key}{also}")
         say(layer_table(architecture), markup=False)
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:

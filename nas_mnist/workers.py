@@ -69,6 +69,8 @@ def auto_workers(device: str) -> int:
 def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
     """Let ``count`` processes do ``work`` until ``jobs`` jobs are claimed and done.
 
+    A handler called ``lost``, where there is one, hears how many workers are left when one was killed.
+
     Raises what a worker raised where that is an `InputError` or a `NoResultError` (the others finish
     first), `WorkersLostError` where workers were killed and no other is left, and `RuntimeError` with a
     worker's traceback where one broke. Interrupted, every worker gets a `KeyboardInterrupt` and a few
@@ -97,12 +99,16 @@ def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
 
 def _listen(workers: list[SpawnProcess], events: Queue[tuple[str, Any]], handlers: Handlers) -> None:
     """Pass events on until every worker is done."""
-    done = 0
+    done = gone = 0
     refused: Exception | None = None
     while done < len(workers):
         try:
             kind, content = events.get(timeout=1.0)
         except queue.Empty:
+            killed = sum(worker.exitcode is not None and worker.exitcode < 0 for worker in workers)
+            if gone < killed < len(workers) and "lost" in handlers:
+                handlers["lost"](len(workers) - killed)
+            gone = killed
             if not any(worker.is_alive() for worker in workers) and events.empty():
                 lost = len(workers) - done
                 raise WorkersLostError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
 
@@ -63,13 +65,6 @@ def pytest_report_header() -> str:
     if FULL_MNIST:
         return f"full MNIST: {FULL_MNIST}"
     return "full MNIST: not here, its tests are skipped (set NAS_MNIST_DATA to a folder with MNIST/raw)"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever looks at the one finished search runs in one process, so that it is made once."""
-    for item in items:
-        if "finished" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture(autouse=True)
@@ -129,9 +124,17 @@ def furnish(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """A search that ran to its end, and the folder it ran in; not to be changed."""
-    folder = furnish(tmp_path_factory.mktemp("finished") / "work")
-    return folder, run_module("search", *SEARCH, "--trials", TRIALS, "--workers", 2, cwd=folder)
+    """A search that ran to its end, and its folder; not to be changed. Made once for all processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    shared.mkdir(exist_ok=True)
+    told = shared / "told.json"
+    with FileLock(shared / "lock"):
+        if not told.exists():
+            folder = furnish(shared / "work")
+            ended = run_module("search", *SEARCH, "--trials", TRIALS, "--workers", 2, cwd=folder)
+            told.write_text(json.dumps(ended))
+    return shared / "work", Ended(*json.loads(told.read_text()))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -107,6 +107,8 @@ def test_spoiled_spaces(document: Any, seed: int) -> None:
 
 
 @given(document=spoiled(RECIPE))
+@example(document=RECIPE | {"\n": None})
+@example(document=RECIPE | {"x" * 5_000: None})
 def test_spoiled_recipes(document: Any) -> None:
     accepted_or_refused(lambda: make_recipe(document, "r.toml"))
 

@@ -98,7 +98,7 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     assert summary["winner"]["validation_accuracy"] == table["validation_accuracy"].max()
     assert set(summary) == {
         "study", "trials", "epochs", "images", "seconds", "winner", "test_accuracy", "requirements",
-        "importances", "identity", "recipe", "space", "data", "device", "versions",
+        "importances", "identity", "seed", "recipe", "space", "data", "device", "versions",
     }  # fmt: skip
 
 

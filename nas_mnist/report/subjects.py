@@ -56,6 +56,8 @@ def of_name(what: str, data_dir: Path | None) -> Subject:
     folder = Path(what)
     if (folder / "result.json").is_file():
         return of_result(read_result(folder / "result.json"), folder.name, data_dir)
+    if folder.is_dir():
+        raise InputError(f"report: {what} holds no result.json (use a folder that reproduce has written)")
     try:
         entry = zoo.load(what)
     except InputError as error:

@@ -100,6 +100,9 @@ def published_table(run: Run) -> Table:
 def show(console: Console, subject: Subject) -> None:
     """What a report tells of a subject, on a screen."""
     console.rule(subject.name)
+    data = subject.result["data"] if subject.result else {}
+    if note := data.get("note") or (subject.study.facts.get("data_note") if subject.study else ""):
+        console.print(f"[bold yellow]{note}[/bold yellow]")
     if subject.study:
         console.print(f"Trials: {counts_line(subject.study.counts)}")
         if best := best_rows(subject.study.rows, SHOWN):

@@ -261,9 +261,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--trials", type=int, default=0, help="candidates; else three a kill")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--longest", type=float, default=5.0, help="seconds of training until a kill"
-    )
+    parser.add_argument("--longest", type=float, default=5.0, help="seconds of training until a kill")
     parser.add_argument("--dashboard", action="store_true", help="optuna-dashboard looks at it all the time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
