@@ -30,7 +30,7 @@ def is_gone(owner: Mapping[str, Any]) -> bool:
     seconds.
     """
     if owner.get("place") != _place():
-        return time.time() - float(owner["seen"]) > ABSENT
+        return time.time() - float(owner.get("seen", 0)) > ABSENT
     pid = int(owner["pid"])
     try:
         os.kill(pid, 0)

@@ -128,7 +128,7 @@ class SearchDisplay:
 
     def lost(self, left: int) -> None:
         """A worker was killed."""
-        self.console.print(f"A worker ended without a word; {left} left. Its candidate is trained again.")
+        self.console.print(f"A worker ended without a word; {left} left. What it trained is trained again.")
 
     def _done(self) -> int:
         return sum(number for verdict, number in self.counts.items() if verdict.counts)

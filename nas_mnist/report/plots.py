@@ -121,9 +121,7 @@ def accuracy_against_params(rows: Sequence[TrialRow], max_params: int) -> Figure
         )  # fmt: skip
     axes.axvline(max_params, color=RED, linestyle="--", linewidth=1.2, label=f"budget, {max_params:,}")
     axes.set_xlim(left=0)
-    axes.set_xlabel("Parameters")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _params_axis(axes)
     _error_axis(axes, "Validation error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -140,9 +138,7 @@ def comparison(names: Sequence[str], params: Sequence[int], tests: Sequence[Mapp
         colour, marker = (BLUE, ORANGE, GREEN, RED, SKY)[position % 5], "os^Dv"[position % 5]
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=name, linestyle="")
     axes.set_xlim(0, 1.1 * max(params))
-    axes.set_xlabel("Parameters")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _params_axis(axes)
     _error_axis(axes, "Test error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -300,6 +296,12 @@ def _points(rows: Sequence[TrialRow]) -> tuple[list[int], list[float]]:
 def _error(accuracy: float) -> float:
     """In percent; a perfect score is drawn as 0.01 % on the logarithmic axis."""
     return max(100 * (1 - accuracy), 0.01)
+
+
+def _params_axis(axes: Axes) -> None:
+    axes.set_xlabel("Parameters")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _error_axis(axes: Axes, label: str) -> None:
