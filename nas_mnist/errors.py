@@ -32,11 +32,19 @@ def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
             where += f".{name}" if where else name
     if first["type"] == "value_error" and re.match(r"\S+: ", message):
         return f"{where}.{message}" if where else message  # a check of ours of several fields together
-    value = repr(first["input"])
-    value = value if len(value) <= 60 else value[:57] + "..."
+    if first["type"] == "union_tag_invalid":
+        tag, allowed = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+        return f"{where}.kind: {_short(repr(tag))} (use {allowed})"
+    if first["type"] == "union_tag_not_found":
+        return f"{where}.kind: missing field"
+    value = _short(repr(first["input"]))
     reason = message[0].lower() + message[1:]
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown field"
     if first["type"] == "missing":
         return f"{where}: missing field"
     return f"{where}: {value} ({reason})" if where else reason
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

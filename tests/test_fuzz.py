@@ -87,6 +87,7 @@ def accepted_or_refused(read: Callable[[], object]) -> None:
 
 
 @given(document=spoiled(REFERENCE))
+@example(document=REFERENCE | {"blocks": [{"kind": {"x" * 5_000: "y" * 5_000}}]})
 def test_spoiled_architectures(document: Any) -> None:
     accepted_or_refused(lambda: Architecture.make(document))
 
