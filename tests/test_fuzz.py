@@ -36,7 +36,9 @@ LEAVES = (
     | st.integers(-(10**30), 10**30)
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["conv", "residual", "pool", "same", "relu", 0, -1, 2**63, [], {}, [3, 5], -0.0])
+    | st.sampled_from(["conv", "residual", "pool", "same", "relu", 0, -1, 2**63, [], {}, [3, 5], -0.0]).map(
+        copy.deepcopy
+    )
 )
 NAMES = st.text(max_size=8)
 VALUES = st.recursive(
