@@ -1,9 +1,9 @@
 """The forward pass that is fast on a CPU, in training and in scoring; it computes what the plain modules do.
 
 Where the time goes in a network this small: convolutions take a fifth of a plain training step, the rest is
-memory traffic in normalisation, activation, dropout and pooling. So a network's layers are grouped into
-steps: a normalisation with its neighbours is one step (`norm`), and so is a depthwise convolution whose
-gradients torch computes slowly (`depthwise`). Everything else runs as the plain modules, under autocast.
+memory traffic in normalisation, activation, dropout and pooling. So what follows a convolution is one step
+(`epilogue`), and depthwise convolutions have gradients of their own where torch computes them slowly
+(`depthwise`). Everything else runs as the plain modules, under autocast.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .depthwise import depthwise, is_slow
+from .epilogue import Epilogue
 from .layers import IMAGE, Layer
 from .model import Network
-from .norm import norm_in_scoring, norm_relu, relu_norm
 
 Step = Callable[..., Tensor]
 
@@ -53,23 +53,10 @@ class FusedNetwork:
 def _step(network: Network, layers: tuple[Layer, ...], position: int) -> tuple[Step, int]:
     """What runs at a position, and how many layers it covers."""
     chain = _chain(network, layers, position)
-    first = chain[0]
-    if isinstance(first, nn.Conv2d):
-        return _convolution(first), 1
-    relu_first = isinstance(first, nn.ReLU) and len(chain) > 1
-    norm = chain[1] if relu_first else first
-    if not isinstance(norm, nn.BatchNorm2d):
-        return _plain(first), 1
-    rest = chain[2:] if relu_first else chain[1:]
-    relu_last = not relu_first and bool(rest) and isinstance(rest[0], nn.ReLU)
-    rest = rest[1:] if relu_last else rest
-    rate = rest[0].p if rest and isinstance(rest[0], nn.Dropout2d) else 0.0
-    rest = rest[1:] if rate else rest
-    _, height, width = layers[position].out_shape
-    even = height % 2 == 0 and width % 2 == 0
-    pool = (relu_first or relu_last) and even and bool(rest) and _halves(rest[0])
-    rest = rest[1:] if pool else rest
-    return _norm(norm, relu_first, relu_last, rate, pool), len(chain) - len(rest)
+    if isinstance(chain[0], nn.Conv2d):
+        return _convolution(chain[0]), 1
+    epilogue, length = Epilogue.of(chain)
+    return (epilogue, length) if length else (_plain(chain[0]), 1)
 
 
 def _chain(network: Network, layers: tuple[Layer, ...], position: int) -> list[nn.Module]:
@@ -78,23 +65,6 @@ def _chain(network: Network, layers: tuple[Layer, ...], position: int) -> list[n
     while end < network.head_starts and layers[end].inputs == (end - 1,) and not network.is_kept(end - 1):
         end += 1
     return list(network.layers[position:end])
-
-
-def _halves(module: nn.Module) -> bool:
-    return isinstance(module, nn.MaxPool2d) and module.kernel_size == (2, 2) and module.stride == 2
-
-
-def _norm(module: nn.BatchNorm2d, relu_first: bool, relu_last: bool, rate: float, pool: bool) -> Step:
-    def step(maps: Tensor) -> Tensor:
-        if not module.training:
-            return norm_in_scoring(maps, module, relu_first, relu_last, pool)
-        keep = torch.rand(maps.shape[:2], device=maps.device) >= rate if rate else None
-        scale = 1 / (1 - rate)
-        if relu_last:
-            return norm_relu(maps, module, keep, scale, pool)
-        return relu_norm(maps, module, relu_first, keep, scale, pool)
-
-    return step
 
 
 def _plain(module: nn.Module) -> Step:

@@ -208,7 +208,6 @@ def _unfused(network: Network) -> Callable[[Tensor], Tensor]:
 TRICKS: dict[str, tuple[str, Any]] = {
     "bfloat16": ("nas_mnist.step.number_type", lambda _: torch.float32),
     "fused layers": ("nas_mnist.scoring.FusedNetwork", _unfused),
-    "folded normalisation": ("nas_mnist.norm._LONG_ROW", 1),
     "own depthwise gradients": ("nas_mnist.fused.is_slow", lambda _: False),
 }
 

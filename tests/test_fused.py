@@ -1,102 +1,147 @@
 """The fused training pass computes what torch's plain modules compute."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from nas_mnist import fused, norm
+from nas_mnist import fused
 from nas_mnist.architecture import Architecture
+from nas_mnist.epilogue import Epilogue
 from nas_mnist.model import build
 from nas_mnist.zoo import load
 
-SHAPES = [
-    (2, 1, 4, 6),
-    (1, 3, 2, 2),
-    (3, 5, 6, 4),
-    (2, 12, 4, 4),
-    (2, 16, 2, 4),
-    (1, 33, 4, 2),
-    (2, 24, 4, 4),
-]
-
-
-def plain(maps, module, relu, keep, scale, pool):
-    """The same through torch's own modules."""
-    if relu == "first":
-        maps = torch.relu(maps)
-    out = module(maps)
-    if relu == "last":
-        out = torch.relu(out)
-    if keep is not None:
-        out = out * keep[:, :, None, None] * scale
-    return nn.functional.max_pool2d(out, 2) if pool else out
-
-
-def ours_of(maps, module, relu, keep, scale, pool):
-    if relu == "last":
-        return norm.norm_relu(maps, module, keep, scale, pool)
-    return norm.relu_norm(maps, module, relu == "first", keep, scale, pool)
-
-
+SHAPES = [(2, 1, 4, 6), (1, 3, 2, 2), (3, 5, 7, 5), (2, 12, 4, 4), (5, 16, 5, 3), (1, 33, 4, 2)]
+ACTIVATIONS = {"none": None, "relu": nn.ReLU(), "leaky": nn.LeakyReLU(), "hardswish": nn.Hardswish()}
+POOLS = {"none": None, "max": nn.MaxPool2d(2), "average": nn.AvgPool2d(2)}
 VARIANTS = [
-    (relu, drop, pool)
-    for relu in ("none", "first", "last")
-    for drop in (False, True)
-    for pool in (False, True)
-    if relu != "none" or not pool
+    variant
+    for variant in itertools.product(("none", "before", "after"), ACTIVATIONS, (False, True), POOLS)
+    if variant != ("none", "none", False, "none")
 ]
 
 
-def make_case(shape, dtype=torch.float64):
+def make_chain(shape, norm, activation, drop, pool, dtype=torch.float64):
+    """Layers that an epilogue covers, dropout apart, and maps; all in training mode."""
     torch.manual_seed(sum(shape))
-    maps = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     module = nn.BatchNorm2d(shape[1]).to(dtype)
     with torch.no_grad():
         module.weight.uniform_(-1, 2)
         module.bias.uniform_(-1, 1)
-    return maps, module
+    chain = [module if norm == "before" else None, ACTIVATIONS[activation]]
+    chain += [module if norm == "after" else None, nn.Dropout2d(0.4) if drop else None, POOLS[pool]]
+    maps = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return copy.deepcopy([layer for layer in chain if layer is not None]), maps
+
+
+def plain(chain, maps, seed):
+    """The same through torch's own modules, with the dropout that an epilogue draws."""
+    torch.manual_seed(seed)
+    for layer in chain:
+        if isinstance(layer, nn.Dropout2d) and layer.training:
+            keep = torch.rand(maps.shape[:2]) >= layer.p
+            maps = maps * keep[:, :, None, None] / (1 - layer.p)
+        else:
+            maps = layer(maps)
+    return maps
+
+
+def fast(chain, maps, seed):
+    torch.manual_seed(seed)
+    epilogue, covered = Epilogue.of(chain)
+    assert covered == len(chain)
+    return epilogue(maps)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("relu", "drop", "pool"), VARIANTS)
-def test_fused_normalisation_agrees_with_torch_in_value_gradient_and_statistics(shape, relu, drop, pool):
-    maps, ours = make_case(shape)
+@pytest.mark.parametrize(("norm", "activation", "drop", "pool"), VARIANTS)
+def test_epilogues_agree_with_torch_in_value_gradient_and_statistics(shape, norm, activation, drop, pool):
+    ours, maps = make_chain(shape, norm, activation, drop, pool)
     theirs = copy.deepcopy(ours)
-    keep = torch.rand(shape[:2]) > 0.3 if drop else None
-    scale = 1 / 0.7 if drop else 1.0
     a, b = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-    out = ours_of(a, ours, relu, keep, scale, pool)
-    expected = plain(b, theirs, relu, keep, scale, pool)
+    out, expected = fast(ours, a, 1), plain(theirs, b, 1)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     weights = torch.randn_like(expected)
     (out * weights).sum().backward()
     (expected * weights).sum().backward()
-    for mine, other in (
-        (a.grad, b.grad),
-        (ours.weight.grad, theirs.weight.grad),
-        (ours.bias.grad, theirs.bias.grad),
-    ):
-        torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-8)
-    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
-    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    torch.testing.assert_close(a.grad, b.grad)
+    for mine, other in zip(ours, theirs, strict=True):
+        for one, same in zip(mine.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, same.grad)
+        for one, same in zip(mine.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(one, same)
+    for layer in (*ours, *theirs):
+        layer.eval()
+    a.grad = b.grad = None
+    out, expected = fast(ours, a, 2), plain(theirs, b, 2)
+    torch.testing.assert_close(out, expected)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 2), (1, 7, 2, 6), (2, 16, 2, 2)])
-@pytest.mark.parametrize(("relu", "drop", "pool"), VARIANTS)
-def test_gradients_agree_with_finite_differences(shape, relu, drop, pool):
-    maps, module = make_case(shape)
-    keep = torch.rand(shape[:2]) > 0.3 if drop else None
-    maps.requires_grad_()
+@pytest.mark.parametrize("shape", [(2, 3, 5, 2), (1, 7, 2, 5)])
+@pytest.mark.parametrize(("norm", "activation", "drop", "pool"), VARIANTS)
+def test_gradients_agree_with_finite_differences(shape, norm, activation, drop, pool):
+    chain, maps = make_chain(shape, norm, activation, drop, pool)
+    module = next((layer for layer in chain if isinstance(layer, nn.BatchNorm2d)), None)
 
-    def run(maps, weight, bias):
-        stand_in = copy.deepcopy(module)
-        del stand_in.weight, stand_in.bias
-        stand_in.weight, stand_in.bias = weight, bias
-        return ours_of(maps, stand_in, relu, keep, 1.4, pool)
+    def run(maps, *parameters):
+        if module is not None:
+            del module.weight, module.bias
+            module.weight, module.bias = parameters
+        return fast(chain, maps, 3)
 
-    torch.autograd.gradcheck(run, (maps, module.weight, module.bias), check_undefined_grad=False)
+    parameters = () if module is None else (module.weight, module.bias)
+    torch.autograd.gradcheck(run, (maps.requires_grad_(), *parameters), check_undefined_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation", "pool"), [("before", "relu", "max"), ("after", "hardswish", "none")]
+)
+def test_threads_share_the_images_and_the_result_is_the_same(norm, activation, pool):
+    results = []
+    for threads in (1, 2, 3):
+        chain, maps = make_chain((5, 6, 4, 4), norm, activation, False, pool)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            out = fast(chain, maps.requires_grad_(), 0)
+            out.square().sum().backward()
+        finally:
+            torch.set_num_threads(before)
+        results.append((out.detach(), maps.grad))
+    for out, gradient in results[1:]:
+        torch.testing.assert_close(out, results[0][0])
+        torch.testing.assert_close(gradient, results[0][1])
+
+
+def test_bfloat16_is_read_exactly_and_rounded_to_the_nearest():
+    chain = [nn.ReLU()]
+    numbers = torch.randn(1, 8, 6, 7).mul(100).bfloat16()
+    numbers[0, 0, 0, :3] = torch.tensor([float("inf"), float("nan"), 0.0])
+    maps = numbers.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast(chain, maps, 0), torch.relu(numbers), rtol=0, atol=0, equal_nan=True)
+    norm = nn.BatchNorm2d(8).eval()
+    norm.running_mean.uniform_(-1, 1)
+    maps = torch.randn(2, 8, 6, 7).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        exact = norm(maps.float())
+        torch.testing.assert_close(fast([norm], maps, 0), exact.bfloat16(), rtol=2**-8, atol=0)
+
+
+def test_layers_that_do_not_belong_together_are_left_to_others():
+    norm, relu, pool = nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+    assert [Epilogue.of(chain)[1] for chain in ([norm, relu, norm], [relu, norm, relu], [pool, relu])] == [
+        2,
+        2,
+        1,
+    ]
+    assert [
+        Epilogue.of([layer])[1] for layer in (nn.SiLU(), nn.GELU(), nn.MaxPool2d(3), nn.AvgPool2d(2, 1))
+    ] == [0] * 4
 
 
 ODD = Architecture.make(
@@ -154,14 +199,13 @@ def test_bfloat16_changes_scores_by_no_more_than_its_precision(architecture):
     torch.testing.assert_close(exact, rounded, rtol=0, atol=0.03 * exact.abs().max().item())
 
 
-def test_fused_dropout_drops_whole_channels_at_its_rate():
-    maps, module = make_case((64, 16, 4, 4), torch.float32)
-    torch.manual_seed(0)
-    out = fused._norm(module, False, True, 0.25, False)(maps)
-    gone = (out == 0).flatten(2).all(2).float().mean().item()
-    kept = fused._norm(copy.deepcopy(module), False, True, 0.0, False)(maps)
-    never_alive = (kept == 0).flatten(2).all(2).float().mean().item()
-    assert 0.2 < gone - never_alive < 0.3
+def test_dropout_drops_whole_channels_at_its_rate():
+    maps = torch.ones(64, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    out = fast([nn.Dropout2d(0.25)], maps, 0)
+    gone = (out == 0).flatten(2).all(2)
+    assert torch.equal(gone, (out == 0).flatten(2).any(2))
+    assert 0.2 < gone.float().mean().item() < 0.3
+    torch.testing.assert_close(out.max(), torch.tensor(4 / 3))
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
