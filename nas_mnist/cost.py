@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from .architecture import Architecture
@@ -36,13 +36,34 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a candidate may cost."""
+    """What a candidate may cost, all limits together; None: no limit."""
 
     max_params: int
+    max_macs: int | None = None  # for one image
+    max_memory: int | None = None  # bytes of activations, one image, float32
 
-    def excess(self, cost: Cost) -> int:
-        """By how many parameters the candidate is over the budget; 0 or less: it fits."""
-        return cost.params - self.max_params
+    def excess(self, cost: Cost) -> dict[str, int]:
+        """By how much a candidate is over each limit, by what is limited; 0 or less: it fits."""
+        limits = {
+            "parameters": (cost.params, self.max_params),
+            "multiply-adds": (cost.macs, self.max_macs),
+            "bytes of peak memory": (cost.peak_memory, self.max_memory),
+        }
+        return {what: has - limit for what, (has, limit) in limits.items() if limit is not None}
+
+    def fits(self, cost: Cost) -> bool:
+        """Whether a candidate is within every limit."""
+        return all(excess <= 0 for excess in self.excess(cost).values())
+
+    def share(self, share: float) -> Budget:
+        """The same with this share of the parameters (0 to 1)."""
+        return replace(self, max_params=int(share * self.max_params))
+
+    def __str__(self) -> str:
+        """The limits in words."""
+        more = ((self.max_macs, "multiply-adds"), (self.max_memory, "bytes of peak memory"))
+        limits = [f"{limit:,} {what}" for limit, what in more if limit is not None]
+        return ", ".join([f"{self.max_params:,} parameters", *limits])
 
 
 def cost_of(architecture: Architecture) -> Cost:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from .architecture import Architecture
-from .cost import cost_of
+from .cost import Budget, cost_of
 from .data import DataSet, Images
 from .device import keep_memory, number_type
 from .errors import InputError
@@ -293,7 +293,7 @@ def measure_counting() -> dict[str, float]:
     started = time.perf_counter()
     while len(candidates) < CANDIDATES:
         try:
-            candidates.append(space.draw(RandomDraws(rng)))
+            candidates.append(space.draw(RandomDraws(rng), Budget(20_000)))
         except InputError:
             continue
         cost_of(candidates[-1])
@@ -324,7 +324,6 @@ def measure_storage() -> dict[str, float]:
     """Milliseconds of drawing and storing a trial, over-budget ones, at 10, 100 and 1,000 trials."""
     import optuna
 
-    from .cost import Budget
     from .objective import Objective, Watcher
     from .storages import open_storage
 

@@ -78,10 +78,12 @@ class Objective:
         cost = cost_of(architecture)
         _describe(trial, architecture, cost)
         excess = self.budget.excess(cost)
-        trial.set_user_attr("excess", excess)
-        trial.set_constraint("params", float(excess))
-        if excess > 0:
-            raise self._end(trial, Verdict.OVER_BUDGET, f"{excess:,} parameters too many")
+        trial.set_user_attr("excess", excess["parameters"])
+        for what, over in excess.items():
+            trial.set_constraint(what, float(over))
+        if not self.budget.fits(cost):
+            too_much = [f"{over:,} {what} too many" for what, over in excess.items() if over > 0]
+            raise self._end(trial, Verdict.OVER_BUDGET, ", ".join(too_much))
         if (first := _seen_before(trial, architecture.key)) is not None:
             raise self._end(trial, Verdict.DUPLICATE, f"of trial {first}")
         self.watcher.candidate(trial.number, cost)
@@ -89,7 +91,7 @@ class Objective:
 
     def _draw(self, trial: Trial) -> Architecture:
         try:
-            return self.space.draw(trial)
+            return self.space.draw(trial, self.budget)
         except InputError as error:
             raise self._end(trial, Verdict.IMPOSSIBLE, str(error)) from None
 

@@ -16,12 +16,26 @@ from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
 from .workers import auto_workers, parse_workers
 from .zoo import Entry
 from .zoo import load as load_from_zoo
+from .zoo import names as zoo_names
 
 REPORTS = Path("reports")
 
 
+def _show_zoo(wanted: bool) -> None:
+    if wanted:
+        from .report.live import screen
+        from .report.tables import zoo_table
+
+        screen().print(zoo_table([load_from_zoo(name) for name in zoo_names()]))
+        raise typer.Exit
+
+
 def reproduce(
     architecture: Annotated[str, typer.Argument(metavar="NAME|best|FILE.json", help="What to train.")],
+    _: Annotated[
+        bool,
+        typer.Option("--list", callback=_show_zoo, is_eager=True, help="Show the zoo, and train nothing."),
+    ] = False,
     study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
     storage: Annotated[
         str, typer.Option(help="Database URL of that study.")
@@ -128,15 +142,15 @@ def _find(name: str, study: str, storage: str) -> tuple[Entry, Recipe, str]:
 
 def _best_of(study: str, storage: str) -> tuple[Entry, Recipe, str]:
     """The best candidate that a study trained to the end, from the architecture that its trial stored."""
-    from .results import best_rows, trial_rows
+    from .results import FINALS, trial_rows, winner_of
     from .study import load_study
 
     stored = load_study(storage, study)
-    rows = best_rows(trial_rows(stored), 1)
-    if not rows:
+    winner = winner_of(trial_rows(stored), stored.user_attrs.get(FINALS, {}))
+    if winner is None:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
-    about = f"best of study {study!r}, trial {rows[0].trial}"
-    entry = Entry(f"{study}-best", about, Architecture.make(rows[0].architecture), f"of study {study!r}")
+    about = f"best of study {study!r}, trial {winner.trial}"
+    entry = Entry(f"{study}-best", about, Architecture.make(winner.architecture), f"of study {study!r}")
     recipe = make_recipe(stored.user_attrs.get("recipe", {}), f"study {study!r}: recipe")
     return entry, recipe, str(stored.user_attrs["identity"]["data"]).rpartition(" ")[0]
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
+from .cost import Budget
 from .objective import Verdict, verdict_of
 from .stopping import FIRST_LOSS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+FINALS = "finals"  # user attribute of a study: validation accuracies of finalists, by key, by seed
 ENOUGH_TO_COMPARE = 10  # trained candidates; with fewer, importances say nothing
+
+
+Finals = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,25 @@ def best_rows(rows: list[TrialRow], count: int) -> list[TrialRow]:
     return sorted(trained, key=lambda row: (-(row.validation_accuracy or 0), row.n_params or 0))[:count]
 
 
+def accuracies_of(row: TrialRow, finals: Finals) -> list[float]:
+    """A candidate's validation accuracies: the search's, then those of further seeds."""
+    return [row.validation_accuracy or 0.0, *finals.get(row.key or "", {}).values()]
+
+
+def winner_of(rows: list[TrialRow], finals: Finals) -> TrialRow | None:
+    """The best candidate, by the mean over its seeds among those that were trained with the most seeds.
+
+    The best of many noisy scores is too good; so a candidate that was trained once does not beat one whose
+    mean is known. None where no candidate was trained to the end.
+    """
+    trained = best_rows(rows, len(rows))
+    if not trained:
+        return None
+    most = max(len(accuracies_of(row, finals)) for row in trained)
+    known = [row for row in trained if len(accuracies_of(row, finals)) == most]
+    return max(known, key=lambda row: (fmean(accuracies_of(row, finals)), -(row.n_params or 0)))
+
+
 @dataclass(frozen=True)
 class StudyResults:
     """Everything that a report tells of a study."""
@@ -93,14 +119,24 @@ class StudyResults:
 
     @property
     def winner(self) -> TrialRow | None:
-        """The best candidate that was trained to the last epoch."""
-        best = best_rows(self.rows, 1)
-        return best[0] if best else None
+        """The best candidate that was trained to the last epoch (`winner_of`)."""
+        return winner_of(self.rows, self.finals)
+
+    @property
+    def finals(self) -> Finals:
+        """Validation accuracies of candidates that were trained again, by key, by seed."""
+        stored: Finals = self.facts.get(FINALS, {})
+        return stored
 
     @property
     def counts(self) -> Counter[Verdict]:
         """How many trials ended in which way."""
         return Counter(row.verdict for row in self.rows)
+
+
+def budget_of(identity: Mapping[str, Any]) -> Budget:
+    """The budget that a study was made with."""
+    return Budget(identity["max_params"], identity.get("max_macs"), identity.get("max_memory"))
 
 
 def pareto_front(rows: list[TrialRow]) -> list[TrialRow]:

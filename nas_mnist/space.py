@@ -34,6 +34,7 @@ from .architecture import (
 from .cost import Budget, cost_of
 from .errors import InputError, explain
 from .files import read_text
+from .filling import widest
 from .recipe import parse_toml
 
 Value = bool | int | float | str
@@ -41,6 +42,7 @@ Draws = dict[str, Value]
 BlockKind = Literal["conv", "separable", "residual", "residual_separable"]
 Downsample = Literal["none", "max", "average", "stride"]
 
+SPACES = ("default", "filled")  # in the package
 MAX_OPTIONS = 1024  # values of one key
 INHERITED = ("bias", "norm", "activation", "dropout", "middle")  # a stage's keys that [network] may set
 
@@ -127,6 +129,7 @@ Flags = Annotated[tuple[Flag, ...], _read]
 Norms = Annotated[tuple[Norm, ...], _read]
 Activations = Annotated[tuple[Activation, ...], _read]
 Rates = Annotated[tuple[Rate, ...], _read]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Keys(BaseModel):
@@ -179,10 +182,16 @@ class Survey(NamedTuple):
 
 
 class SearchSpace(_Keys):
-    """Every architecture that a search may draw."""
+    """Every architecture that a search may draw.
+
+    With ``fill``, nearly every draw fits the budget: ``channels`` and ``transition`` are relative widths, and
+    all of a candidate's are multiplied with the largest number with which it stays within a drawn share of
+    the budget.
+    """
 
     input_shape: InputShape = (1, 28, 28)
     classes: Classes = 10
+    fill: Annotated[tuple[Share, ...], _read] | None = None  # shares of the budget
     network: NetworkSpace = NetworkSpace()
     stages: tuple[StageSpace, ...] = Field(min_length=1, max_length=12)
     head: HeadSpace = HeadSpace()
@@ -196,28 +205,29 @@ class SearchSpace(_Keys):
             raise InputError(f"{where}: {explain(error)}") from None
 
     @classmethod
-    def load(cls, path: Path | None = None) -> SearchSpace:
-        """The space in a file, or the default one of the package; raises `InputError`."""
-        if path is None:
-            return cls.from_toml(resources.files("nas_mnist").joinpath("space.toml").read_text())
-        return cls.from_toml(read_text(path, "space"), str(path))
+    def load(cls, name: str = "default") -> SearchSpace:
+        """The space called ``name`` in the package, or the one in a TOML file; raises `InputError`."""
+        if name in SPACES:
+            return cls.from_toml(resources.files("nas_mnist.spaces").joinpath(f"{name}.toml").read_text())
+        return cls.from_toml(read_text(Path(name).expanduser(), "space"), name)
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly when the spaces are."""
         return digest(self)
 
-    def draw(self, suggest: Suggest) -> Architecture:
-        """Draw every choice, then make the candidate.
+    def draw(self, suggest: Suggest, budget: Budget) -> Architecture:
+        """Draw every choice, then make the candidate; the budget counts where the space has ``fill``.
 
         Raises `InputError` where the choices do not make a network that exists (a map that shrinks
         below one pixel); by then everything has been drawn.
         """
+        share = None if self.fill is None else _suggest(suggest, "fill", self.fill)
         network = _draw(suggest, "network", self.network, INHERITED)
         blocks: list[Any] = []
         for number, stage in enumerate(self.stages, 1):
             blocks += _draw_stage(suggest, f"stage{number}", stage, network)
-        return Architecture.make(
+        drawn = Architecture.make(
             {
                 "input_shape": self.input_shape,
                 "classes": self.classes,
@@ -225,10 +235,15 @@ class SearchSpace(_Keys):
                 "head": _draw_head(suggest, self.head),
             }
         )
+        return drawn if share is None else widest(drawn, budget.share(share))
 
     def encode(self, architecture: Architecture) -> Draws:
-        """The draws that make this architecture; raises `InputError` where the space does not hold it."""
-        if architecture.input_shape == self.input_shape and architecture.classes == self.classes:
+        """The draws that make this architecture; raises `InputError` where the space does not hold it.
+
+        A space with ``fill`` makes other widths with every budget; it is taken to hold none.
+        """
+        fits = architecture.input_shape == self.input_shape and architecture.classes == self.classes
+        if self.fill is None and fits:
             for network in _every(self.network, INHERITED):
                 around = _named("network", self.network, network)
                 around |= _named("head", self.head, architecture.head.model_dump())
@@ -255,11 +270,11 @@ class SearchSpace(_Keys):
         smallest, feasible = 0, 0
         for _ in range(tries):
             try:
-                cost = cost_of(self.draw(RandomDraws(rng)))
+                cost = cost_of(self.draw(RandomDraws(rng), budget))
             except InputError:
                 continue
             smallest = min(smallest or cost.params, cost.params)
-            feasible += budget.excess(cost) <= 0
+            feasible += budget.fits(cost)
         return Survey(tries, feasible, smallest)
 
 
@@ -360,6 +375,6 @@ def _match_stage(prefix: str, stage: StageSpace, network: Draws, blocks: Sequenc
 def _redraws(space: SearchSpace, draws: Draws, architecture: Architecture) -> bool:
     """Whether drawing from ``draws`` makes this architecture."""
     try:
-        return space.draw(Replay(draws)) == architecture
+        return space.draw(Replay(draws), Budget(cost_of(architecture).params)) == architecture
     except (KeyError, InputError):
         return False

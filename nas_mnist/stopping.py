@@ -1,9 +1,10 @@
 """Who is stopped early: asynchronous successive halving, from half an epoch on.
 
-At every rung the better half goes on, and every rung is twice as far as the one before: after half an epoch,
-1, 2, 4, 8 and 16 epochs (Li et al. 2020, arxiv.org/abs/1810.05934, with a reduction factor of two). Nobody
-waits for others: a candidate is compared with all that have come as far until now, but for those whose
-process was interrupted, which begin again.
+Rungs are half an epoch (by training loss), 1, 2, 4, 8 and 16 epochs (by validation accuracy); at every one
+the better half goes on, after 4 epochs the better third (Li et al. 2020, arxiv.org/abs/1810.05934, with a
+reduction factor of two). Nobody waits for others: a candidate is compared with all that have come as far
+until now, and with those that were better after fewer epochs. Those whose process was interrupted do not
+count: they begin again.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 FIRST_LOSS = "first_loss"  # user attribute: mean training loss of the first half of the first epoch
-RUNGS = frozenset({1, 2, 4, 8, 16})  # epochs
+GO_ON = {1: 1 / 2, 2: 1 / 2, 4: 1 / 3, 8: 1 / 2, 16: 1 / 2}  # by epochs, the share that goes on; else all
 
 
 class Halving(optuna.pruners.BasePruner):
-    """Stops a trial that is not in the better half of those that have come as far.
+    """Stops a trial that is not among the better of those that have come as far.
 
     Within the first epoch nothing is reported yet, and the training loss decides; afterwards, what is
     reported, of which more is better.
@@ -24,21 +25,38 @@ class Halving(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether to stop."""
-        rung = trial.last_step
-        if rung is not None and rung not in RUNGS:
+        others = [
+            other
+            for other in study.get_trials(deepcopy=False)
+            if other.state != TrialState.FAIL and other.number != trial.number
+        ]
+        if trial.last_step is None:
+            return _is_worse(_first(trial), [_first(other) for other in others], 1 / 2)
+        if trial.last_step not in GO_ON:
             return False
-        own = _result(trial, rung)
-        if own is None:
-            return False
-        everyone = study.get_trials(deepcopy=False)
-        others = (_result(other, rung) for other in everyone if other.state != TrialState.FAIL)
-        results = [result for result in others if result is not None]
-        return sum(result > own for result in results) >= max(len(results) // 2, 1)
+        own = trial.intermediate_values[trial.last_step]
+        results = [_at(other, trial.last_step, own) for other in others]
+        return _is_worse(own, results, GO_ON[trial.last_step])
 
 
-def _result(trial: FrozenTrial, rung: int | None) -> float | None:
-    """What a trial had at a rung, None standing for half an epoch; more is better."""
-    if rung is not None:
-        return trial.intermediate_values.get(rung)
+def _is_worse(own: float | None, others: list[float | None], share: float) -> bool:
+    """Whether a result is not within the best ``share`` of all; None: there is none yet."""
+    if own is None:
+        return False
+    known = [result for result in others if result is not None]
+    return sum(result > own for result in known) >= max(int(share * (len(known) + 1)), 1)
+
+
+def _first(trial: FrozenTrial) -> float | None:
+    """What a trial had after half an epoch; more is better."""
     loss = trial.user_attrs.get(FIRST_LOSS)
     return None if loss is None else -float(loss)
+
+
+def _at(trial: FrozenTrial, rung: int, own: float) -> float | None:
+    """What a trial had at a rung; else the best that it had before, if that is more than ``own``."""
+    reported = trial.intermediate_values
+    if rung in reported:
+        return reported[rung]
+    before = max((value for epoch, value in reported.items() if epoch < rung), default=own)
+    return before if before > own else None

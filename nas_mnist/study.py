@@ -49,6 +49,8 @@ class Identity:
     data: str  # name and fingerprint of the training images
     max_params: int
     epochs: int
+    max_macs: int | None = None
+    max_memory: int | None = None
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """In words, what ``stored`` (an earlier study's identity) has otherwise."""
@@ -130,8 +132,8 @@ def check_space(space: SearchSpace, budget: Budget, seed: int) -> Survey:
     if survey.feasible:
         return survey
     raise NoResultError(
-        f"no candidate of this space fits {budget.max_params:,} parameters: the smallest of "
-        f"{survey.tried:,} draws has {survey.smallest:,} (raise --max-params, or edit the space)"
+        f"no candidate of this space fits {budget}: the smallest of {survey.tried:,} draws has "
+        f"{survey.smallest:,} parameters (raise the budget, or edit the space)"
     )
 
 
@@ -258,13 +260,13 @@ def _enqueue_new(study: optuna.Study, objective: Objective, rng: random.Random) 
     for _ in range(RESCUE_DRAWS):
         draws = RandomDraws(rng)
         try:
-            architecture = objective.space.draw(draws)
+            architecture = objective.space.draw(draws, objective.budget)
         except InputError:
             continue
-        if architecture.key not in seen and objective.budget.excess(cost_of(architecture)) <= 0:
+        if architecture.key not in seen and objective.budget.fits(cost_of(architecture)):
             study.enqueue_trial(draws.draws)
             return
     raise NoResultError(
         f"the space is exhausted: none of {RESCUE_DRAWS:,} random draws is a new candidate within "
-        f"{objective.budget.max_params:,} parameters"
+        f"{objective.budget}"
     )

@@ -121,6 +121,43 @@ class RetrainTask:
         )
 
 
+@dataclass(frozen=True)
+class FinalsTask:
+    """Train candidates again on the images that train, and score them on those held out; a job each.
+
+    Sends ``epoch`` (the job's name, `EpochResult`) and ``score`` (key, seed, accuracy from 0 to 1; 0 for a
+    training that failed).
+    """
+
+    jobs: Sequence[tuple[str, Architecture, int]]  # a name for people, and the seed
+    recipe: Recipe
+    dataset: str
+    data_dir: Path | None
+    device: str
+
+    def __call__(self, desk: Desk) -> None:
+        """Train until there is no further job."""
+        import torch
+
+        from .data import load
+        from .model import build
+        from .training import TrainingError, train
+
+        torch.set_num_threads(desk.threads)
+        device = torch.device(self.device)
+        learn, choose = (part.to(device) for part in load(self.dataset, self.data_dir).split())
+        while (job := desk.claim()) is not None:
+            name, architecture, seed = self.jobs[job]
+            model, accuracy = build(architecture, seed).to(device), 0.0
+            try:
+                for result in train(model, learn, self.recipe, seed=seed, score_on=choose, last_only=True):
+                    desk.send("epoch", name, result)
+                    accuracy = result.score.accuracy if result.score else 0.0
+            except TrainingError:
+                accuracy = 0.0
+            desk.send("score", architecture.key, seed, accuracy)
+
+
 def retrain_seeds(
     task: RetrainTask, data: DataSet, workers: int, on_epoch: Callable[[int, EpochResult], None]
 ) -> list[Run]:

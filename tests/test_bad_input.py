@@ -214,7 +214,16 @@ CASES = {
 }
 # Every number of every command, with everything that is none of its numbers.
 NUMBERS = {
-    "search": ["--trials", "--max-params", "--epochs", "--seed"],
+    "search": [
+        "--trials",
+        "--max-params",
+        "--max-macs",
+        "--max-memory",
+        "--epochs",
+        "--seed",
+        "--finalists",
+        "--finalist-seeds",
+    ],
     "reproduce": ["--seeds", "--seed", "--epochs"],
     "bench": ["--images", "--repeats", "--seeds"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -114,7 +115,19 @@ def test_published_kinds_of_network_cost_what_hand_calculation_says(name: str) -
 
 @pytest.mark.parametrize(("budget", "excess"), [(19_121, 1), (19_122, 0), (20_000, -878), (10, 19_112)])
 def test_excess_is_what_is_over_the_budget(reference: Architecture, budget: int, excess: int) -> None:
-    assert Budget(budget).excess(cost_of(reference)) == excess
+    assert Budget(budget).excess(cost_of(reference)) == {"parameters": excess}
+    assert Budget(budget).fits(cost_of(reference)) is (excess <= 0)
+
+
+def test_every_limit_counts(reference: Architecture) -> None:
+    cost = cost_of(reference)
+    exactly = Budget(cost.params, cost.macs, cost.peak_memory)
+    assert exactly.excess(cost) == {"parameters": 0, "multiply-adds": 0, "bytes of peak memory": 0}
+    assert exactly.fits(cost)
+    assert not replace(exactly, max_macs=cost.macs - 1).fits(cost)
+    assert not replace(exactly, max_memory=cost.peak_memory - 1).fits(cost)
+    assert str(exactly) == "19,122 parameters, 5,070,912 multiply-adds, 150,528 bytes of peak memory"
+    assert exactly.share(0.5) == replace(exactly, max_params=9_561)
 
 
 class Execution:

@@ -264,6 +264,6 @@ def test_choosing_candidates_never_reads_the_test_images(tmp_path: Path, tiny_da
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db", direction="maximize")
     study.optimize(Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher), n_trials=2)
     assert study.best_trial.user_attrs["verdict"] == "trained"
-    architecture = space.draw(optuna.trial.FixedTrial(study.best_params))
+    architecture = space.draw(optuna.trial.FixedTrial(study.best_params), Budget(20_000))
     with pytest.raises(AssertionError, match="the test images were read"):
         retrain(architecture, recipe, guarded, seed=0, device=torch.device("cpu"), last_only=True)

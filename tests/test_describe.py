@@ -141,7 +141,7 @@ from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.cost import cost_of
 from nas_mnist.space import RandomDraws
 space = SearchSpace.load()
-cost = cost_of(space.draw(RandomDraws(random.Random(0))))
+cost = cost_of(space.draw(RandomDraws(random.Random(0)), Budget(20_000)))
 assert space.survey(Budget(20_000), 50, random.Random(0)).tried == 50
 """
     assert loaded(script, work) == []

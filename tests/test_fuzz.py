@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nas_mnist import Architecture, SearchSpace
+from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.classifier import Classifier
 from nas_mnist.errors import InputError
 from nas_mnist.recipe import make_recipe, parse_toml
@@ -26,7 +26,7 @@ from nas_mnist.space import RandomDraws
 
 PACKAGE = resources.files("nas_mnist")
 REFERENCE = json.loads((PACKAGE / "zoo" / "reference.json").read_text())["architecture"]
-SPACE = tomllib.loads((PACKAGE / "space.toml").read_text())
+SPACE = tomllib.loads((PACKAGE / "spaces" / "default.toml").read_text())
 RECIPE = tomllib.loads((PACKAGE / "recipes" / "default.toml").read_text())
 WEIGHTS = (PACKAGE / "zoo" / "mnist-19k.safetensors").read_bytes()
 
@@ -106,7 +106,7 @@ def test_spoiled_spaces(document: Any, seed: int) -> None:
     except ValidationError:
         return
     for _ in range(3):
-        accepted_or_refused(lambda: space.draw(RandomDraws(random.Random(seed))))
+        accepted_or_refused(lambda: space.draw(RandomDraws(random.Random(seed)), Budget(20_000)))
 
 
 @given(document=spoiled(RECIPE))

@@ -93,7 +93,7 @@ def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Stud
     study, space, budget = searched
     over = 0
     for trial in study.trials:
-        params = cost_of(space.draw(Replay(trial.params))).params
+        params = cost_of(space.draw(Replay(trial.params), Budget(budget))).params
         over += params > budget
         if params > budget:
             assert trial.intermediate_values == {}
@@ -106,14 +106,33 @@ def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Stud
 def test_a_trial_over_budget_says_so_in_the_storage(searched: tuple[optuna.Study, SearchSpace, int]) -> None:
     study, space, budget = searched
     for trial in of(study, Verdict.OVER_BUDGET):
-        params = cost_of(space.draw(Replay(trial.params))).params
+        params = cost_of(space.draw(Replay(trial.params), Budget(budget))).params
         assert trial.state == TrialState.PRUNED
         assert trial.value is None
         assert trial.user_attrs["n_params"] == params
         assert trial.user_attrs["excess"] == params - budget > 0
         assert trial.user_attrs["reason"] == f"{params - budget:,} parameters too many"
-        assert trial.constraints == {"params": params - budget}
+        assert trial.constraints == {"parameters": params - budget}
         assert "epochs" not in trial.user_attrs
+
+
+def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> None:
+    learn, choose = tiny_data.split()
+    space, budget = SearchSpace.from_toml(WIDE_SPACE), Budget(10**6, 300_000, 60_000)
+    study = studies.open_study(url, "s", studies.Identity("", "", "", 1, 1), {}, None)
+    studies.search(study, Objective(space, budget, RECIPE, learn, choose, 0, NOBODY), 3, seed="0")
+    over = of(load(url), Verdict.OVER_BUDGET)
+    reasons = "; ".join(trial.user_attrs["reason"] for trial in over)
+    assert "multiply-adds too many" in reasons
+    assert "bytes of peak memory too many" in reasons
+    assert "parameters" not in reasons
+    for trial in over:
+        assert trial.intermediate_values == {}
+        assert trial.user_attrs["macs"] > 300_000 or trial.user_attrs["peak_memory"] > 60_000
+    for trial in done(load(url)):
+        assert trial.user_attrs["macs"] <= 300_000
+        assert trial.user_attrs["peak_memory"] <= 60_000
+        assert set(trial.constraints) == {"parameters", "multiply-adds", "bytes of peak memory"}
 
 
 def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study, SearchSpace, int]) -> None:
@@ -124,7 +143,7 @@ def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study,
         assert architecture.key == trial.user_attrs["key"]
         assert cost_of(architecture).params == trial.user_attrs["n_params"] <= budget
         assert cost_of(architecture).macs == trial.user_attrs["macs"]
-        assert trial.constraints["params"] == trial.user_attrs["excess"] <= 0
+        assert trial.constraints["parameters"] == trial.user_attrs["excess"] <= 0
         assert sorted(trial.intermediate_values) == list(range(1, trial.user_attrs["epochs"] + 1))
     for trial in of(study, Verdict.TRAINED):
         assert trial.state == TrialState.COMPLETE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 from rich.console import Console
 
-from nas_mnist import Architecture
+from nas_mnist import Architecture, zoo
 from nas_mnist.cost import Cost
 from nas_mnist.objective import Verdict
 from nas_mnist.report.live import SearchDisplay, screen
 from nas_mnist.report.picture import parts
-from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows
+from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows, winner_of
 from nas_mnist.scoring import Score
 from nas_mnist.training import EpochResult
 
@@ -97,7 +98,7 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     assert summary["images"] == table["images"].sum() > 0
     assert summary["winner"]["validation_accuracy"] == table["validation_accuracy"].max()
     assert set(summary) == {
-        "study", "trials", "epochs", "images", "seconds", "winner", "test_accuracy", "requirements",
+        "study", "trials", "epochs", "images", "seconds", "winner", "finals", "test_accuracy", "requirements",
         "importances", "identity", "seed", "recipe", "space", "data", "device", "versions",
     }  # fmt: skip
 
@@ -245,6 +246,25 @@ def test_nothing_beats_the_pareto_front(points: list[tuple[int, float]]) -> None
         )
 
 
+def test_the_winner_is_the_best_mean_among_those_with_the_most_seeds() -> None:
+    lucky, steady, small, late = (
+        replace(row(number, params, accuracy), key=key)
+        for number, params, accuracy, key in [
+            (0, 90, 0.997, "lucky"),
+            (1, 80, 0.996, "steady"),
+            (2, 70, 0.996, "small"),
+            (3, 60, 0.999, "late"),
+        ]
+    )
+    rows = [lucky, steady, small]
+    finals = {"lucky": {"1": 0.991}, "steady": {"1": 0.996}}
+    assert winner_of([], {}) is None
+    assert winner_of(rows, {}) is lucky
+    assert winner_of(rows, finals) is steady
+    assert winner_of([*rows, late], finals) is steady
+    assert winner_of(rows, finals | {"small": {"1": 0.996}}) is small
+
+
 def test_importances_find_the_choice_that_matters() -> None:
     study = optuna.create_study()
     for number in range(40):
@@ -278,3 +298,32 @@ def test_the_dashboard_finds_notes_and_pictures(finished: tuple[Path, Ended]) ->
             assert file.read_bytes().startswith(b"\x89PNG")
         counted += Verdict(trial.user_attrs["verdict"]).counts
     assert counted == TRIALS
+
+
+def test_the_zoo_is_a_table_that_says_what_was_measured(
+    invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = invoke("reproduce", "--list")
+    assert (ended.code, ended.err) == (0, "")
+    (line,) = (line for line in ended.out.splitlines() if line.strip().startswith("reference"))
+    assert line.split() == [
+        "reference",
+        "19,122",
+        "5,070,912",
+        "seed",
+        "4",
+        "99.390",
+        "0.068",
+        "99.282-99.498",
+    ]
+    for name in zoo.names():
+        assert name in ended.out
+
+
+@pytest.mark.parametrize(("name", "folder"), [("reference", "reference-seed"), ("mnist-19k", "mnist-19k")])
+def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str, folder: str) -> None:
+    entry = zoo.load(name)
+    result = json.loads((Path(__file__).parents[1] / "reports" / folder / "result.json").read_text())
+    assert [run["test_accuracy"] for run in result["runs"]] == list(entry.test_accuracies)
+    assert result["key"] == entry.architecture.key

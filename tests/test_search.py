@@ -37,7 +37,7 @@ from nas_mnist.classifier import Classifier
 from nas_mnist.cost import cost_of
 from nas_mnist.data import DataSet
 from nas_mnist.objective import Verdict, verdict_of
-from nas_mnist.results import best_rows, to_frame, trial_rows
+from nas_mnist.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
 from nas_mnist.scoring import Normalizer, evaluate
 
 LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
@@ -117,8 +117,9 @@ def test_study_holds_what_it_was_made_with_and_its_winner(
     assert attrs["identity"]["max_params"] == 20_000
     assert attrs["identity"]["epochs"] == EPOCHS
     rows = trial_rows(study)
-    (winner,) = best_rows(rows, 1)
-    assert winner.validation_accuracy == max(t.value for t in study.trials if t.value is not None)
+    winner = winner_of(rows, attrs.get(FINALS, {}))
+    assert winner is not None
+    assert winner.trial in [row.trial for row in best_rows(rows, 2)]
     assert attrs["winner"]["key"] == winner.key == result["key"]
     assert attrs["winner"]["test_accuracy"] == result["test_accuracy"]["mean"]
     assert result["trial"] == winner.trial
@@ -202,6 +203,31 @@ def test_the_same_command_again_trains_nothing_and_writes_nothing(copied: Path) 
     assert len(stored(copied).trials) == trials
 
 
+def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: Runner) -> None:
+    furnish(work)
+    (work / "recipe.toml").write_text("batch_size = 3000\n")  # one step an epoch: nobody is stopped half-way
+    asked = [*SEARCH, "--epochs", 1, "--trials", 3, "--workers", 1, "--finalists", 3, "--finalist-seeds", 2]
+    ended = invoke("search", *asked)
+    assert (ended.code, ended.err) == (0, "")
+    study = stored(work)
+    rows = best_rows(trial_rows(study), 3)
+    finals = study.user_attrs[FINALS]
+    assert len(rows) == 3
+    assert set(finals) == {row.key for row in rows}
+    assert all(set(scores) == {"1", "2"} for scores in finals.values())
+    assert f"Training the best {len(rows)} again" in ended.out
+    means = {row.key: statistics.fmean(accuracies_of(row, finals)) for row in rows}
+    assert means[study.user_attrs["winner"]["key"]] == max(means.values())
+    summary = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())
+    assert summary["finals"] == finals
+    assert summary["winner"]["key"] == study.user_attrs["winner"]["key"]
+    assert "Mean of its seeds" in (work / "reports" / "nas_mnist" / "report.html").read_text()
+    again = invoke("search", *asked)  # nothing is trained twice
+    assert again.code == 0
+    assert "again, to choose" not in again.out
+    assert stored(work).user_attrs[FINALS] == finals
+
+
 def test_for_scripts_there_is_silence_and_a_file(copied: Path, invoke: Runner) -> None:
     ended = invoke("search", *SEARCH, "--trials", TRIALS, "--quiet", "--json", "out.json")
     assert ended == (0, "", "")
@@ -226,6 +252,8 @@ def test_more_trials_go_on_from_where_it_ended(copied: Path) -> None:
 OTHERWISE = {
     "space": ["--space", "other.toml"],
     "max_params": ["--max-params", 9_999],
+    "max_macs": ["--max-macs", 10_000_000],
+    "max_memory": ["--max-memory", 10_000_000],
     "epochs": ["--epochs", 3],
     "recipe": ["--recipe", "seed"],
 }

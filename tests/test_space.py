@@ -12,6 +12,7 @@ from conftest import TINY_SPACE
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.cost import cost_of
 from nas_mnist.errors import InputError
+from nas_mnist.filling import scaled, widest
 from nas_mnist.space import RandomDraws, Replay
 
 STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
@@ -47,6 +48,7 @@ bias = [true, false]
 norm = [true, false]
 """
 SPACES = {"default": None, "tiny": TINY_SPACE, "varied": VARIED}
+BUDGET = Budget(20_000)
 
 
 @pytest.fixture(params=SPACES)
@@ -59,7 +61,7 @@ def drawn(space: SearchSpace, seed: int) -> tuple[Architecture | None, RandomDra
     """A random draw that exists or None, and its draws."""
     suggest = RandomDraws(random.Random(seed))
     try:
-        return space.draw(suggest), suggest
+        return space.draw(suggest, BUDGET), suggest
     except InputError:
         return None, suggest
 
@@ -67,7 +69,7 @@ def drawn(space: SearchSpace, seed: int) -> tuple[Architecture | None, RandomDra
 def test_default_space_holds_the_reference_exactly(reference: Architecture) -> None:
     space = SearchSpace.load()
     draws = space.encode(reference)
-    again = space.draw(Replay(draws))
+    again = space.draw(Replay(draws), BUDGET)
     assert again == reference
     assert again.key == reference.key
     assert cost_of(again).params == 19_122
@@ -81,14 +83,14 @@ def test_every_draw_is_an_architecture_or_bad_input(space: SearchSpace) -> None:
 def test_varied_space_draws_what_cannot_exist_too() -> None:
     with pytest.raises(InputError, match="does not fit a map of"):
         for seed in range(300):
-            SearchSpace.from_toml(VARIED).draw(RandomDraws(random.Random(seed)))
+            SearchSpace.from_toml(VARIED).draw(RandomDraws(random.Random(seed)), BUDGET)
 
 
 def test_draws_replayed_make_the_same_architecture(space: SearchSpace) -> None:
     for seed in range(200):
         architecture, suggest = drawn(space, seed)
         if architecture is not None:
-            assert space.draw(Replay(suggest.draws)) == architecture
+            assert space.draw(Replay(suggest.draws), BUDGET) == architecture
 
 
 def test_encoding_a_draw_makes_the_same_architecture(space: SearchSpace) -> None:
@@ -96,7 +98,7 @@ def test_encoding_a_draw_makes_the_same_architecture(space: SearchSpace) -> None
     for seed in range(15):
         architecture, _ = drawn(space, seed)
         if architecture is not None:
-            assert space.draw(Replay(space.encode(architecture))) == architecture
+            assert space.draw(Replay(space.encode(architecture)), BUDGET) == architecture
             encoded += 1
     assert encoded > 2
 
@@ -118,12 +120,12 @@ def test_live_trial_replay_and_random_draw_agree(space: SearchSpace) -> None:
         trial = study.ask()
         if architecture is None:
             with pytest.raises(InputError):
-                space.draw(trial)
+                space.draw(trial, BUDGET)
         else:
-            assert space.draw(trial) == architecture
+            assert space.draw(trial, BUDGET) == architecture
             assert trial.params == suggest.draws
-            assert space.draw(Replay(trial.params)) == architecture
-            assert space.draw(optuna.trial.FixedTrial(suggest.draws)) == architecture
+            assert space.draw(Replay(trial.params), BUDGET) == architecture
+            assert space.draw(optuna.trial.FixedTrial(suggest.draws), BUDGET) == architecture
             agreed += 1
         study.tell(trial, 0.0)
     assert agreed > 3
@@ -150,13 +152,13 @@ def test_everything_is_drawn_before_a_candidate_is_refused() -> None:
 )
 def test_fixed_values_lists_and_ranges_allow_exactly_their_values(value: str, seen: set[int]) -> None:
     space = SearchSpace.from_toml(f"[[stages]]\nblocks = 1\nchannels = {value}\n")
-    widths = {space.draw(RandomDraws(random.Random(seed))).blocks[0].channels for seed in range(100)}
+    widths = {space.draw(RandomDraws(random.Random(seed)), BUDGET).blocks[0].channels for seed in range(100)}
     assert widths == seen
 
 
 def test_a_single_value_is_no_draw() -> None:
     suggest = RandomDraws(random.Random(0))
-    SearchSpace.from_toml(STAGE).draw(suggest)
+    SearchSpace.from_toml(STAGE).draw(suggest, BUDGET)
     assert suggest.draws == {}
 
 
@@ -167,7 +169,7 @@ def test_a_stage_says_otherwise_than_the_network() -> None:
         + STAGE
         + 'activation = "silu"\nbias = false\n'
     )
-    first, second = SearchSpace.from_toml(text).draw(RandomDraws(random.Random(0))).blocks
+    first, second = SearchSpace.from_toml(text).draw(RandomDraws(random.Random(0)), BUDGET).blocks
     assert (first.activation, first.bias) == ("gelu", True)
     assert (second.activation, second.bias) == ("silu", False)
 
@@ -245,6 +247,9 @@ BAD = [
     (channels("{ min = 0, max = 8 }"), "stages[0].channels", "0 (input should be greater"),
     (channels("{ min = 1, max = 5000 }"), "stages[0].channels: ", "at most 1024 values"),
     (channels(f"{{ min = 1, max = {10**18} }}"), "stages[0].channels: ", "at most 1024 values"),
+    ("fill = 0\n" + STAGE, "fill", "0 (input should be greater than 0)"),
+    ("fill = [0.5, 1.5]\n" + STAGE, "fill[1]", "1.5 (input should be less than or equal to 1)"),
+    ("fill = []\n" + STAGE, "fill: []", "at least one value"),
     ('classes = "ten"\n' + STAGE, "classes: 'ten'", "integer"),
     ("classes = 10.5\n" + STAGE, "classes: 10.5", "integer"),
     ("classes = -3\n" + STAGE, "classes: -3", ""),
@@ -269,3 +274,43 @@ def test_random_draws_keep_to_what_was_drawn_before() -> None:
     values: list[Any] = [suggest.suggest_int("a", 0, 1000, step=10) for _ in range(5)]
     assert len(set(values)) == 1
     assert values[0] % 10 == 0
+
+
+@pytest.mark.parametrize("params", [400, 500, 1_000, 4_000, 20_000])
+def test_draws_of_a_filled_space_fit_and_fill_the_budget(params: int) -> None:
+    space, budget = SearchSpace.load("filled"), Budget(params)
+    fit, shares = 0, []
+    for seed in range(100):
+        suggest = RandomDraws(random.Random(seed))
+        cost = cost_of(space.draw(suggest, budget))
+        fit += budget.fits(cost)
+        shares.append(cost.params / params / float(suggest.draws["fill"]))
+    assert fit >= 95
+    assert max(shares) <= 1 or params < 500
+    assert sorted(shares)[50] > 0.93
+
+
+def test_a_network_is_scaled_to_the_widest_that_fits(reference: Architecture) -> None:
+    for params in (300, 1_000, 19_121, 19_122, 100_000):
+        chosen = widest(reference, Budget(params))
+        assert cost_of(chosen).params <= params
+        assert [type(block) for block in chosen.blocks] == [type(block) for block in reference.blocks]
+        wider = [scaled(reference, factor / 1000) for factor in range(100, 3_000)]
+        counted = {cost_of(one).params for one in wider}
+        assert cost_of(chosen).params >= max((count for count in counted if count <= params), default=0)
+    assert widest(reference, Budget(19_122)) == reference
+    assert {cost_of(widest(reference, Budget(few))).params for few in (1, 2)} == {
+        cost_of(scaled(reference, 0)).params
+    }
+
+
+def test_relative_widths_count_and_absolute_ones_do_not() -> None:
+    texts = [f"fill = 1.0\n{channels(str(width))}{channels(str(2 * width))}" for width in (1, 10)]
+    one, ten = map(SearchSpace.from_toml, texts)
+    nets = [space.draw(RandomDraws(random.Random(0)), Budget(2_000)) for space in (one, ten)]
+    assert [block.channels for block in nets[0].blocks] == [block.channels for block in nets[1].blocks]
+
+
+def test_a_filled_space_holds_no_architecture_for_certain(reference: Architecture) -> None:
+    with pytest.raises(InputError, match="not in this search space"):
+        SearchSpace.load("filled").encode(reference)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from nas_mnist.stopping import FIRST_LOSS, RUNGS, Halving
+from nas_mnist.stopping import FIRST_LOSS, GO_ON, Halving
 
 
 @pytest.fixture
@@ -36,11 +36,28 @@ def test_within_the_first_epoch_the_lower_training_loss_goes_on(study: optuna.St
     assert [stops_within_epoch_1(study, loss) for loss in losses] == [False, True, False, True, False, False]
 
 
-@pytest.mark.parametrize("epoch", sorted(RUNGS))
+@pytest.mark.parametrize("epoch", [epoch for epoch, share in GO_ON.items() if share == 1 / 2])
 def test_after_a_rungs_epoch_the_better_half_goes_on(study: optuna.Study, epoch: int) -> None:
     accuracies = [0.9, 0.8, 0.95, 0.92, 0.93, 0.99]
     stopped = [stops_after(study, epoch, accuracy) for accuracy in accuracies]
     assert stopped == [False, True, False, False, False, False]
+
+
+def test_after_four_epochs_the_better_third_goes_on(study: optuna.Study) -> None:
+    accuracies = [0.9, 0.8, 0.95, 0.92, 0.93, 0.96, 0.955]
+    stopped = [stops_after(study, 4, accuracy) for accuracy in accuracies]
+    assert stopped == [False, True, False, True, True, False, False]
+
+
+def test_who_was_better_after_fewer_epochs_counts(study: optuna.Study) -> None:
+    ahead = study.ask()
+    ahead.report(0.97, 1)
+    ahead.report(0.96, 2)
+    assert not stops_after(study, 4, 0.98)
+    assert stops_after(study, 4, 0.965)  # the first had more after one epoch
+    worse = study.ask()
+    worse.report(0.1, 1)  # who is behind, and has not come as far, counts for nothing
+    assert not stops_after(study, 8, 0.985)
 
 
 @pytest.mark.parametrize("epoch", [3, 5, 7, 12, 17])

@@ -147,17 +147,17 @@ class SearchDisplay:
 
 
 class EpochLog:
-    """One line for every epoch of every seed's retraining, in the form of published logs; below them bars.
+    """One line for every epoch of every seed's training, in the form of published logs; below them bars.
 
-    A context manager.
+    A context manager. Without ``lines`` there are only the bars.
     """
 
-    def __init__(self, console: Console, epochs: int, seeds: int) -> None:
-        self.console, self.epochs, self.seeds = console, epochs, seeds
+    def __init__(self, console: Console, epochs: int, seeds: int, lines: bool = True) -> None:
+        self.console, self.epochs, self.seeds, self.lines = console, epochs, seeds, lines
         self.started = time.monotonic()
         self.progress = _Lines(console=console, transient=True, disable=not console.is_terminal)
         self._seed_bar = self.progress.add_task("seeds", total=seeds, note=self._note)
-        self._running: dict[int, TaskID] = {}  # seed -> its bar
+        self._running: dict[int | str, TaskID] = {}  # seed, or another name -> its bar
         self._epochs = 0
 
     def __enter__(self) -> Self:
@@ -167,15 +167,17 @@ class EpochLog:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def __call__(self, seed: int, result: EpochResult) -> None:
+    def __call__(self, seed: int | str, result: EpochResult) -> None:
         """Print one epoch's line."""
-        line = f"seed {seed}  epoch {result.epoch:>2}/{self.epochs}  loss {result.train_loss:.4f}"
+        name = f"seed {seed}" if isinstance(seed, int) else seed
+        line = f"{name}  epoch {result.epoch:>2}/{self.epochs}  loss {result.train_loss:.4f}"
         if result.score is not None:
             score = result.score
             line += f"  test loss {score.loss:.4f}  {score.correct}/{score.count} ({score.accuracy:.2%})"
-        self.console.print(f"{line}  {result.seconds:.1f} s")
+        if self.lines:
+            self.console.print(f"{line}  {result.seconds:.1f} s")
         self._epochs += 1
-        note = f"seed {seed}, {result.images / result.seconds:,.0f} images/s"
+        note = f"{name}, {result.images / result.seconds:,.0f} images/s"
         if seed not in self._running:
             self._running[seed] = self.progress.add_task("epochs", total=self.epochs, note=lambda: note)
         self.progress.update(self._running[seed], completed=result.epoch, note=lambda: note)

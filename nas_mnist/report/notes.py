@@ -13,6 +13,7 @@ from optuna.trial import Trial
 
 from ..architecture import Architecture
 from ..objective import Verdict
+from ..results import budget_of
 from .layers import layer_table
 
 
@@ -28,7 +29,7 @@ def study_note(facts: dict[str, Any], dashboard: str) -> str:
     """What is looked for, in what, how the search goes on and how it is looked at; Markdown."""
     identity, recipe = facts["identity"], facts["recipe"]
     return f"""\
-# At most {identity["max_params"]:,} parameters
+# At most {budget_of(identity)}
 
 The best all-convolutional network, without a fully connected layer, in at most 20 epochs. (Of MNIST it is
 asked that it classifies 99.4 % of the test images, with fewer than 20,000 parameters.) A trial's value is its

@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from ..architecture import Architecture
 from ..cost import cost_of
 from ..recipe import RECIPES
-from ..results import StudyResults, TrialRow, best_rows
+from ..results import StudyResults, TrialRow, accuracies_of, best_rows
 from . import plots
 from .layers import layer_table
 from .picture import draw
@@ -65,6 +66,9 @@ class Chapter:
     note: str  # of the data; empty for the whole data set
     requirements: Sequence[Mapping[str, Any]]
     best: Sequence[TrialRow]
+    means: Mapping[
+        str, float
+    ]  # by key: mean validation accuracy of those that were trained with several seeds
     counts: str
     layers: str
     cost: Mapping[str, int]
@@ -87,12 +91,18 @@ def chapter(subject: Subject) -> Chapter:
         note,
         result["requirements"] if result else [],
         best_rows(study.rows, BEST) if study else [],
+        _means(study) if study else {},
         counts_line(study.counts) if study else "",
         layer_table(architecture) if architecture else "",
         {"params": cost.params, "macs": cost.macs, "peak_memory": cost.peak_memory} if cost else {},
         _again(subject),
         _facts(subject),
     )
+
+
+def _means(study: StudyResults) -> dict[str, float]:
+    scores = {row.key: accuracies_of(row, study.finals) for row in study.rows if row.key in study.finals}
+    return {key: fmean(accuracies) for key, accuracies in scores.items() if key}
 
 
 def figures(subject: Subject) -> dict[str, Figure]:

@@ -11,7 +11,7 @@ from .. import zoo
 from ..architecture import Architecture
 from ..errors import InputError
 from ..files import read_text
-from ..results import StudyResults
+from ..results import StudyResults, budget_of
 from .page import Subject
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def of_study(study: optuna.Study, data_dir: Path | None) -> Subject:
     if winner and (stored := results.facts.get("winner", {})).get("key") == winner.key:
         path = Path(stored["folder"]) / "result.json"
         result = read_result(path) if path.is_file() else None
-    budget = results.facts["identity"]["max_params"]
-    about = f"A search for the best all-convolutional network with at most {budget:,} parameters."
+    budget = budget_of(results.facts["identity"])
+    about = f"A search for the best all-convolutional network with at most {budget}."
     images = mistaken_images(result, data_dir) if result else None
     return Subject(results.name, architecture, results, result, images, about)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..cost import cost_of
 from ..objective import Verdict
-from ..results import TrialRow, best_rows
-from ..retrain import Requirement, Run, Summary
+from ..results import Finals, TrialRow, accuracies_of, best_rows
+from ..retrain import Requirement, Run, Summary, summarise
 from .layers import layer_table
 
 if TYPE_CHECKING:
+    from ..zoo import Entry
     from .page import Subject
 
 SHOWN = 5  # candidates in the table of the best
@@ -59,6 +63,19 @@ def best_table(rows: Sequence[TrialRow]) -> Table:
     return table
 
 
+def finals_table(rows: Sequence[TrialRow], finals: Finals) -> Table:
+    """The finalists, the winner first: validation accuracies seed by seed, and their mean."""
+    table = Table(title="The best trained again with other seeds (validation images)")
+    for heading in ("Trial", "Parameters", "In the search", "Other seeds", "Mean"):
+        table.add_column(heading, justify="right")
+    for row in sorted(rows, key=lambda row: -fmean(accuracies_of(row, finals))):
+        first, *others = accuracies_of(row, finals)
+        again = ", ".join(f"{accuracy:.2%}" for accuracy in others)
+        mean = fmean([first, *others])
+        table.add_row(str(row.trial), f"{row.n_params:,}", f"{first:.2%}", again, f"{mean:.3%}")
+    return table
+
+
 def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
     """The requirements, what was reached, and the verdict."""
     table = Table(title=title)
@@ -68,6 +85,26 @@ def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
     for requirement in requirements:
         met = Text("yes", "green") if requirement.met else Text("NO", "bold red")
         table.add_row(requirement.what, requirement.got, met)
+    return table
+
+
+def zoo_table(entries: Sequence[Entry]) -> Table:
+    """The zoo: what each network costs, and what it reached on MNIST with its own recipe."""
+    title = "The zoo: accuracy on MNIST's test images after the last epoch"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("Name", no_wrap=True)
+    for heading in ("Params", "MACs", "Recipe", "Seeds", "Mean %", "Std", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in sorted(entries, key=lambda entry: -cost_of(entry.architecture).params):
+        cost = cost_of(entry.architecture)
+        row = [entry.name, f"{cost.params:,}", f"{cost.macs:,}", entry.recipe]
+        if entry.test_accuracies:
+            summary = summarise(entry.test_accuracies)
+            row += [str(summary.runs), f"{100 * summary.mean:.3f}"]
+            if summary.std is not None and summary.interval is not None:
+                low, high = summary.interval
+                row += [f"{100 * summary.std:.3f}", f"{100 * low:.3f}-{100 * high:.3f}"]
+        table.add_row(*row)
     return table
 
 

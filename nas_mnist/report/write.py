@@ -76,6 +76,7 @@ def summarise_study(study: StudyResults, told: Chapter) -> dict[str, Any]:
         "images": sum(row.images for row in study.rows),
         "seconds": round(sum(row.seconds for row in study.rows), 3),
         "winner": asdict(winner) if winner else None,
+        "finals": study.finals,
         "test_accuracy": result["test_accuracy"] if result else None,
         "requirements": result["requirements"] if result else None,
         "importances": study.importances,

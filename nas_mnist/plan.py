@@ -1,0 +1,244 @@
+"""What a search does once everything that was asked for is checked, from its first line to its last."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .architecture import Architecture
+from .errors import InputError, NoResultError
+from .files import write_bytes
+from .space import Draws, Survey
+from .workers import Handlers, WorkersLostError, run_workers
+from .zoo import load as load_from_zoo
+from .zoo import names as zoo_names
+
+if TYPE_CHECKING:
+    import optuna
+    import torch
+    from rich.console import Console
+
+    from .data import DataSet
+    from .results import TrialRow
+    from .tasks import SearchTask
+
+REPORTS = Path("reports")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a search was asked to do, checked."""
+
+    task: SearchTask
+    data: DataSet
+    device: torch.device
+    trials: int
+    workers: int
+    finals: tuple[int, int]  # how many are trained again, with how many further seeds
+    retrain: bool
+    quiet: bool
+    copy_to: Path | None  # of the summary
+
+    @property
+    def console(self) -> Console:
+        from .report.live import screen
+
+        return screen(self.quiet)
+
+    def facts(self) -> dict[str, object]:
+        """What the study stores for people."""
+        from .device import describe_device
+        from .retrain import versions
+
+        return {
+            "seed": self.task.seed,
+            "space": self.task.space.model_dump(mode="json"),
+            "recipe": self.task.recipe.model_dump(mode="json"),
+            "data": self.data.source,
+            "data_note": self.data.note,
+            "device": describe_device(self.device),
+            "versions": versions(),
+        }
+
+    def announce(self, study: optuna.Study, survey: Survey) -> None:
+        """Say what begins."""
+        from .device import describe_device
+
+        say = self.console.print
+        say(
+            f"[bold]Searching[/bold] for at most {self.task.budget}: study "
+            f"{study.study_name!r}, {self.trials} candidates, {self.task.recipe.epochs} epochs, "
+            f"{describe_device(self.device)}, {self.workers} worker{'s' * (self.workers > 1)}",
+        )
+        say(f"Data: {self.data.source}; one in six is held out to choose")
+        self._warn()
+        share = survey.feasible / survey.tried
+        say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
+
+    def search(self, study: optuna.Study) -> None:
+        """Train candidates until the total is reached."""
+        from .report.live import SearchDisplay
+        from .report.notes import note_study, note_trial
+        from .report.tables import counts_line
+        from .results import trial_rows
+        from .storages import dashboard_command
+        from .study import count_verdicts, counted, recover
+
+        recover(study)
+        if self.reference() is None:
+            self.console.print("The reference network is not in this space: the search starts without it.")
+        display = SearchDisplay(self.console, self.trials, self.task.recipe.epochs, trial_rows(study))
+
+        def ended(row: TrialRow) -> None:
+            display.ended(row)
+            note_study(study, dashboard_command(self.task.storage))
+            note_trial(study, row.trial)
+
+        handlers: Handlers = {
+            "candidate": display.candidate,
+            "epoch": display.epoch,
+            "ended": ended,
+            "lost": display.lost,
+        }
+        missing = self.trials - counted(study)
+        if missing > 0:
+            try:
+                with display:
+                    run_workers(self.task, self.workers, missing, handlers)
+            except WorkersLostError:
+                if counted(study) < self.trials:
+                    raise
+            except NoResultError as error:
+                self.console.print(f"Ended early: {error}")
+        else:
+            have = f"The study has its {self.trials} candidates (--trials N: for more)"
+            self.console.print(have)
+        self.console.print(f"Trials: {counts_line(count_verdicts(study))}")
+
+    def repeat(self) -> str:
+        """The command that trains the winner again; it knows the data set from the study."""
+        from .storages import shown
+
+        options = ["--study", self.task.study, "--storage", shown(self.task.storage)]
+        if self.task.data_dir is not None:
+            options += ["--data-dir", str(self.task.data_dir)]
+        return shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *options])
+
+    def interrupted(self, study: optuna.Study, again: str) -> None:
+        """Say what is kept and how to go on."""
+        from .report.tables import counts_line
+        from .study import count_verdicts
+
+        self.console.print(f"Interrupted. Kept: {counts_line(count_verdicts(study))}")
+        self.console.print(f"Continue with:\n{again}", soft_wrap=True)
+
+    def finish(self, study: optuna.Study) -> None:
+        """Show the best candidates; retrain the winner and read the test images once."""
+        from .report.layers import layer_table
+        from .report.subjects import of_study
+        from .report.tables import SHOWN, best_table, requirement_table
+        from .report.write import study_folder, write_report
+        from .results import StudyResults, best_rows, trial_rows
+        from .retrain import requirements
+
+        rows = best_rows(trial_rows(study), max(SHOWN, self.finals[0]))
+        if not rows:
+            raise NoResultError("no candidate was trained to the last epoch (raise --trials or --timeout)")
+        say = self.console.print
+        say(best_table(rows[:SHOWN]))
+        self._train_again(study, rows[: self.finals[0]])
+        winner = StudyResults.read(study).winner
+        assert winner is not None
+        architecture = Architecture.make(winner.architecture)
+        known = [name for name in zoo_names() if load_from_zoo(name).architecture.key == architecture.key]
+        also = f", which is {known[0]!r} of the zoo" if known else ""
+        say(f"The winner: trial {winner.trial}, key {architecture.key}{also}")
+        say(layer_table(architecture), markup=False)
+        accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
+        if self.retrain:
+            accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
+        met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name)
+        say(requirement_table(met, f"The requirements ({judge})"))
+        self._warn()
+        say(f"Repeat it over seeds with:\n{self.repeat()}", soft_wrap=True)
+        folder = study_folder(REPORTS, study)
+        say(f"Report: {write_report(folder, [of_study(study, self.task.data_dir)])}")
+        if self.copy_to is not None:
+            write_bytes(self.copy_to, (folder / "summary.json").read_bytes())
+
+    def _train_again(self, study: optuna.Study, rows: list[TrialRow]) -> None:
+        """Train the best candidates with further seeds, for the best of many scores is too good by luck."""
+        from .report.live import EpochLog
+        from .report.tables import finals_table
+        from .results import FINALS
+        from .tasks import FinalsTask
+
+        if len(rows) < 2:
+            return
+        finals: dict[str, dict[str, float]] = study.user_attrs.get(FINALS, {})
+        first = self.task.seed + 1
+        jobs = [
+            (f"trial {row.trial}, seed {seed}", Architecture.make(row.architecture), seed)
+            for row in rows
+            for seed in range(first, first + self.finals[1])
+            if str(seed) not in finals.get(row.key or "", {})
+        ]
+        task = FinalsTask(jobs, self.task.recipe, self.task.dataset, self.task.data_dir, self.task.device)
+
+        def score(key: str, seed: int, accuracy: float) -> None:
+            finals.setdefault(key, {})[str(seed)] = accuracy
+            study.set_user_attr(FINALS, finals)
+
+        if jobs:
+            self.console.print(f"Training the best {len(rows)} again, to choose by the mean of their seeds")
+            with EpochLog(self.console, self.task.recipe.epochs, len(jobs), lines=False) as log:
+                run_workers(task, self.workers, len(jobs), {"epoch": log, "score": score})
+        self.console.print(finals_table(rows, finals))
+
+    def _test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
+        """The winner's test accuracy after training on all training images, kept in the study."""
+        from .device import describe_device
+        from .report.files import write_runs
+        from .report.live import EpochLog
+        from .report.write import study_folder
+        from .tasks import RetrainTask, retrain_seeds
+
+        stored = study.user_attrs.get("winner", {})
+        if (stored.get("key"), stored.get("seed")) == (winner.key, self.task.seed):
+            self.console.print(f"Retrained before: {stored['folder']}")
+            return float(stored["test_accuracy"])
+        images = len(self.data.train)
+        self.console.print(f"Retraining the winner on all {images:,} training images")
+        task = RetrainTask(
+            architecture=Architecture.make(winner.architecture),
+            recipe=self.task.recipe,
+            seeds=(self.task.seed,),
+            dataset=self.task.dataset,
+            data_dir=self.task.data_dir,
+            device=self.task.device,
+            last_only=True,
+        )
+        with EpochLog(self.console, self.task.recipe.epochs, 1) as log:
+            (result,) = retrain_seeds(task, self.data, 1, log)
+        device = describe_device(self.device)
+        name, recipe = f"trial-{winner.trial}", self.task.recipe
+        parent = study_folder(REPORTS, study)
+        folder = write_runs(parent, name, [result], recipe, self.data, device, trial=winner.trial)
+        accuracy = result.result.accuracy
+        read = {"key": winner.key, "seed": self.task.seed, "test_accuracy": accuracy, "folder": str(folder)}
+        study.set_user_attr("winner", read)
+        self.console.print(f"Written: {folder}")
+        return accuracy
+
+    def reference(self) -> Draws | None:
+        """The draws that make the reference network, where the space holds it."""
+        try:
+            return self.task.space.encode(load_from_zoo("reference").architecture)
+        except InputError:
+            return None
+
+    def _warn(self) -> None:
+        if self.data.note:
+            self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]")
