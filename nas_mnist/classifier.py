@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .architecture import MAX_JSON_BYTES, Architecture
+from .cost import cost_of
 from .errors import InputError, explain
 from .model import Network
 from .scoring import Normalizer
@@ -50,12 +51,14 @@ class Classifier:
     def load(cls, path: Path) -> Classifier:
         """From a safetensors file; raises `InputError` where it does not hold such a network."""
         if not path.is_file():
-            raise InputError(f"weights: {path} does not exist")
+            raise InputError(f"weights: {path} does not exist, or is no file")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"weights: {path} is larger than {MAX_FILE_BYTES:,} bytes")
         try:
             with safe_open(path, "pt") as file:
                 about = _read_about((file.metadata() or {}).get("classifier", ""))
+                if (wanted := 4 * cost_of(about.architecture).params) > path.stat().st_size:
+                    raise InputError(f"weights: fewer bytes than the {wanted:,} of this architecture")
                 model = Network(about.architecture)
                 _fill(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:

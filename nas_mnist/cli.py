@@ -66,10 +66,8 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from ``low`` to ``high`` for an option of a command."""
 
     def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
+        plain = re.fullmatch(r"[0-9]{1,20}|-[1-9][0-9]{0,19}", text)
+        number = int(text) if plain else low - 1
         if not low <= number <= high:
             raise typer.BadParameter(f"{_short(str(text))!r} (use a whole number from {low:,} to {high:,})")
         return number

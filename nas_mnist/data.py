@@ -167,7 +167,8 @@ def _from_torchvision(name: str, data_dir: Path | None) -> DataSet:
         there = folder
         return _from(name, lambda train: read_torchvision(name, there, train, download=False))
     with _impatient():
-        read_torchvision(name, _cache(), train=True, download=True)
+        for train in (True, False):  # QMNIST downloads one part at a time
+            read_torchvision(name, _cache(), train, download=True)
     return _from(name, lambda train: read_torchvision(name, _cache(), train, download=False))
 
 

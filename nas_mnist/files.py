@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -11,13 +12,12 @@ from .errors import InputError
 MAX_TEXT_BYTES = 1_000_000
 
 
-def read_text(path: Path, what: str) -> str:
-    """The text of a small file; raises `InputError` that says what is wrong with it."""
+def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
+    """The text of a file of at most ``limit`` bytes; raises `InputError` that says what is wrong with it."""
     try:
-        if path.is_dir():
-            raise InputError(f"{what}: {path} is a folder (use a file)")
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise InputError(f"{what}: {path} is larger than {MAX_TEXT_BYTES:,} bytes")
+        check_regular(path, what)
+        if path.stat().st_size > limit:
+            raise InputError(f"{what}: {path} is larger than {limit:,} bytes")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{what}: {path} does not exist") from None
@@ -30,6 +30,18 @@ def read_text(path: Path, what: str) -> str:
     if not text.strip():
         raise InputError(f"{what}: {path} is empty")
     return text
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise `InputError` for a folder, and for a pipe or a device, which may never end.
+
+    Raises `FileNotFoundError` where there is nothing.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{what}: {path} is a folder (use a file)")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{what}: {path} is no regular file")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

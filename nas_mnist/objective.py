@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from .architecture import Architecture
 from .cost import Budget, Cost, cost_of
 from .errors import InputError
-from .owner import myself
+from .owner import OWNER, myself
 from .recipe import Recipe
 from .space import SearchSpace
 from .stopping import FIRST_LOSS
@@ -22,9 +22,6 @@ from .stopping import FIRST_LOSS
 if TYPE_CHECKING:
     from .data import Images
     from .training import EpochResult
-
-
-OWNER = "owner"  # user attribute: the process that runs the trial, and when it was last seen
 
 
 class Verdict(StrEnum):
@@ -86,6 +83,7 @@ class Objective:
             raise self._end(trial, Verdict.OVER_BUDGET, ", ".join(too_much))
         if (first := _seen_before(trial, architecture.key)) is not None:
             raise self._end(trial, Verdict.DUPLICATE, f"of trial {first}")
+        trial.set_user_attr("epochs", 0)
         self.watcher.candidate(trial.number, cost)
         return self._train(trial, architecture)
 
@@ -122,7 +120,7 @@ class Objective:
                     raise self._end(trial, Verdict.STOPPED, after)
         except TrainingError as error:
             raise self._end(trial, Verdict.FAILED, str(error)) from None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if (reason := device_failure(error)) is None:
                 raise
             gc.collect()
@@ -155,11 +153,19 @@ def _describe(trial: Trial, architecture: Architecture, cost: Cost) -> None:
 
 
 def _seen_before(trial: Trial, key: str) -> int | None:
-    """The number of an earlier trial that trains or has trained the same candidate."""
+    """The number of another trial that trains or has trained the same candidate.
+
+    Of two that have just drawn it the one with the lower number trains it, unless the other has begun.
+    """
     for other in trial.study.get_trials(deepcopy=False):
-        if other.number >= trial.number or other.user_attrs.get("key") != key:
+        if other.number == trial.number or other.user_attrs.get("key") != key:
             continue
         verdict = other.user_attrs.get("verdict")
-        if other.state == TrialState.RUNNING or (verdict and Verdict(verdict).counts):
+        trains = other.state == TrialState.RUNNING and (other.number < trial.number or _has_begun(other))
+        if trains or (verdict and Verdict(verdict).counts):
             return other.number
     return None
+
+
+def _has_begun(trial: FrozenTrial) -> bool:
+    return "epochs" in trial.user_attrs

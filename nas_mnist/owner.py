@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+OWNER = "owner"  # user attribute of a trial: the process that runs it, and when it was last seen
 ABSENT = 3_600  # seconds; many times what an epoch takes, and more than clocks differ
 
 
@@ -39,6 +40,11 @@ def is_gone(owner: Mapping[str, Any]) -> bool:
     except PermissionError:
         pass  # there is one, of another user
     return bool(owner["started"] != _started(pid))
+
+
+def is_alive(owner: Mapping[str, Any] | None) -> bool:
+    """Whether a process that `myself` described certainly runs: on this machine, and not gone."""
+    return owner is not None and owner.get("place") == _place() and not is_gone(owner)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Plan:
             f"{study.study_name!r}, {self.trials} candidates, {self.task.recipe.epochs} epochs, "
             f"{describe_device(self.device)}, {self.workers} worker{'s' * (self.workers > 1)}",
         )
-        say(f"Data: {self.data.source}; one in six is held out to choose")
+        say(f"Data: {self.data.source}; one in six is held out to choose", markup=False)
         self._warn()
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
@@ -129,22 +130,23 @@ class Plan:
     def interrupted(self, study: optuna.Study, again: str) -> None:
         """Say what is kept and how to go on."""
         from .report.tables import counts_line
+        from .storages import losing
         from .study import count_verdicts
 
-        self.console.print(f"Interrupted. Kept: {counts_line(count_verdicts(study))}")
-        self.console.print(f"Continue with:\n{again}", soft_wrap=True)
+        self.console.print(f"Interrupted. Continue with:\n{again}", soft_wrap=True, markup=False)
+        with contextlib.suppress(NoResultError), losing(self.task.storage):
+            self.console.print(f"Kept: {counts_line(count_verdicts(study))}")
 
     def finish(self, study: optuna.Study) -> None:
         """Show the best candidates; retrain the winner and read the test images once."""
         from .report.layers import layer_table
-        from .report.subjects import of_study
         from .report.tables import SHOWN, best_table, requirement_table
-        from .report.write import study_folder, write_report
         from .results import StudyResults, best_rows, trial_rows
         from .retrain import requirements
 
         rows = best_rows(trial_rows(study), max(SHOWN, self.finals[0]))
         if not rows:
+            self._report(study)
             raise NoResultError("no candidate was trained to the last epoch (raise --trials or --timeout)")
         say = self.console.print
         say(best_table(rows[:SHOWN]))
@@ -162,9 +164,15 @@ class Plan:
         met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
-        say(f"Repeat it over seeds with:\n{self.repeat()}", soft_wrap=True)
+        say(f"Repeat it over seeds with:\n{self.repeat()}", soft_wrap=True, markup=False)
+        self._report(study)
+
+    def _report(self, study: optuna.Study) -> None:
+        from .report.subjects import of_study
+        from .report.write import study_folder, write_report
+
         folder = study_folder(REPORTS, study)
-        say(f"Report: {write_report(folder, [of_study(study, self.task.data_dir)])}")
+        self.console.print(f"Report: {write_report(folder, [of_study(study, self.task.data_dir)])}")
         if self.copy_to is not None:
             write_bytes(self.copy_to, (folder / "summary.json").read_bytes())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from .cli import check_name, run
 from .errors import InputError
+from .files import check_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,13 +68,16 @@ def read_picture(path: Path) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as file:
+        check_regular(path, "picture")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise InputError(f"picture: {path} has more than {MAX_PIXELS:,} pixels")
             with_paper = Image.new("RGBA", file.size, "white")
             with_paper.alpha_composite(file.convert("RGBA"))
             return with_paper.convert("L")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "not a picture"
         raise InputError(f"picture: {path} cannot be read ({reason})") from None
 

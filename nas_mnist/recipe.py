@@ -107,5 +107,5 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     """A TOML document as a dictionary; raises `InputError` naming the file and the line."""
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
         raise InputError(f"{where}: not TOML ({str(error)[0].lower()}{str(error)[1:]})") from None

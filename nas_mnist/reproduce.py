@@ -96,7 +96,7 @@ def reproduce(
     data = load(dataset or its_data, as_path(data_dir))
     check_fits(entry.architecture, data)
     console.print(layer_table(entry.architecture), markup=False)
-    console.print(f"Data: {data.source}")
+    console.print(f"Data: {data.source}", markup=False)
     if data.note:
         console.print(f"[bold yellow]{data.note}[/bold yellow]")
     console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where)}")

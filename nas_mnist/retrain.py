@@ -145,5 +145,5 @@ def requirements(architecture: Architecture, epochs: int, accuracy: float, datas
 
 def versions() -> dict[str, str]:
     """What the result was computed with."""
-    packages = ("nas-mnist", "torch", "torchvision", "optuna")
+    packages = ("nas-mnist", "torch", "torchvision", "numba", "numpy", "optuna")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -120,7 +120,8 @@ def search(
     count = processes or auto_workers(where.type)
     finals = (finalists, finalist_seeds) if retrain else (1, 0)
     plan = Plan(task, data, where, trials, count, finals, retrain, quiet, copy_to)
-    opened = open_study(storage, study, identity, plan.facts(), plan.reference())
+    with losing(storage):
+        opened = open_study(storage, study, identity, plan.facts(), plan.reference())
     look = dashboard_command(storage)
     again = _command(storage)
     try:
@@ -134,7 +135,7 @@ def search(
         plan.interrupted(opened, again)
         raise
     finally:
-        plan.console.print(f"Look into the study with:\n{look}", soft_wrap=True)
+        plan.console.print(f"Look into the study with:\n{look}", soft_wrap=True, markup=False)
 
 
 def _command(storage: str) -> str:

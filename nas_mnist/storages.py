@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shlex
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from .errors import InputError, NoResultError
 from .files import check_writable
+from .owner import OWNER, is_alive
 
 DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
 JOURNAL = "journal:"
@@ -32,6 +34,7 @@ HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GR
 JOURNAL_BEGINS, SQLITE_BEGINS = b'{"op_code"', b"SQLite format 3\0"
 MADE_WITHIN = 10  # seconds; for the tables of a new database
 PATIENCE = 60  # seconds; how long one process waits for another one's turn in an SQLite file
+_TABLES = ("stud", "trial", "version_info", "alembic_version")  # how Optuna's tables begin
 FALLBACK = Path("studies")  # where a server's artifacts are kept
 
 StaleTrial = Callable[[optuna.Study, FrozenTrial], None]
@@ -47,6 +50,8 @@ def open_storage(url: str, on_stale: StaleTrial | None = None, *, create: bool =
     if file is not None:
         _check_file(file, create)
         _check_beginning(file, JOURNAL_BEGINS if url.startswith(JOURNAL) else SQLITE_BEGINS)
+        if not url.startswith(JOURNAL):
+            _check_tables(file, create)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own display shows every trial
     # An interrupted statement would be logged with a traceback; what matters is raised, too.
     logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
@@ -123,12 +128,23 @@ def _storage_error(error: BaseException | None) -> BaseException | None:
     return None
 
 
+class _Database(RDBStorage):
+    """Optuna's database, which takes no trial from a process of this machine that lives.
+
+    A heartbeat stops when a machine sleeps, too, and begins before the process can say that it is back.
+    """
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        stale: list[int] = super()._get_stale_trial_ids(study_id)
+        return [trial for trial in stale if not is_alive(self.get_trial(trial).user_attrs.get(OWNER))]
+
+
 def _open_database(url: str, on_stale: StaleTrial | None, *, sqlite: bool) -> RDBStorage:
     options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if sqlite else {"pool_pre_ping": True}
     deadline = time.monotonic() + MADE_WITHIN
     while True:
         try:
-            storage = RDBStorage(
+            storage = _Database(
                 url,
                 engine_kwargs=options,
                 heartbeat_interval=HEARTBEAT,
@@ -224,6 +240,21 @@ def _check_beginning(file: Path, begins: bytes) -> None:
         found = stream.read(len(begins))
     if not begins.startswith(found):
         raise InputError(f"storage: {file} is no file of this kind (its first bytes are {found!r})")
+
+
+def _check_tables(file: Path, create: bool) -> None:
+    """Refuse somebody else's database, and one to read that holds no studies, before anything is written."""
+    if not file.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error as error:
+        raise InputError(f"storage: {file} cannot be read ({error})") from None
+    others = [name for name in tables if not name.startswith(_TABLES)]
+    if "studies" not in tables and (others or not create):
+        found = ", ".join(sorted(others)[:5]) or "nothing"
+        raise InputError(f"storage: {file} holds no studies, but {found} (use another file)")
 
 
 def _reason(error: BaseException) -> str:

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .cost import Budget, cost_of
 from .errors import InputError, NoResultError
-from .objective import OWNER, Objective, Verdict, verdict_of
-from .owner import is_gone
+from .objective import Objective, Verdict, verdict_of
+from .owner import OWNER, is_gone
 from .space import Draws, RandomDraws, SearchSpace, Survey
 from .stopping import Halving
 from .storages import open_storage, shown
@@ -26,6 +26,7 @@ from .storages import open_storage, shown
 DEFAULT_STUDY = "nas_mnist"
 METRIC = "validation accuracy"
 IDENTITY = "identity"  # user attribute of a study
+RETRY_OF, DEATHS = "retry_of", "deaths"  # user attributes of a trial: which one's candidate it tries again
 
 SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
 RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the budget is looked for
@@ -61,6 +62,9 @@ class Identity:
         ]
 
 
+_NO_IDENTITY = Identity("", "", "", 0, 0)
+
+
 def load_study(url: str, name: str) -> optuna.Study:
     """A study that exists, to read; raises `InputError`."""
     storage = open_storage(url, requeue_once, create=False)
@@ -68,7 +72,27 @@ def load_study(url: str, name: str) -> optuna.Study:
     if name not in known:
         others = ", ".join(known) or "another --storage"
         raise InputError(f"study: {name!r} is not in {shown(url)} (use {others})")
-    return optuna.load_study(study_name=name, storage=storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    if not _is_ours(study):
+        where = f"study: {name!r} in {shown(url)}"
+        raise InputError(f"{where} was not made by this program (use another --study)")
+    return study
+
+
+def _is_ours(study: optuna.Study) -> bool:
+    """Whether a study has what this program stores, so that it can be read without surprises."""
+    facts, identity = study.user_attrs, study.user_attrs.get(IDENTITY)
+    trials = study.get_trials(deepcopy=False)
+    verdicts = {trial.user_attrs.get("verdict", Verdict.TRAINED) for trial in trials}
+    return (
+        isinstance(identity, dict)
+        and set(vars(_NO_IDENTITY)) - {"max_macs", "max_memory"} <= set(identity)
+        and type(identity["max_params"]) is int
+        and isinstance(identity["data"], str)
+        and all(isinstance(facts.get(name), dict) for name in ("recipe", "space"))
+        and all(isinstance(facts.get(name), str) for name in ("data", "data_note", "device"))
+        and verdicts <= set(Verdict)
+    )
 
 
 def open_study(
@@ -193,19 +217,36 @@ def recover(study: optuna.Study) -> None:
 
     A process of this machine is gone when the system says so. Of others Optuna's heartbeat decides, where
     the storage has one, and when it was last seen (`is_gone`). A trial that nobody has owned for `UNSIGNED`
-    seconds died before it had drawn.
+    seconds died before it had drawn. One that had come to its end, and died before that was stored, gets
+    the end that it had. Whatever failed without an end and was not put back yet (its process died while it
+    recovered) is put back, too.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)
     for trial in _running(study):
         owner = trial.user_attrs.get(OWNER)
         started = trial.datetime_start or datetime.now()
         waited = (datetime.now() - started).total_seconds()
         if is_gone(owner) if owner else waited > UNSIGNED:
             with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
-                study.tell(trial.number, state=TrialState.FAIL)
-                requeue_once(study, trial)
+                study.tell(trial.number, **_end_of(trial))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    for trial in trials:
+        if verdict_of(trial) is Verdict.INTERRUPTED and trial.number not in retried:
+            requeue_once(study, trial)
+
+
+def _end_of(trial: FrozenTrial) -> dict[str, Any]:
+    """How the trial of a dead process is told: as it would have been, where its verdict is stored."""
+    verdict = verdict_of(trial)
+    if verdict is None:
+        return {"state": TrialState.FAIL}
+    if verdict is not Verdict.TRAINED:
+        return {"state": TrialState.PRUNED}
+    last = trial.last_step
+    return {"values": trial.intermediate_values[last]} if last else {"state": TrialState.FAIL}
 
 
 def _running(study: optuna.Study) -> list[FrozenTrial]:
@@ -241,17 +282,18 @@ def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:
     return ended[0]
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+def requeue(study: optuna.Study, trial: FrozenTrial, died: bool = False) -> None:
     """Put the draws of a trial that did not come to an end into the queue, if it had or was given any."""
     draws = trial.system_attrs.get("fixed_params", {}) | trial.params
     if draws:
-        study.enqueue_trial(draws, user_attrs={"retry_of": trial.number})
+        deaths = trial.user_attrs.get(DEATHS, 0) + died
+        study.enqueue_trial(draws, user_attrs={RETRY_OF: trial.number, DEATHS: deaths})
 
 
 def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
     """`requeue` for a trial whose process died, unless that happened to the same candidate before."""
-    if "retry_of" not in trial.user_attrs:
-        requeue(study, trial)
+    if not trial.user_attrs.get(DEATHS):
+        requeue(study, trial, died=True)
 
 
 def _enqueue_new(study: optuna.Study, objective: Objective, rng: random.Random) -> None:

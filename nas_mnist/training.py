@@ -26,11 +26,17 @@ class TrainingError(NoResultError):
     """A failure that training may legitimately have; the message is its reason."""
 
 
-def device_failure(error: RuntimeError) -> str | None:
+_NO_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # CPU, MPS, cuBLAS
+_NO_DEVICE = ("CUBLAS_STATUS_", "CUDNN_STATUS_")
+
+
+def device_failure(error: RuntimeError | MemoryError) -> str | None:
     """What torch says of the device with this error; None: nothing, the program is wrong."""
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory"
-    return "device failed" if isinstance(error, torch.AcceleratorError) else None
+    failed = isinstance(error, torch.AcceleratorError) or any(sign in text for sign in _NO_DEVICE)
+    return "device failed" if failed else None
 
 
 @dataclass(frozen=True, slots=True)

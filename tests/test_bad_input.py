@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import optuna
 import pytest
 from conftest import TINY_SPACE, Ended, Runner, run_module
 from PIL import Image
@@ -228,6 +232,10 @@ NUMBERS = {
     "bench": ["--images", "--repeats", "--seeds"],
 }
 NO_NUMBERS = [
+    "-0",
+    "+3",
+    "1_0",
+    "٣",
     "",
     "x",
     "1.5",
@@ -400,3 +408,51 @@ def test_a_good_search_differs_from_these_in_nothing_else(work: Path, invoke: Ru
     ended = invoke("search", *SMALL, "--space", "s.toml", "--max-params", 1)
     assert (ended.code, ended.out) == (1, "")
     assert "no candidate of this space fits 1 parameters" in ended.err
+
+
+def test_a_pipe_that_never_ends_is_refused_at_once(work: Path, invoke: Runner) -> None:
+    for name in ("a.json", "b.toml", "c.png"):
+        os.mkfifo(work / name)
+    for command in (["describe", "a.json"], ["search", *SMALL, "--space", "b.toml"], ["predict", "c.png"]):
+        ended = invoke(*command)
+        assert ended.code == 2
+        assert "no regular file" in ended.err
+        assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("tables", ["", "CREATE TABLE mine (a);"])
+def test_somebody_elses_database_is_not_touched(work: Path, invoke: Runner, tables: str) -> None:
+    with contextlib.closing(sqlite3.connect(work / "mine.db")) as database:
+        database.executescript(tables or "CREATE TABLE x (a); DROP TABLE x;")
+    before = (work / "mine.db").read_bytes()
+    for command in ("report", "reproduce best", *(["search"] if tables else [])):
+        ended = invoke(
+            *command.split(), *(SMALL if command != "report" else []), "--storage", "sqlite:///mine.db"
+        )
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "mine.db holds no studies" in ended.err
+        assert (work / "mine.db").read_bytes() == before
+        assert {path.name for path in work.iterdir()} == {"mine.db"}
+
+
+@pytest.mark.parametrize(
+    "attributes", [{}, {"identity": "x"}, {"identity": {"max_params": 1}}, {"identity": {}, "recipe": 3}]
+)
+def test_a_study_of_another_program_is_refused_in_one_line(
+    work: Path, invoke: Runner, attributes: dict[str, Any]
+) -> None:
+    study = optuna.create_study(study_name="nas_mnist", storage=f"sqlite:///{work}/plain.db")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    for name, value in attributes.items():
+        study.set_user_attr(name, value)
+    for command in (["report"], ["reproduce", "best", *SMALL], ["export", "best", "--to", "onnx"]):
+        ended = invoke(*command, "--storage", "sqlite:///plain.db")
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "was not made by this program" in ended.err
+
+
+def test_a_number_of_thousands_of_digits_in_a_file_is_refused(work: Path, invoke: Runner) -> None:
+    (work / "s.toml").write_text("classes = " + "9" * 5_000)
+    ended = invoke("search", *SMALL, "--space", "s.toml")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "not TOML" in ended.err

@@ -12,11 +12,12 @@ import pytest
 import torch
 from conftest import FULL_MNIST, Runner, run_python
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from nas_mnist import Architecture, zoo
 from nas_mnist.classifier import Classifier
 from nas_mnist.data import DataSet, load
+from nas_mnist.errors import InputError
 from nas_mnist.export import int8_bytes, to_onnx, to_torch
 from nas_mnist.model import build
 from nas_mnist.predict import prepare
@@ -91,6 +92,17 @@ def test_a_file_that_holds_no_such_network_is_refused_in_one_line(
     assert ended.err.startswith("error: weights: w.safetensors")
     assert ended.err.count("\n") == 1
     assert not (work / "out.pt2").exists()
+
+
+def test_weights_smaller_than_their_architecture_are_refused_before_it_is_built(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = {"kind": "conv", "channels": 1024, "kernel": 7}
+    about = {"architecture": {"blocks": [huge] * 8}, "mean": 1.0, "std": 1.0}
+    (work / "x.safetensors").write_bytes(save({"a": torch.zeros(2)}, {"classifier": json.dumps(about)}))
+    monkeypatch.setattr("nas_mnist.classifier.Network", None)
+    with pytest.raises(InputError, match="fewer bytes than the 1,4"):
+        Classifier.load(work / "x.safetensors")
 
 
 def test_onnx_agrees_with_torch_to_the_last_prediction(

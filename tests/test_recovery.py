@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from nas_mnist.errors import InputError, NoResultError
-from nas_mnist.objective import OWNER
-from nas_mnist.owner import ABSENT, is_gone, myself
+from nas_mnist.owner import ABSENT, OWNER, is_gone, myself
 from nas_mnist.storages import dashboard_command, losing, open_storage, shown
-from nas_mnist.study import Identity, load_study, open_study, recover, search
+from nas_mnist.study import Identity, load_study, open_study, recover, requeue, requeue_once, search
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
@@ -64,12 +63,13 @@ def take_all(url: str, start: Any, taken: Any) -> None:
 
 
 IDENTITY = Identity("space", "recipe", "data", 20_000, 20)
+FACTS: dict[str, Any] = {"recipe": {}, "space": {}, "data": "", "data_note": "", "device": ""}
 
 
 def make(url: str, start: Any, made: Any) -> None:
     """What every search does first."""
     start.wait()
-    study = open_study(url, "s", IDENTITY, {"seed": 0}, {"width": 2})
+    study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
     made.put(study.user_attrs)
 
 
@@ -88,15 +88,15 @@ def in_processes(count: int, work: Any, url: str) -> list[Any]:
 
 def test_several_searches_may_make_one_study_at_the_same_time(url: str) -> None:
     found = in_processes(4, make, url)
-    assert found == [{"seed": 0, "identity": vars(IDENTITY)}] * 4
+    assert found == [FACTS | {"identity": vars(IDENTITY)}] * 4
     assert waiting(load_study(url, "s")) == [{"width": 2}]
 
 
 def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nas_mnist.study.UNSIGNED", 0)
     optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
-    study = open_study(url, "s", IDENTITY, {"seed": 0}, {"width": 2})
-    assert study.user_attrs == {"seed": 0, "identity": vars(IDENTITY)}
+    study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
+    assert study.user_attrs == FACTS | {"identity": vars(IDENTITY)}
     assert waiting(study) == [{"width": 2}]
 
 
@@ -144,6 +144,55 @@ def test_a_dead_process_loses_its_trial_and_the_candidate_is_tried_again_once(
     recover(study)
     assert study.trials[number + 1].state == TrialState.FAIL
     assert waiting(study) == []
+
+
+def test_a_candidate_that_was_interrupted_and_then_lost_its_process_is_tried_again(
+    study: optuna.Study, dead: dict[str, Any]
+) -> None:
+    number = begin(study, myself())
+    study.tell(number, state=TrialState.FAIL)
+    requeue(study, study.trials[number])  # what Ctrl-C does
+    begin(study, dead)
+    recover(study)
+    assert waiting(study) == [study.trials[number].params]
+
+
+def test_a_process_that_dies_while_it_recovers_loses_nothing(study: optuna.Study) -> None:
+    number = begin(study, myself())
+    study.tell(number, state=TrialState.FAIL)  # and died before it put the candidate back
+    recover(study)
+    recover(study)
+    assert waiting(study) == [study.trials[number].params]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state", "value"),
+    [("trained", TrialState.COMPLETE, 0.9), ("stopped early", TrialState.PRUNED, 0.9)],
+)
+def test_a_trial_that_had_come_to_its_end_gets_it(
+    study: optuna.Study, dead: dict[str, Any], verdict: str, state: TrialState, value: float
+) -> None:
+    trial = study.ask()
+    trial.set_user_attr(OWNER, dead)
+    trial.suggest_int("width", 1, 3)
+    trial.report(0.9, 1)
+    trial.set_user_attr("verdict", verdict)
+    recover(study)
+    assert (study.trials[0].state, study.trials[0].value) == (state, value)
+    assert waiting(study) == []
+
+
+def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
+    tmp_path: Path, dead: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas_mnist.storages.GRACE", 1)
+    storage: Any = open_storage(f"sqlite:///{tmp_path}/study.db", requeue_once)
+    study = optuna.create_study(study_name="s", storage=storage)
+    for owner in (myself(), dead | {"place": "another machine"}):
+        storage.record_heartbeat(study.trials[begin(study, owner)]._trial_id)
+    time.sleep(2.5)
+    recover(study)
+    assert [trial.state for trial in study.trials[:2]] == [TrialState.RUNNING, TrialState.FAIL]
 
 
 def test_a_living_process_and_one_elsewhere_keep_their_trials(

@@ -21,8 +21,10 @@ from rich.console import Console
 from nas_mnist import Architecture, zoo
 from nas_mnist.cost import Cost
 from nas_mnist.objective import Verdict
+from nas_mnist.report import plots
 from nas_mnist.report.live import SearchDisplay, screen
 from nas_mnist.report.picture import parts
+from nas_mnist.report.write import study_folder
 from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows, winner_of
 from nas_mnist.scoring import Score
 from nas_mnist.training import EpochResult
@@ -327,3 +329,23 @@ def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str,
     result = json.loads((Path(__file__).parents[1] / "reports" / folder / "result.json").read_text())
     assert [run["test_accuracy"] for run in result["runs"]] == list(entry.test_accuracies)
     assert result["key"] == entry.architecture.key
+
+
+def test_a_studys_word_does_not_lead_out_of_the_reports_folder(tmp_path: Path) -> None:
+    parent = tmp_path / "reports"
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr("identity", {"space": "a"})
+    for told in (str(tmp_path / "victim"), "../victim", str(parent / ".." / "victim"), "/", "", str(parent)):
+        study.set_user_attr("reports", told)
+        folder = study_folder(parent, study)
+        assert folder.parent == parent
+        assert study.user_attrs["reports"] == str(folder)
+    assert study_folder(parent, study) == folder  # its own is kept
+    (folder / "summary.json").write_text(json.dumps({"study": "s", "identity": {"space": "a"}}))
+    assert study_folder(parent, study) == folder
+    (folder / "summary.json").write_text(json.dumps({"study": "s", "identity": {"space": "b"}}))
+    assert study_folder(parent, study) != folder  # another study's report is not replaced
+
+
+def test_every_way_to_end_has_its_place_in_the_picture() -> None:
+    assert {verdict for verdict, _, _ in plots._SPENT_ON} == set(Verdict)

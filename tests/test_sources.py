@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TINY_RECIPE, Runner
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nas_mnist.data import load
 from nas_mnist.errors import InputError
-from nas_mnist.sources import read_idx, read_npz
+from nas_mnist.sources import TORCHVISION, read_idx, read_npz
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 9, 12), dtype=np.uint8)
 LABELS = np.arange(40, dtype=np.uint8) % 3
 
 
-def idx(array: np.ndarray) -> bytes:
-    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+def idx(array: np.ndarray, kind: int = 8) -> bytes:
+    """An array as an IDX file, of bytes (8) or of 32-bit integers (12)."""
+    header = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + (array.astype(np.uint8) if kind == 8 else array.astype(">i4")).tobytes()
 
 
 def write_idx(
@@ -150,3 +154,74 @@ def test_a_search_on_everybodys_own_images(work: Path, invoke: Runner) -> None:
     assert "parameters < 20,000" in ended.out
     assert "99.4%" not in ended.out  # that is asked of MNIST only
     assert (work / "reports" / "nas_mnist" / "report.html").is_file()
+
+
+def in_torchvisions_layout(name: str, folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """The files that torchvision keeps of a set; the first half of the images are its test images, too."""
+    half = len(images) // 2
+    for part, what, mnists in ((slice(None), "train", "train"), (slice(half), "test", "t10k")):
+        if name == "qmnist":
+            raw = folder / "QMNIST" / "raw"
+            more = np.stack([labels[part], *[np.arange(len(labels[part]))] * 7], 1)
+            files = {f"qmnist-{what}-images-idx3-ubyte": idx(images[part]),
+                     f"qmnist-{what}-labels-idx2-int": idx(more, 12)}  # fmt: skip
+        elif name.startswith("emnist"):
+            raw = folder / "EMNIST" / "raw"
+            lying, lowest = images[part].transpose(0, 2, 1), int(name == "emnist-letters")
+            files = {f"{name}-{what}-images-idx3-ubyte": idx(lying),
+                     f"{name}-{what}-labels-idx1-ubyte": idx(labels[part] + lowest)}  # fmt: skip
+        else:
+            raw = folder / TORCHVISION[name].folder / "raw"
+            files = {f"{mnists}-images-idx3-ubyte": idx(images[part]),
+                     f"{mnists}-labels-idx1-ubyte": idx(labels[part])}  # fmt: skip
+        raw.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (raw / file).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_sets_of_torchvision_are_read_from_its_files(work: Path, name: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8)
+    in_torchvisions_layout(name, work, images, LABELS)
+    data = load(name, work)
+    assert (data.train.images.squeeze(1).numpy() == images).all()
+    assert (data.train.labels.numpy() == LABELS).all()
+    assert data.classes == 3
+    assert (data.read_test().images.squeeze(1).numpy() == images[:20]).all()
+    assert (data.read_test().labels.numpy() == LABELS[:20]).all()
+
+
+def made_up(path: Path, shape: tuple[int, ...], there: int) -> None:
+    """An NPZ file whose images' header promises more or less than there is."""
+    write_npz(path)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist()}
+    kept["x_train.npy"] = header.getvalue() + bytes(there)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(("shape", "there"), [((10**12, 28, 28), 99), ((40, 9, 12), 40), ((2, 9, 12), 9_999)])
+def test_an_npz_header_that_promises_something_else_is_refused_before_memory_is_asked_for(
+    work: Path, shape: tuple[int, ...], there: int
+) -> None:
+    made_up(work / "own.npz", shape, there)
+    with pytest.raises(InputError, match="by its header") as refused:
+        read_npz(work / "own.npz", True)
+    assert "\n" not in str(refused.value)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_npz_is_refused_in_one_line(work: Path, noise: bytes) -> None:
+    content = bytearray(write_npz(work / "own.npz").read_bytes())
+    start = sum(noise) % (len(content) - len(noise))
+    content[start : start + len(noise)] = noise
+    (work / "own.npz").write_bytes(content)
+    try:
+        read_npz(work / "own.npz", True)
+    except InputError as error:
+        assert "\n" not in str(error)

@@ -34,7 +34,8 @@ def study_note(facts: dict[str, Any], dashboard: str) -> str:
 The best all-convolutional network, without a fully connected layer, in at most 20 epochs. (Of MNIST it is
 asked that it classifies 99.4 % of the test images, with fewer than 20,000 parameters.) A trial's value is its
 accuracy on the validation images after epoch {recipe["epochs"]}; the test images are read once, for the
-winner. Filter by the user attribute `verdict`, sort by `n_params`.
+winner. The user attribute `verdict` says how a trial ended; `n_params` and
+the other numbers sort.
 
 Data: {facts["data"]} {facts["data_note"]}
 

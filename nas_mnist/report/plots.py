@@ -55,6 +55,7 @@ _SPENT_ON = (
     (Verdict.OVER_BUDGET, ORANGE, ".."),
     (Verdict.IMPOSSIBLE, SKY, "\\\\"),
     (Verdict.DUPLICATE, GREEN, "--"),
+    (Verdict.INTERRUPTED, SOFT, "oo"),
 )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..data import DataSet
 
+MAX_RESULT_BYTES = 1 << 28  # a confusion of 1,000 classes has a million numbers
 _FIELDS = frozenset(
     {
         "name",
@@ -75,7 +76,7 @@ def of_result(result: Mapping[str, Any], name: str, data_dir: Path | None) -> Su
 def read_result(path: Path) -> dict[str, Any]:
     """A ``result.json``; raises `InputError` where the file is none."""
     try:
-        result = json.loads(read_text(path, "result"))
+        result = json.loads(read_text(path, "result", MAX_RESULT_BYTES))
     except ValueError as error:
         if isinstance(error, InputError):
             raise

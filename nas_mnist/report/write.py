@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import new_folder, write_bytes
+from ..errors import InputError
+from ..files import new_folder, read_text, write_bytes
 from ..results import StudyResults, to_frame
 from . import plots
 from .page import Chapter, Subject, chapter, comparison, page
@@ -18,13 +20,36 @@ if TYPE_CHECKING:
     import optuna
 
 
+MAX_SUMMARY_BYTES = 1 << 24
+
+
 def study_folder(parent: Path, study: optuna.Study) -> Path:
-    """The folder of a study's reports: the one it had before, or a new one that is named after it."""
-    known = study.user_attrs.get("reports")
-    folder = Path(known) if known else new_folder(parent, study.study_name)
-    if not known:
-        study.set_user_attr("reports", str(folder))
+    """The folder of a study's reports: the one it had before, or a new one that is named after it.
+
+    One that the study names is used only within ``parent``, and only where nothing or this study's own
+    report lies there: studies come from other machines, too.
+    """
+    known = Path(str(study.user_attrs.get("reports", "")))
+    if known.parent == parent and _NAME.fullmatch(known.name) and _holds_no_other(known, study):
+        return known
+    folder = new_folder(parent, study.study_name)
+    study.set_user_attr("reports", str(folder))
     return folder
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _holds_no_other(folder: Path, study: optuna.Study) -> bool:
+    """Whether a folder holds no report of another study."""
+    if not (folder / "summary.json").exists():
+        return True
+    try:
+        summary = json.loads(read_text(folder / "summary.json", "summary", MAX_SUMMARY_BYTES))
+    except (InputError, ValueError):
+        return False
+    mine = (study.study_name, study.user_attrs.get("identity"))
+    return isinstance(summary, dict) and (summary.get("study"), summary.get("identity")) == mine
 
 
 def write_report(folder: Path, subjects: Sequence[Subject]) -> Path:

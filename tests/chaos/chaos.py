@@ -70,6 +70,8 @@ class Chaos:
     watcher: Watcher | None = None
     starts: int = 0
     kills: int = 0
+    lost: int = 0  # finished trials that changed or vanished
+    repeated: int = 0  # candidates that were trained to the end again
     seen: dict[int, Any] = field(default_factory=dict)  # what must never change again
     wrong: list[str] = field(default_factory=list)
 
@@ -105,12 +107,19 @@ class Chaos:
                     _wait(running, 0.3)
                 _wait(running, rng.uniform(0, longest))
             if running.poll() is not None:
+                self.ended_early(running.returncode, kills)
                 break
             os.killpg(running.pid, signal.SIGKILL)
             running.wait()
             self.kills += 1
             time.sleep(0.2)
             self.look()
+
+    def ended_early(self, code: int, kills: int) -> None:
+        """The search came to its end before all kills were done."""
+        text = self.log.read_text(errors="replace")
+        told = f"only {self.kills} of {kills} kills; the search ended with code {code}"
+        self.wrong.append(f"{told}: {text[-500:]}")
 
     def trains_since(self, began: datetime) -> bool:
         """Whether a trial was begun after a moment, and still runs."""
@@ -152,9 +161,11 @@ class Chaos:
 
     def close_the_dashboard(self) -> None:
         """Nobody looks any more."""
-        if self.watcher is not None and self.watcher.is_alive():
+        if self.watcher is not None and not self.watcher.over.is_set():
             self.watcher.stop()
             self.wrong += self.watcher.wrong[:5]
+            if not self.watcher.looks:
+                self.wrong.append("the dashboard showed nothing")
 
     def stored(self) -> list[FrozenTrial]:
         """What the storage holds; empty before there is a study."""
@@ -169,11 +180,15 @@ class Chaos:
         stored = self.stored()
         now, found = _finished(stored), self.wrong
         changed = {number: was for number, was in self.seen.items() if now.get(number) != was}
+        self.lost = len(changed)
         found += [f"trial {number} was {was}, is {now.get(number)}" for number, was in changed.items()]
         keys = Counter(
             trial.user_attrs["key"] for trial in stored if trial.user_attrs.get("verdict") in COUNTS
         )
+        self.repeated = sum(count - 1 for count in keys.values())
         found += [f"candidate {key} was trained {count} times" for key, count in keys.items() if count > 1]
+        if "Traceback" in self.log.read_text(errors="replace"):
+            found.append("a traceback was printed")
         running = [trial.number for trial in stored if trial.state == TrialState.RUNNING]
         found += [f"trial {number} is left running" for number in running]
         if keys.total() != self.trials:
@@ -224,7 +239,7 @@ def storage(name: str, folder: Path) -> Iterator[tuple[str, PostgreSQL | None]]:
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything, on one storage; what happened."""
     rng, began = random.Random(asked.seed), time.monotonic()
-    trials = asked.trials or 3 * asked.kills
+    trials = asked.trials or 5 * asked.kills + 5
     with storage(asked.storage, folder) as (url, server):
         chaos = Chaos(folder, url, server, trials, asked.workers, asked.dashboard)
         try:
@@ -241,6 +256,8 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "storage": asked.storage,
         "kills": chaos.kills,
         "starts": chaos.starts,
+        "lost": chaos.lost,
+        "repeated": chaos.repeated,
         "workers": asked.workers,
         "candidates": trials,
         "seen_finished_before_a_kill": len(chaos.seen),
@@ -259,7 +276,7 @@ def main() -> int:
     )
     parser.add_argument("--storage", choices=STORAGES, default="sqlite")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--trials", type=int, default=0, help="candidates; else three a kill")
+    parser.add_argument("--trials", type=int, default=0, help="candidates; else five a kill")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--longest", type=float, default=5.0, help="seconds of training until a kill")
     parser.add_argument("--dashboard", action="store_true", help="optuna-dashboard looks at it all the time")

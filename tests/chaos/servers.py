@@ -108,9 +108,9 @@ class Watcher(threading.Thread):
                     self.looks += bool(trials)
             except urllib.error.HTTPError as error:
                 self.wrong.append(f"dashboard: {error.code} {error.read()[:200]!r}")
-            except OSError as error:
+            except Exception as error:
                 if self.looks or time.monotonic() > until:
-                    self.wrong.append(f"dashboard: {error}")
+                    self.wrong.append(f"dashboard: {error!r}")
 
     def stop(self) -> None:
         """End both."""
