@@ -66,7 +66,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from ``low`` to ``high`` for an option of a command."""
 
     def parse(text: str) -> int:
-        plain = re.fullmatch(r"[0-9]{1,20}|-[1-9][0-9]{0,19}", text)
+        plain = re.fullmatch(r"[0-9]{1,20}|-[1-9][0-9]{0,19}", str(text))  # defaults are numbers
         number = int(text) if plain else low - 1
         if not low <= number <= high:
             raise typer.BadParameter(f"{_short(str(text))!r} (use a whole number from {low:,} to {high:,})")

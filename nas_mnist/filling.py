@@ -34,7 +34,12 @@ def widest(architecture: Architecture, budget: Budget) -> Architecture:
 def scaled(architecture: Architecture, factor: float) -> Architecture:
     """The architecture with all widths multiplied by ``factor`` and rounded, each at least one channel."""
     blocks = tuple(_scaled(block, factor) for block in architecture.blocks)
-    return Architecture.make({**dict(architecture), "blocks": blocks})
+    kept = {
+        "input_shape": architecture.input_shape,
+        "classes": architecture.classes,
+        "head": architecture.head,
+    }
+    return Architecture.make({**kept, "blocks": blocks})
 
 
 def _scaled(block: Block, factor: float) -> Block:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from filelock import FileLock
@@ -45,6 +45,14 @@ learning_rate = 0.1
 """
 
 
+STUDY_FACTS: dict[str, Any] = {  # what every study of this program has
+    "identity": {"space": "", "recipe": "", "data": "mnist-5k 0", "max_params": 100, "epochs": 2},
+    "recipe": {},
+    "space": {},
+    "data": "some",
+    "data_note": "",
+    "device": "cpu",
+}
 TRIALS, EPOCHS = 3, 2
 COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]
 SEARCH = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]

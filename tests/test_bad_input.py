@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import pytest
-from conftest import TINY_SPACE, Ended, Runner, run_module
+from conftest import STUDY_FACTS, TINY_SPACE, Ended, Runner, run_module
 from PIL import Image
 
 STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
@@ -381,7 +381,9 @@ def test_best_of_a_study_that_is_not_there_names_those_that_are(work: Path, invo
 def test_best_of_a_study_without_a_trained_candidate_is_no_result(work: Path, invoke: Runner) -> None:
     import optuna
 
-    optuna.create_study(study_name="mine", storage=f"sqlite:///{work}/s.db")
+    study = optuna.create_study(study_name="mine", storage=f"sqlite:///{work}/s.db")
+    for name, value in STUDY_FACTS.items():
+        study.set_user_attr(name, value)
     ended = invoke("reproduce", "best", *SMALL, "--storage", "sqlite:///s.db", "--study", "mine")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == "error: study 'mine' has no candidate that was trained to the last epoch\n"

@@ -213,10 +213,10 @@ def test_pictures_are_brought_into_the_form_of_the_data_set(images: torch.Tensor
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_picture_is_refused_in_one_line(work: Path, invoke: Runner, content: bytes) -> None:
     (work / "x.png").write_bytes(content)
-    for name in ("x.png", "missing.png", "."):
+    for name, says in (("x.png", "cannot be read"), ("missing.png", "cannot be read"), (".", "is a folder")):
         ended = invoke("predict", name)
         assert ended.code == 2
-        assert ended.err.startswith(f"error: picture: {name} cannot be read")
+        assert ended.err.startswith(f"error: picture: {name} {says}")
         assert ended.err.count("\n") == 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+from conftest import STUDY_FACTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -63,7 +64,7 @@ def take_all(url: str, start: Any, taken: Any) -> None:
 
 
 IDENTITY = Identity("space", "recipe", "data", 20_000, 20)
-FACTS: dict[str, Any] = {"recipe": {}, "space": {}, "data": "", "data_note": "", "device": ""}
+FACTS = {name: value for name, value in STUDY_FACTS.items() if name != "identity"}
 
 
 def make(url: str, start: Any, made: Any) -> None:
@@ -189,7 +190,8 @@ def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
     storage: Any = open_storage(f"sqlite:///{tmp_path}/study.db", requeue_once)
     study = optuna.create_study(study_name="s", storage=storage)
     for owner in (myself(), dead | {"place": "another machine"}):
-        storage.record_heartbeat(study.trials[begin(study, owner)]._trial_id)
+        number = begin(study, owner)
+        storage.record_heartbeat(study.trials[number]._trial_id)
     time.sleep(2.5)
     recover(study)
     assert [trial.state for trial in study.trials[:2]] == [TrialState.RUNNING, TrialState.FAIL]

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from conftest import TRIALS, Ended, Runner
+from conftest import STUDY_FACTS, TRIALS, Ended, Runner
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
@@ -194,8 +194,7 @@ def test_the_live_display_fits_into_80_columns_a_line_each(monkeypatch: pytest.M
 
 def test_a_study_without_a_winner_says_so(work: Path, invoke: Runner) -> None:
     study = optuna.create_study(study_name="empty", storage=f"sqlite:///{work}/empty.db")
-    facts = {"identity": {"max_params": 100}, "recipe": {"epochs": 2}, "space": {}, "data": "some"}
-    for name, value in (facts | {"device": "cpu", "versions": {}, "command": "search"}).items():
+    for name, value in (STUDY_FACTS | {"recipe": {"epochs": 2}, "versions": {}, "command": "search"}).items():
         study.set_user_attr(name, value)
     ended = invoke("report", "--study", "empty", "--storage", f"sqlite:///{work}/empty.db")
     assert (ended.code, ended.err) == (0, "")
