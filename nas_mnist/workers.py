@@ -169,3 +169,5 @@ def _live(
         events.put(("done", error))
     except Exception:
         events.put(("broken", traceback.format_exc()))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to put back
