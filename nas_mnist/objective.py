@@ -65,6 +65,7 @@ class Objective:
     choose: Images  # those held out to compare candidates
     seed: int
     watcher: Watcher
+    total: int | None = None  # candidates that the study is to have
     running: int = -1  # number of the newest trial
 
     def __call__(self, trial: Trial) -> float:
@@ -83,6 +84,8 @@ class Objective:
             raise self._end(trial, Verdict.OVER_BUDGET, ", ".join(too_much))
         if (first := _seen_before(trial, architecture.key)) is not None:
             raise self._end(trial, Verdict.DUPLICATE, f"of trial {first}")
+        if self.total is not None and _is_surplus(trial, self.total):
+            raise self._end(trial, Verdict.INTERRUPTED, "others train the last candidates")
         trial.set_user_attr("epochs", 0)
         self.watcher.candidate(trial.number, cost)
         return self._train(trial, architecture)
@@ -165,6 +168,18 @@ def _seen_before(trial: Trial, key: str) -> int | None:
         if trains or (verdict and Verdict(verdict).counts):
             return other.number
     return None
+
+
+def _is_surplus(trial: Trial, total: int) -> bool:
+    """Whether the study has its total without this trial: two processes may begin the last one at once."""
+    taken = 0
+    for other in trial.study.get_trials(deepcopy=False):
+        verdict = other.user_attrs.get("verdict")
+        if other.state == TrialState.RUNNING:
+            taken += other.number < trial.number or (_has_begun(other) and other.number != trial.number)
+        else:
+            taken += bool(verdict and Verdict(verdict).counts)
+    return taken >= total
 
 
 def _has_begun(trial: FrozenTrial) -> bool:

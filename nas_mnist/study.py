@@ -199,13 +199,13 @@ def search(
 def _until_one_counts(
     study: optuna.Study, objective: Objective, rng: random.Random, after_trial: Callable[[FrozenTrial], None]
 ) -> FrozenTrial:
-    """Trials until one is trained, stopped or failed; the last of them."""
+    """Trials until one is trained, stopped or failed, or is not needed any more; the last of them."""
     missed = 0
     while True:
         trial = _optimize_one(study, objective)
         verdict = verdict_of(trial)
         after_trial(trial)
-        if verdict is None or verdict.counts:
+        if verdict is None or verdict.counts or verdict is Verdict.INTERRUPTED:
             return trial
         missed += 1
         if missed % MISSED_IN_A_ROW == 0:
@@ -234,7 +234,8 @@ def recover(study: optuna.Study) -> None:
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     for trial in trials:
-        if verdict_of(trial) is Verdict.INTERRUPTED and trial.number not in retried:
+        ended_without_verdict = trial.state == TrialState.FAIL and "verdict" not in trial.user_attrs
+        if ended_without_verdict and trial.number not in retried:
             requeue_once(study, trial)
 
 

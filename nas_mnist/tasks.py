@@ -63,7 +63,9 @@ class SearchTask:
             lambda trial, result: desk.send("epoch", trial, result),
             partial(picture_trial, artifacts=artifact_folder(self.storage)),
         )
-        objective = Objective(self.space, self.budget, self.recipe, learn, choose, self.seed, watcher)
+        objective = Objective(
+            self.space, self.budget, self.recipe, learn, choose, self.seed, watcher, self.total
+        )
         with losing(self.storage):
             search(
                 load_study(self.storage, self.study),

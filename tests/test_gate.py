@@ -135,6 +135,23 @@ def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> N
         assert set(trial.constraints) == {"parameters", "multiply-adds", "bytes of peak memory"}
 
 
+def test_of_two_that_begin_the_last_candidate_at_once_one_gives_way(url: str, tiny_data) -> None:
+    learn, choose = tiny_data.split()
+    space = SearchSpace.from_toml(THREE)
+    studies.open_study(url, "s", studies.Identity("", "", "", 1, 1), {}, None)
+    study = load(url)
+    first = study.ask()  # by another process, which has not begun to train
+    objective = Objective(space, Budget(10**6), RECIPE, learn, choose, 0, NOBODY, total=1)
+    study.optimize(objective, n_trials=1)
+    second = load(url).trials[1]
+    assert (second.user_attrs["verdict"], second.intermediate_values) == ("interrupted", {})
+    study.tell(first, state=TrialState.FAIL)
+    study.optimize(objective, n_trials=1)
+    assert load(url).trials[2].user_attrs["verdict"] == "trained"
+    study.optimize(objective, n_trials=1)
+    assert load(url).trials[3].user_attrs["verdict"] in ("interrupted", "duplicate")
+
+
 def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study, SearchSpace, int]) -> None:
     study, _, budget = searched
     assert len(done(study)) == TRIALS
