@@ -169,15 +169,16 @@ def search(
     seed: str,
     deadline: float | None = None,
     after_trial: Callable[[FrozenTrial], None] = lambda _: None,
+    waiting: Callable[[bool], None] = lambda _: None,
 ) -> None:
     """Train candidates until the study has ``total`` that count (`Verdict.counts`), whoever trained them.
 
-    Where other processes already train the missing ones, wait: one of them might die. For every candidate
-    draws are made until one counts: rejected and duplicate draws use up nothing. ``deadline``, in seconds
-    of `time.monotonic`, ends the search after the trial in which it passes. ``seed`` decides the draws
-    together with the number of trials so far, for the same seed on a continued study would repeat its
-    first draws. Raises `NoResultError` where the space has no further candidate within the budget, and
-    where `FAILED_IN_A_ROW` candidates fail for the same reason.
+    Where other processes already train the missing ones, wait: one of them might die; ``waiting`` hears
+    whether that is so. For every candidate draws are made until one counts: rejected and duplicate draws
+    use up nothing. ``deadline``, in seconds of `time.monotonic`, ends the search after the trial in which
+    it passes. ``seed`` decides the draws together with the number of trials so far, for the same seed on a
+    continued study would repeat its first draws. Raises `NoResultError` where the space has no further
+    candidate within the budget, and where `FAILED_IN_A_ROW` candidates fail for the same reason.
     """
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
@@ -189,6 +190,7 @@ def search(
         missing, running = total - counted(study), _running(study)
         if missing <= 0 and all(OWNER in trial.user_attrs for trial in running):
             return
+        waiting(missing <= len(running))
         if missing <= len(running):
             time.sleep(POLL)
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .architecture import Architecture
-from .cost import Budget
+from .cost import Budget, Cost
 from .recipe import Recipe
 from .space import SearchSpace
 from .workers import Desk, run_workers
@@ -58,9 +58,18 @@ class SearchTask:
         torch.set_num_threads(desk.threads)
         device = torch.device(self.device)
         learn, choose = (part.to(device) for part in load(self.dataset, self.data_dir).split())
+
+        def epoch(trial: int, result: EpochResult) -> None:
+            torch.set_num_threads(desk.share())  # more where another worker waits for this one
+            desk.send("epoch", trial, result)
+
+        def candidate(trial: int, cost: Cost) -> None:
+            torch.set_num_threads(desk.share())
+            desk.send("candidate", trial, cost)
+
         watcher = Watcher(
-            lambda trial, cost: desk.send("candidate", trial, cost),
-            lambda trial, result: desk.send("epoch", trial, result),
+            candidate,
+            epoch,
             partial(picture_trial, artifacts=artifact_folder(self.storage)),
         )
         objective = Objective(
@@ -74,6 +83,7 @@ class SearchTask:
                 seed=f"{self.seed}-{desk.number}",
                 deadline=None if self.timeout is None else time.monotonic() + self.timeout,
                 after_trial=lambda trial: desk.send("ended", trial_row(trial)),
+                waiting=desk.idle,
             )
 
 

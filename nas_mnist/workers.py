@@ -12,7 +12,7 @@ import queue
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ class Desk:
     number: int  # 0 is the first worker
     threads: int  # that it may use
     claim: Callable[[], int | None]  # the next job, counted from 0; None: all are taken
+    idle: Callable[[bool], None]  # whether this worker has nothing to do, so that others may use its core
+    share: Callable[[], int]  # threads that it may use while others are idle
     send: Callable[..., None]  # send("epoch", 3, result) calls the parent's handler "epoch" with the rest
 
 
@@ -77,12 +79,12 @@ def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
     seconds before the interruption goes on.
     """
     context = multiprocessing.get_context("spawn")
-    taken = context.Value("i", 0)
-    events: Queue[tuple[str, Any]] = context.Queue()
     count = min(count, jobs)
+    taken, idle = context.Value("i", 0), context.RawArray("b", count)
+    events: Queue[tuple[str, Any]] = context.Queue()
     threads = max(1, cores() // count)
     workers = [
-        context.Process(target=_live, args=(work, number, threads, jobs, taken, events), daemon=True)
+        context.Process(target=_live, args=(work, number, threads, jobs, taken, idle, events), daemon=True)
         for number in range(count)
     ]
     for worker in workers:
@@ -143,6 +145,7 @@ def _live(
     threads: int,
     jobs: int,
     taken: Synchronized[int],
+    idle: MutableSequence[int],  # by worker, shared
     events: Queue[tuple[str, Any]],
 ) -> None:
     """One worker's life."""
@@ -160,8 +163,14 @@ def _live(
             taken.value += 1
             return taken.value - 1 if taken.value <= jobs else None
 
+    def be_idle(now: bool) -> None:
+        idle[number] = now
+
+    def share() -> int:
+        return max(threads, cores() // max(1, len(idle) - sum(idle)))
+
     try:
-        work(Desk(number, threads, claim, send))
+        work(Desk(number, threads, claim, be_idle, share, send))
         events.put(("done", None))
     except KeyboardInterrupt:
         events.cancel_join_thread()  # nobody listens any more
@@ -170,4 +179,5 @@ def _live(
     except Exception:
         events.put(("broken", traceback.format_exc()))
     finally:
+        be_idle(True)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to put back

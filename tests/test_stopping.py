@@ -43,10 +43,16 @@ def test_after_a_rungs_epoch_the_better_half_goes_on(study: optuna.Study, epoch:
     assert stopped == [False, True, False, False, False, False]
 
 
-def test_after_four_epochs_the_better_third_goes_on(study: optuna.Study) -> None:
+def test_after_two_epochs_the_better_third_goes_on(study: optuna.Study) -> None:
     accuracies = [0.9, 0.8, 0.95, 0.92, 0.93, 0.96, 0.955]
-    stopped = [stops_after(study, 4, accuracy) for accuracy in accuracies]
+    stopped = [stops_after(study, 2, accuracy) for accuracy in accuracies]
     assert stopped == [False, True, False, True, True, False, False]
+
+
+def test_after_four_epochs_the_better_quarter_goes_on(study: optuna.Study) -> None:
+    accuracies = [0.9, 0.8, 0.95, 0.92, 0.93, 0.96, 0.955, 0.955]
+    stopped = [stops_after(study, 4, accuracy) for accuracy in accuracies]
+    assert stopped == [False, True, False, True, True, False, True, False]
 
 
 def test_who_was_better_after_fewer_epochs_counts(study: optuna.Study) -> None:
