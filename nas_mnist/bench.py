@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .architecture import Architecture
-from .cli import as_path, run, whole
+from .cli import as_path, check_data_dir, run, whole
 from .files import check_new, write_bytes
 from .zoo import load as load_from_zoo
 
@@ -50,6 +50,7 @@ def bench(
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="A new file.")] = None,
 ) -> None:
     """Measure training beside a plain loop, and counting, building, storing and starting."""
+    check_data_dir(data_dir, dataset)
     keep = as_path(json_file)
     if keep is not None:
         check_new(keep, "--json")

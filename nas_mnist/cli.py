@@ -17,6 +17,7 @@ from .errors import InputError, NoResultError
 from .interrupts import listen
 
 DONE, NO_RESULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+STUDY, STORAGE = "nas_mnist", "sqlite:///studies/nas_mnist.db"  # unless something else is asked for
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of options that are unknown or missing
 
@@ -80,6 +81,25 @@ def check_name(option: str, name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
         raise InputError(f"{option}: {_short(name)!r} (use up to 80 letters, digits, '.', '_' and '-')")
     return name
+
+
+def check_in_use(option: str, given: object, default: object, used: bool, where: str) -> None:
+    """Raise `InputError` for an option that was given where it does nothing."""
+    if given != default and not used:
+        raise InputError(f"{option}: {_short(str(given))!r} counts only {where} (leave it out)")
+
+
+def check_lookup(what: str, study: str, storage: str) -> None:
+    """Raise `InputError` for a study's name that could leave its folder, and where nothing is looked up."""
+    check_name("--study", study)
+    check_in_use("--study", study, STUDY, what == "best", "with 'best'")
+    check_in_use("--storage", storage, STORAGE, what == "best", "with 'best'")
+
+
+def check_data_dir(data_dir: str | None, dataset: str) -> None:
+    """Raise `InputError` for a folder of data where the data set lies elsewhere."""
+    elsewhere = dataset.partition(":")[0] in ("mnist-5k", "idx", "npz")
+    check_in_use("--data-dir", data_dir, None, not elsewhere, "with sets that torchvision downloads")
 
 
 def as_path(text: str | None) -> Path | None:

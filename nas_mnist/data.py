@@ -85,8 +85,16 @@ class DataSet:
 
     def split(self) -> tuple[Images, Images]:
         """The training images as those that train and those that choose: stratified, the same every time."""
-        learn, choose = stratified(self.train.labels, len(self.train) // HELD_OUT, SPLIT_SEED)
+        learn, choose = self._positions()
         return self.train.take(learn), self.train.take(choose)
+
+    @property
+    def split_fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the positions that choose."""
+        return hashlib.sha256(self._positions()[1].numpy().tobytes()).hexdigest()[:16]
+
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        return stratified(self.train.labels, len(self.train) // HELD_OUT, SPLIT_SEED)
 
 
 def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli import as_path, check_name, run
+from .cli import STORAGE, STUDY, as_path, check_lookup, run
 from .errors import InputError
 from .files import check_new, write_bytes
 
@@ -24,15 +24,14 @@ def export(
     ],
     to: Annotated[str, typer.Option(metavar="FORMAT", help="safetensors, onnx or torch.")],
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Must be new; else NAME.FORMAT.")] = None,
-    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
-    storage: Annotated[
-        str, typer.Option(help="Database URL of that study.")
-    ] = "sqlite:///studies/nas_mnist.db",
+    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
+    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
 ) -> None:
     """Write a trained network to a file, and say how large it is.
 
     onnx and torch files hold the preprocessing: they take pixels from 0 to 255 and give class scores.
     """
+    check_lookup(what, study, storage)
     if to not in FORMATS:
         raise InputError(f"--to: {to!r} (use {', '.join(FORMATS)})")
     if to == "onnx":
@@ -41,7 +40,7 @@ def export(
 
     from .trained import find_classifier
 
-    name, classifier = find_classifier(what, check_name("--study", study), storage)
+    name, classifier = find_classifier(what, study, storage)
     target = target or Path(name + FORMATS[to])
     check_new(target, "--output")
     content = {"safetensors": _safetensors, "onnx": to_onnx, "torch": to_torch}[to](classifier)

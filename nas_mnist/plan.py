@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .tasks import SearchTask
 
 REPORTS = Path("reports")
+PATIENCE = 0.5  # seconds; an interrupted search waits so long for its storage
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Plan:
 
     @property
     def console(self) -> Console:
+        """Where everything is said."""
         from .report.live import screen
 
         return screen(self.quiet)
@@ -63,7 +66,26 @@ class Plan:
             "versions": versions(),
         }
 
-    def announce(self, study: optuna.Study, survey: Survey) -> None:
+    def run(self, study: optuna.Study, survey: Survey, again: str) -> None:
+        """Search, choose, retrain, report; ``again`` is the command that goes on."""
+        from .storages import dashboard_command, losing
+
+        try:
+            with losing(self.task.storage):
+                study.set_user_attr("command", again)
+                study.set_user_attr("dataset", self.data.name)
+                study.set_user_attr("reproduce", self.repeat())
+                self._announce(study, survey)
+                self._search(study)
+                self._finish(study)
+        except KeyboardInterrupt:
+            self._interrupted(study)
+            raise
+        finally:
+            look = f"Look into the study with:\n{dashboard_command(self.task.storage)}"
+            self.console.print(look, soft_wrap=True, markup=False)
+
+    def _announce(self, study: optuna.Study, survey: Survey) -> None:
         """Say what begins."""
         from .device import describe_device
 
@@ -78,7 +100,7 @@ class Plan:
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
 
-    def search(self, study: optuna.Study) -> None:
+    def _search(self, study: optuna.Study) -> None:
         """Train candidates until the total is reached."""
         from .report.live import SearchDisplay
         from .report.notes import note_study, note_trial
@@ -127,17 +149,23 @@ class Plan:
             options += ["--data-dir", str(self.task.data_dir)]
         return shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *options])
 
-    def interrupted(self, study: optuna.Study, again: str) -> None:
-        """Say what is kept and how to go on."""
+    def _interrupted(self, study: optuna.Study) -> None:
+        """Say what is kept, unless the storage takes its time to answer."""
         from .report.tables import counts_line
-        from .storages import losing
         from .study import count_verdicts
 
-        self.console.print(f"Interrupted. Continue with:\n{again}", soft_wrap=True, markup=False)
-        with contextlib.suppress(NoResultError), losing(self.task.storage):
-            self.console.print(f"Kept: {counts_line(count_verdicts(study))}")
+        def ask() -> None:
+            with contextlib.suppress(Exception):
+                told.append(counts_line(count_verdicts(study)))
 
-    def finish(self, study: optuna.Study) -> None:
+        told: list[str] = []
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(PATIENCE)
+        for line in told:
+            self.console.print(f"Kept: {line}")
+
+    def _finish(self, study: optuna.Study) -> None:
         """Show the best candidates; retrain the winner and read the test images once."""
         from .report.layers import layer_table
         from .report.tables import SHOWN, best_table, requirement_table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli import check_name, run
+from .cli import STORAGE, STUDY, check_lookup, run
 from .errors import InputError
 from .files import check_regular
 
@@ -29,18 +29,17 @@ def predict(
     network: Annotated[
         str, typer.Option(metavar="WHAT", help="Of the zoo, 'best', a .safetensors file or a folder.")
     ] = "mnist-19k",
-    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
-    storage: Annotated[
-        str, typer.Option(help="Database URL of that study.")
-    ] = "sqlite:///studies/nas_mnist.db",
+    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
+    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the class of a picture and the probability of every class."""
+    check_lookup(network, study, storage)
     read_picture(Path(picture))  # what is wrong with it is said before torch is loaded
 
     from .trained import find_classifier
 
-    _, classifier = find_classifier(network, check_name("--study", study), storage)
+    _, classifier = find_classifier(network, study, storage)
     probabilities = classify(Path(picture), classifier)
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     if as_json:

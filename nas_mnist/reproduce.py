@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .architecture import Architecture
-from .cli import as_path, check_name, run, typed, whole
+from .cli import STORAGE, STUDY, as_path, check_data_dir, check_lookup, check_name, run, typed, whole
 from .errors import NoResultError
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
@@ -17,6 +17,11 @@ from .workers import auto_workers, parse_workers
 from .zoo import Entry
 from .zoo import load as load_from_zoo
 from .zoo import names as zoo_names
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .data import DataSet
 
 REPORTS = Path("reports")
 
@@ -36,10 +41,8 @@ def reproduce(
         bool,
         typer.Option("--list", callback=_show_zoo, is_eager=True, help="Show the zoo, and train nothing."),
     ] = False,
-    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = "nas_mnist",
-    storage: Annotated[
-        str, typer.Option(help="Database URL of that study.")
-    ] = "sqlite:///studies/nas_mnist.db",
+    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
+    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
     seeds: Annotated[
         int, typer.Option(parser=whole(1, 1000), metavar="N", help="Trainings, each with its own seed.")
     ] = 1,
@@ -69,8 +72,10 @@ def reproduce(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train an architecture on all training images and report the last epoch's test accuracy."""
+    check_lookup(architecture, study, storage)
     processes = parse_workers(workers)
     entry, its_recipe, its_data = _find(architecture, study, storage)
+    check_data_dir(data_dir, dataset or its_data)
     chosen = load_recipe(recipe) if recipe is not None else its_recipe
     chosen = chosen if epochs is None else chosen.with_epochs(epochs)
     check_writable(REPORTS, "reports")
@@ -97,8 +102,7 @@ def reproduce(
     check_fits(entry.architecture, data)
     console.print(layer_table(entry.architecture), markup=False)
     console.print(f"Data: {data.source}", markup=False)
-    if data.note:
-        console.print(f"[bold yellow]{data.note}[/bold yellow]")
+    _warn(console, data)
     console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where)}")
     task = RetrainTask(
         architecture=entry.architecture,
@@ -119,8 +123,7 @@ def reproduce(
     met = requirements(entry.architecture, chosen.epochs, summary.mean, data.name)
     console.print(requirement_table(met, "The requirements (test images, last epoch, mean of the seeds)"))
     console.print(summary_line(summary))
-    if data.note:
-        console.print(f"[bold yellow]{data.note}[/bold yellow]")
+    _warn(console, data)
     told = {"recipe_name": recipe or entry.recipe, "plain": plain, "command": again}
     folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where), **told)
     if copy_to is not None:
@@ -130,10 +133,15 @@ def reproduce(
     console.print(f"Written: {folder}")
 
 
+def _warn(console: Console, data: DataSet) -> None:
+    if data.note:
+        console.print(f"[bold yellow]{data.note}[/bold yellow]")
+
+
 def _find(name: str, study: str, storage: str) -> tuple[Entry, Recipe, str]:
     """What the argument stands for, and the recipe and the data set that belong to it."""
     if name == "best":
-        return _best_of(check_name("--study", study), storage)
+        return _best_of(study, storage)
     entry = load_from_zoo(name)
     if name.endswith(".json"):
         check_name("architecture", entry.name)
@@ -152,7 +160,8 @@ def _best_of(study: str, storage: str) -> tuple[Entry, Recipe, str]:
     about = f"best of study {study!r}, trial {winner.trial}"
     entry = Entry(f"{study}-best", about, Architecture.make(winner.architecture), f"of study {study!r}")
     recipe = make_recipe(stored.user_attrs.get("recipe", {}), f"study {study!r}: recipe")
-    return entry, recipe, str(stored.user_attrs["identity"]["data"]).rpartition(" ")[0]
+    dataset = stored.user_attrs.get("dataset") or stored.user_attrs["identity"]["data"].rpartition(" ")[0]
+    return entry, recipe, str(dataset)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli import as_path, check_name, run, typed, whole
+from .cli import STORAGE, STUDY, as_path, check_data_dir, check_in_use, check_name, run, typed, whole
 from .cost import Budget
 from .errors import InputError
 from .files import check_new, check_writable
@@ -41,8 +43,8 @@ def search(
             parser=whole(1, MAX_EPOCHS), metavar="N", help="For every candidate; else the recipe's."
         ),
     ] = None,
-    study: Annotated[str, typer.Option(help="The same name continues the same study.")] = "nas_mnist",
-    storage: Annotated[str, typer.Option(help="Database URL.")] = "sqlite:///studies/nas_mnist.db",
+    study: Annotated[str, typer.Option(help="The same name continues the same study.")] = STUDY,
+    storage: Annotated[str, typer.Option(help="Database URL.")] = STORAGE,
     space: Annotated[
         str, typer.Option(metavar="NAME|FILE.toml", help="Search space: default, filled or a file.")
     ] = "default",
@@ -74,6 +76,9 @@ def search(
     check_name("--study", study)
     if timeout is not None and not 0 < timeout <= 1e6:
         raise InputError(f"--timeout: {timeout} (use minutes above 0)")
+    check_in_use("--finalists", finalists, 1, retrain, "without --no-retrain")
+    check_in_use("--finalist-seeds", finalist_seeds, 1, finalists > 1, "with --finalists of 2 and more")
+    check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
     as_path(space)
     SearchSpace.load(space)  # what is wrong with it is said before any data is read
@@ -84,65 +89,70 @@ def search(
     if copy_to is not None:
         check_new(copy_to, "--json")
 
-    from .data import load
-    from .device import pick_device
-    from .storages import dashboard_command, losing
-    from .study import Identity, check_space, open_study
-    from .tasks import SearchTask
-    from .training import check_enough
+    with _saying_how_to_go_on(storage, quiet):
+        from .data import load
+        from .device import pick_device
+        from .storages import losing
+        from .study import Identity, check_space, open_study
+        from .tasks import SearchTask
+        from .training import check_enough
 
-    where = pick_device(device)
-    data = load(dataset, as_path(data_dir))
-    drawn_from = _space(space, data)
-    check_enough(data.split()[0], trained_by)
-    budget = Budget(max_params, max_macs, max_memory)
-    survey = check_space(drawn_from, budget, seed)
-    identity = Identity(
-        space=drawn_from.digest,
-        recipe=trained_by.digest,
-        data=f"{data.name} {data.fingerprint}",
-        epochs=trained_by.epochs,
-        **asdict(budget),
-    )
-    task = SearchTask(
-        storage=storage,
-        study=study,
-        total=trials,
-        space=drawn_from,
-        budget=budget,
-        recipe=trained_by,
-        dataset=data.name,
-        data_dir=as_path(data_dir),
-        device=where.type,
-        seed=seed,
-        timeout=None if timeout is None else timeout * 60,
-    )
-    count = processes or auto_workers(where.type)
-    finals = (finalists, finalist_seeds) if retrain else (1, 0)
-    plan = Plan(task, data, where, trials, count, finals, retrain, quiet, copy_to)
-    with losing(storage):
-        opened = open_study(storage, study, identity, plan.facts(), plan.reference())
-    look = dashboard_command(storage)
-    again = _command(storage)
-    try:
+        where = pick_device(device)
+        data = load(dataset, as_path(data_dir))
+        drawn_from = _space(space, data)
+        check_enough(data.split()[0], trained_by)
+        budget = Budget(max_params, max_macs, max_memory)
+        survey = check_space(drawn_from, budget, seed)
+        identity = Identity(
+            space=drawn_from.digest,
+            recipe=trained_by.digest,
+            data=f"{data.name.partition(':')[0]} {data.fingerprint}",
+            split=data.split_fingerprint,
+            epochs=trained_by.epochs,
+            **asdict(budget),
+        )
+        task = SearchTask(
+            storage=storage,
+            study=study,
+            total=trials,
+            space=drawn_from,
+            budget=budget,
+            recipe=trained_by,
+            dataset=data.name,
+            data_dir=as_path(data_dir),
+            device=where.type,
+            seed=seed,
+            timeout=None if timeout is None else timeout * 60,
+        )
+        count = processes or auto_workers(where.type)
+        finals = (finalists, finalist_seeds) if retrain else (1, 0)
+        plan = Plan(task, data, where, trials, count, finals, retrain, quiet, copy_to)
         with losing(storage):
-            opened.set_user_attr("command", again)
-            opened.set_user_attr("reproduce", plan.repeat())
-            plan.announce(opened, survey)
-            plan.search(opened)
-            plan.finish(opened)
+            opened = open_study(storage, study, identity, plan.facts(), plan.reference())
+        plan.run(opened, survey, _command(storage))
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(storage: str, quiet: bool) -> Iterator[None]:
+    """Whenever the search is interrupted, say how it continues."""
+    try:
+        yield
     except KeyboardInterrupt:
-        plan.interrupted(opened, again)
+        from .report.live import screen
+
+        again = f"Interrupted. Continue with:\n{_command(storage)}"
+        screen(quiet).print(again, soft_wrap=True, markup=False)
         raise
-    finally:
-        plan.console.print(f"Look into the study with:\n{look}", soft_wrap=True, markup=False)
 
 
 def _command(storage: str) -> str:
     """What was typed to start this search, without the storage's password."""
+    again = typed("search")
+    if "@" not in storage:
+        return again
     from .storages import shown
 
-    return typed("search").replace(shlex.quote(storage), shlex.quote(shown(storage)))
+    return again.replace(shlex.quote(storage), shlex.quote(shown(storage)))
 
 
 def _space(name: str, data: DataSet) -> SearchSpace:

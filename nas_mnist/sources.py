@@ -5,13 +5,15 @@ Every file is checked against its own header before its content is read. Nothing
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import struct
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,9 +74,17 @@ def read_torchvision(name: str, folder: Path, train: bool, download: bool) -> Ar
 
 
 def read_idx(folder: Path, train: bool) -> Arrays:
-    """One part of an IDX folder: MNIST's file names, plain or with .gz; raises `InputError`."""
-    images, labels = (_read_idx_file(_find(folder, name)) for name in _IDX_FILES[train])
-    return _checked(f"dataset: {folder}", images, labels)
+    """One part of an IDX folder: MNIST's file names, plain or with .gz; raises `InputError`.
+
+    All four files must be there, with headers that go together.
+    """
+    files = {part: [_find(folder, name) for name in names] for part, names in _IDX_FILES.items()}
+    sizes = {part: [_idx_sizes(path) for path in paths] for part, paths in files.items()}
+    for part, (images, labels) in sizes.items():
+        if images[:1] != labels[:1] or images[1:] != sizes[True][0][1:]:
+            counted = f"{list(images)} images and {list(labels)} labels"
+            raise InputError(f"dataset: {files[part][0]} does not go with the other files ({counted})")
+    return _checked(f"dataset: {folder}", *(_read_idx_file(path) for path in files[train]))
 
 
 def read_npz(path: Path, train: bool) -> Arrays:
@@ -88,6 +98,7 @@ def read_npz(path: Path, train: bool) -> Arrays:
             for name in (name for names in _NPZ_NAMES.values() for name in names):
                 if f"{name}.npy" not in members:
                     raise InputError(f"{where} lacks {name} (needed: x_train, y_train, x_test, y_test)")
+                _check_member(archive, f"{name}.npy")
             return _checked(where, *(_read_member(archive, f"{name}.npy") for name in _NPZ_NAMES[train]))
     except InputError:
         raise
@@ -96,8 +107,8 @@ def read_npz(path: Path, train: bool) -> Arrays:
         raise InputError(f"{where} is no NPZ file of plain arrays ({reason})") from None
 
 
-def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an NPZ file, once its header agrees with the size that the archive says it has."""
+def _check_member(archive: zipfile.ZipFile, name: str) -> None:
+    """Hold the header of an array in an NPZ file against the size that the archive says it has."""
     with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -105,6 +116,9 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         wanted, there = math.prod(shape) * kind.itemsize, archive.getinfo(name).file_size - stream.tell()
     if kind.hasobject or wanted != there or wanted > MAX_BYTES:
         raise ValueError(f"{name}: {wanted:,} bytes of {kind} by its header, {there:,} in the archive")
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as stream:
         array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
     return array
@@ -117,28 +131,47 @@ def _find(folder: Path, name: str) -> Path:
     raise InputError(f"dataset: {folder / name} is missing (or the same with .gz)")
 
 
+def _idx_sizes(path: Path) -> tuple[int, ...]:
+    """What the header of an IDX file says."""
+    with _opened(path) as file:
+        return _read_header(path, file)
+
+
 def _read_idx_file(path: Path) -> np.ndarray:
-    """An IDX file of bytes: zero, zero, type 8, number of axes, the sizes as big-endian int32, the bytes."""
-    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (1, 3):
-                raise InputError(f"dataset: {path} is no IDX file of bytes with 1 or 3 axes")
-            header = file.read(4 * magic[3])
-            if len(header) < 4 * magic[3]:
-                raise InputError(f"dataset: {path} is truncated within its header")
-            sizes = struct.unpack(f">{magic[3]}I", header)
-            wanted = math.prod(sizes)
-            if wanted > MAX_BYTES:
-                raise InputError(f"dataset: {path} says it has {wanted:,} bytes (at most {MAX_BYTES:,})")
-            content = file.read(wanted + 1)
-    except (OSError, EOFError) as error:
-        raise InputError(f"dataset: {path} cannot be read ({error})") from None
+    """An IDX file of bytes."""
+    with _opened(path) as file:
+        sizes = _read_header(path, file)
+        wanted = math.prod(sizes)
+        content = file.read(wanted + 1)
     if len(content) != wanted:
         got = "more" if len(content) > wanted else f"{len(content):,}"
         raise InputError(f"dataset: {path} is truncated or corrupt ({got} bytes, its header says {wanted:,})")
     return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+
+
+def _read_header(path: Path, file: IO[bytes]) -> tuple[int, ...]:
+    """The sizes: zero, zero, type 8 (bytes), number of axes, then each size as a big-endian int32."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (1, 3):
+        raise InputError(f"dataset: {path} is no IDX file of bytes with 1 or 3 axes")
+    header = file.read(4 * magic[3])
+    if len(header) < 4 * magic[3]:
+        raise InputError(f"dataset: {path} is truncated within its header")
+    sizes = struct.unpack(f">{magic[3]}I", header)
+    if math.prod(sizes) > MAX_BYTES:
+        raise InputError(f"dataset: {path} says it has {math.prod(sizes):,} bytes (at most {MAX_BYTES:,})")
+    return sizes
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file, plain or with .gz; what the system or gzip says of it is an `InputError`."""
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"dataset: {path} cannot be read ({error})") from None
 
 
 def _checked(where: str, images: np.ndarray, labels: np.ndarray) -> Arrays:

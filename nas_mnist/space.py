@@ -44,6 +44,7 @@ Downsample = Literal["none", "max", "average", "stride"]
 
 SPACES = ("default", "filled")  # in the package
 MAX_OPTIONS = 1024  # values of one key
+MATCHES = 2_000_000  # combinations that are held against an architecture: seconds
 INHERITED = ("bias", "norm", "activation", "dropout", "middle")  # a stage's keys that [network] may set
 
 
@@ -240,29 +241,33 @@ class SearchSpace(_Keys):
     def encode(self, architecture: Architecture) -> Draws:
         """The draws that make this architecture; raises `InputError` where the space does not hold it.
 
-        A space with ``fill`` makes other widths with every budget; it is taken to hold none.
+        A space with ``fill`` makes other widths with every budget; it is taken to hold none, and so is one in
+        which the architecture is not found within `MATCHES` tries.
         """
         fits = architecture.input_shape == self.input_shape and architecture.classes == self.classes
+        tries = iter(range(MATCHES))
         if self.fill is None and fits:
-            for network in _every(self.network, INHERITED):
+            for network, _ in zip(_every(self.network, INHERITED), tries, strict=False):
                 around = _named("network", self.network, network)
                 around |= _named("head", self.head, architecture.head.model_dump())
-                for stages in self._match_stages(architecture.blocks, 0, network):
+                for stages in self._match_stages(architecture.blocks, 0, network, tries):
                     draws = stages | around
                     if _redraws(self, draws, architecture):
                         return draws
         raise InputError(f"architecture {architecture.key}: not in this search space")
 
-    def _match_stages(self, blocks: Sequence[Any], at: int, network: Draws) -> Iterator[Draws]:
-        """All ways to read ``blocks`` as stages ``at`` and later."""
+    def _match_stages(
+        self, blocks: Sequence[Any], at: int, network: Draws, tries: Iterator[int]
+    ) -> Iterator[Draws]:
+        """All ways to read ``blocks`` as stages ``at`` and later, while there are tries."""
         if at == len(self.stages):
             if not blocks:
                 yield {}
             return
         stage, name = self.stages[at], f"stage{at + 1}"
         for length in range(len(blocks) + 1):
-            for draws in _match_stage(name, stage, network, blocks[:length]):
-                for rest in self._match_stages(blocks[length:], at + 1, network):
+            for draws in _match_stage(name, stage, network, blocks[:length], tries):
+                for rest in self._match_stages(blocks[length:], at + 1, network, tries):
                     yield draws | rest
 
     def survey(self, budget: Budget, tries: int, rng: random.Random) -> Survey:
@@ -352,11 +357,13 @@ def _named(prefix: str, keys: BaseModel, values: Mapping[str, Any]) -> Draws:
     }
 
 
-def _match_stage(prefix: str, stage: StageSpace, network: Draws, blocks: Sequence[Any]) -> Iterator[Draws]:
-    """All ways to read ``blocks`` as exactly this stage."""
+def _match_stage(
+    prefix: str, stage: StageSpace, network: Draws, blocks: Sequence[Any], tries: Iterator[int]
+) -> Iterator[Draws]:
+    """All ways to read ``blocks`` as exactly this stage, while there are tries."""
     own = [name for name in INHERITED if getattr(stage, name) is not None]
     names = ("transition", "blocks", "block", "kernel", "padding", "downsample", *own)
-    for drawn in _every(stage, names):
+    for drawn, _ in zip(_every(stage, names), tries, strict=False):
         pooled = drawn["downsample"] in ("max", "average")
         first, end = int(bool(drawn["transition"])), len(blocks) - int(pooled)
         if end - first != drawn["blocks"]:

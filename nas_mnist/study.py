@@ -47,7 +47,8 @@ class Identity:
 
     space: str  # digest
     recipe: str  # digest
-    data: str  # name and fingerprint of the training images
+    data: str  # kind and fingerprint of the training images
+    split: str  # fingerprint of which of them choose
     max_params: int
     epochs: int
     max_macs: int | None = None
@@ -62,7 +63,7 @@ class Identity:
         ]
 
 
-_NO_IDENTITY = Identity("", "", "", 0, 0)
+_NO_IDENTITY = Identity("", "", "", "", 0, 0)
 
 
 def load_study(url: str, name: str) -> optuna.Study:
@@ -86,7 +87,7 @@ def _is_ours(study: optuna.Study) -> bool:
     verdicts = {trial.user_attrs.get("verdict", Verdict.TRAINED) for trial in trials}
     return (
         isinstance(identity, dict)
-        and set(vars(_NO_IDENTITY)) - {"max_macs", "max_memory"} <= set(identity)
+        and set(vars(_NO_IDENTITY)) - {"split", "max_macs", "max_memory"} <= set(identity)
         and type(identity["max_params"]) is int
         and isinstance(identity["data"], str)
         and all(isinstance(facts.get(name), dict) for name in ("recipe", "space"))
@@ -184,7 +185,6 @@ def search(
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
     study.pruner = Halving()
-    failures: list[str] = []  # the newest candidates' reasons, while they are the same
     while deadline is None or time.monotonic() < deadline:
         recover(study)
         missing, running = total - counted(study), _running(study)
@@ -194,21 +194,21 @@ def search(
         if missing <= len(running):
             time.sleep(POLL)
             continue
-        trial = _until_one_counts(study, objective, rng, after_trial)
-        _check_failures(failures, verdict_of(trial), trial)
+        _until_one_counts(study, objective, rng, after_trial)
+        _check_failures(study)
 
 
 def _until_one_counts(
     study: optuna.Study, objective: Objective, rng: random.Random, after_trial: Callable[[FrozenTrial], None]
-) -> FrozenTrial:
-    """Trials until one is trained, stopped or failed, or is not needed any more; the last of them."""
+) -> None:
+    """Trials until one is trained, stopped or failed, or is not needed any more."""
     missed = 0
     while True:
         trial = _optimize_one(study, objective)
         verdict = verdict_of(trial)
         after_trial(trial)
         if verdict is None or verdict.counts or verdict is Verdict.INTERRUPTED:
-            return trial
+            return
         missed += 1
         if missed % MISSED_IN_A_ROW == 0:
             _enqueue_new(study, objective, rng)
@@ -256,15 +256,24 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def _check_failures(failures: list[str], verdict: Verdict | None, trial: FrozenTrial) -> None:
-    """Raise `NoResultError` with advice where one candidate after the other fails for the same reason."""
-    reason = str(trial.user_attrs.get("reason", "")).partition(" in epoch")[0]
-    if verdict is not Verdict.FAILED or failures[-1:] != [reason]:
-        failures.clear()
-    if verdict is Verdict.FAILED:
-        failures.append(reason)
-    if len(failures) == FAILED_IN_A_ROW:
-        raise NoResultError(f"{FAILED_IN_A_ROW} candidates in a row failed: {reason} ({ADVICE[reason]})")
+def _check_failures(study: optuna.Study) -> None:
+    """Raise `NoResultError` with advice where the newest candidates failed for the same reason."""
+    counted = [
+        (trial.datetime_complete, trial)
+        for trial in study.get_trials(deepcopy=False)
+        if (verdict := verdict_of(trial)) and verdict.counts and trial.datetime_complete
+    ]
+    newest = [trial for _, trial in sorted(counted, key=lambda pair: pair[0])[-FAILED_IN_A_ROW:]]
+    reasons = {_failure(trial) for trial in newest}
+    if len(newest) == FAILED_IN_A_ROW and len(reasons) == 1 and (reason := reasons.pop()):
+        advice = ADVICE.get(reason, "see the report")
+        raise NoResultError(f"{FAILED_IN_A_ROW} candidates in a row failed: {reason} ({advice})")
+
+
+def _failure(trial: FrozenTrial) -> str:
+    """Why a candidate failed, without the epoch in which it did; empty for one that did not."""
+    failed = verdict_of(trial) is Verdict.FAILED
+    return str(trial.user_attrs.get("reason", "")).partition(" in epoch")[0] if failed else ""
 
 
 def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:

@@ -1,19 +1,19 @@
 """Several processes that share a number of jobs: each loads torch and the data once.
 
 On a CPU, networks this small train faster as one single-thread process a core than as one process with
-many threads. What the workers do reaches the parent as events through a queue.
+many threads. What the workers do reaches the parent as events.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, NoResultError
@@ -21,12 +21,11 @@ from .interrupts import listen
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
-    from multiprocessing.queues import Queue
     from multiprocessing.sharedctypes import Synchronized
 
 MAX_WORKERS = 64
 MAX_AUTO = 8  # the sampler learns less from candidates that are drawn at the same time
-STOP_WITHIN = 5.0  # seconds; an interrupted worker puts its candidate back in that time
+STOP_WITHIN = 1.5  # seconds; an interrupted worker puts its candidate back in that time, or is killed
 
 
 class WorkersLostError(NoResultError):
@@ -74,23 +73,25 @@ def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
     A handler called ``lost``, where there is one, hears how many workers are left when one was killed.
 
     Raises what a worker raised where that is an `InputError` or a `NoResultError` (the others finish
-    first), `WorkersLostError` where workers were killed and no other is left, and `RuntimeError` with a
-    worker's traceback where one broke. Interrupted, every worker gets a `KeyboardInterrupt` and a few
-    seconds before the interruption goes on.
+    first), `WorkersLostError` where workers were killed (the others finish first), and `RuntimeError` with
+    a worker's traceback where one broke. Interrupted, every worker gets a `KeyboardInterrupt` and a moment
+    before the interruption goes on.
     """
     context = multiprocessing.get_context("spawn")
     count = min(count, jobs)
     taken, idle = context.Value("i", 0), context.RawArray("b", count)
-    events: Queue[tuple[str, Any]] = context.Queue()
     threads = max(1, cores() // count)
-    workers = [
-        context.Process(target=_live, args=(work, number, threads, jobs, taken, idle, events), daemon=True)
-        for number in range(count)
-    ]
-    for worker in workers:
-        worker.start()
+    workers: list[SpawnProcess] = []
+    pipes: list[Connection] = []  # one a worker: whoever is killed while it writes harms no other
     try:
-        _listen(workers, events, handlers)
+        for number in range(count):
+            ours, theirs = context.Pipe(duplex=False)
+            arguments = (work, number, threads, jobs, taken, idle, theirs)
+            workers.append(context.Process(target=_live, args=arguments, daemon=True))
+            workers[-1].start()
+            theirs.close()  # so that the pipe ends with the worker
+            pipes.append(ours)
+        _listen(pipes, handlers)
     except BaseException:
         for worker in workers:
             worker.terminate()
@@ -99,35 +100,38 @@ def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
         _join(workers)
 
 
-def _listen(workers: list[SpawnProcess], events: Queue[tuple[str, Any]], handlers: Handlers) -> None:
-    """Pass events on until every worker is done."""
-    done = gone = 0
+def _listen(pipes: list[Connection], handlers: Handlers) -> None:
+    """Pass events on until every worker has ended."""
+    at_work, lost = list(pipes), 0
+    done: list[Connection] = []
     refused: Exception | None = None
-    while done < len(workers):
-        try:
-            kind, content = events.get(timeout=1.0)
-        except queue.Empty:
-            killed = sum(worker.exitcode is not None and worker.exitcode < 0 for worker in workers)
-            if gone < killed < len(workers) and "lost" in handlers:
-                handlers["lost"](len(workers) - killed)
-            gone = killed
-            if not any(worker.is_alive() for worker in workers) and events.empty():
-                lost = len(workers) - done
-                raise WorkersLostError(
-                    f"{lost} of {len(workers)} workers ended without a word (killed, or out of memory?); "
-                    "the same command goes on"
-                ) from None
-            continue
-        if kind == "event":
-            name, *rest = content
-            handlers[name](*rest)
-        elif kind == "broken":
-            raise RuntimeError(f"a worker broke:\n{content}")
-        else:
-            done += 1
-            refused = content or refused
+    while at_work:
+        for pipe in wait(at_work):
+            assert isinstance(pipe, Connection)
+            try:
+                kind, content = pipe.recv()
+            except (EOFError, OSError):  # the second: within a message
+                at_work.remove(pipe)
+                if pipe not in done:
+                    lost += 1
+                    if at_work and "lost" in handlers:
+                        handlers["lost"](len(at_work))
+                continue
+            if kind == "event":
+                name, *rest = content
+                handlers[name](*rest)
+            elif kind == "broken":
+                raise RuntimeError(f"a worker broke:\n{content}")
+            else:
+                done.append(pipe)
+                refused = content or refused
     if refused:
         raise refused
+    if lost:
+        raise WorkersLostError(
+            f"{lost} of {len(pipes)} workers ended without a word (killed, or out of memory?); "
+            "the same command goes on"
+        )
 
 
 def _join(workers: list[SpawnProcess]) -> None:
@@ -146,17 +150,20 @@ def _live(
     jobs: int,
     taken: Synchronized[int],
     idle: MutableSequence[int],  # by worker, shared
-    events: Queue[tuple[str, Any]],
+    pipe: Connection,
 ) -> None:
     """One worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     listen(signal.SIGTERM)
-    parent = multiprocessing.parent_process()
+
+    def tell(kind: str, content: Any) -> None:
+        try:
+            pipe.send((kind, content))
+        except BrokenPipeError:  # the parent was killed
+            raise KeyboardInterrupt from None
 
     def send(*event: Any) -> None:
-        if parent is not None and not parent.is_alive():
-            raise KeyboardInterrupt
-        events.put(("event", event))
+        tell("event", event)
 
     def claim() -> int | None:
         with taken.get_lock():
@@ -170,14 +177,15 @@ def _live(
         return max(threads, cores() // max(1, len(idle) - sum(idle)))
 
     try:
-        work(Desk(number, threads, claim, be_idle, share, send))
-        events.put(("done", None))
+        try:
+            work(Desk(number, threads, claim, be_idle, share, send))
+            tell("done", None)
+        except (InputError, NoResultError) as error:
+            tell("done", error)
+        except Exception:
+            tell("broken", traceback.format_exc())
     except KeyboardInterrupt:
-        events.cancel_join_thread()  # nobody listens any more
-    except (InputError, NoResultError) as error:
-        events.put(("done", error))
-    except Exception:
-        events.put(("broken", traceback.format_exc()))
+        pass  # nobody listens any more
     finally:
         be_idle(True)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to put back

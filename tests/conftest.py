@@ -46,7 +46,14 @@ learning_rate = 0.1
 
 
 STUDY_FACTS: dict[str, Any] = {  # what every study of this program has
-    "identity": {"space": "", "recipe": "", "data": "mnist-5k 0", "max_params": 100, "epochs": 2},
+    "identity": {
+        "space": "",
+        "recipe": "",
+        "data": "mnist-5k 0",
+        "split": "",
+        "max_params": 100,
+        "epochs": 2,
+    },
     "recipe": {},
     "space": {},
     "data": "some",

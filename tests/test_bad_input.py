@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sqlite3
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import pytest
+import typer
 from conftest import STUDY_FACTS, TINY_SPACE, Ended, Runner, run_module
 from PIL import Image
 
@@ -85,6 +87,36 @@ CASES = {
         {"r.toml": "batch_size = 3474\n"},
     ),
     "no workers to reproduce": Case("reproduce", ["reference", "--workers", "x"], ["--workers", "'x'"]),
+    "time that is negative zero": Case("search", ["--timeout", "-0.0"], ["--timeout", "minutes above 0"]),
+    # options that contradict others
+    "finalists that are not trained": Case(
+        "search", ["--finalists", 3, "--no-retrain"], ["--finalists", "3", "without --no-retrain"]
+    ),
+    "seeds of no finalists": Case(
+        "search", ["--finalist-seeds", 3], ["--finalist-seeds", "3", "with --finalists of 2 and more"]
+    ),
+    "a folder for data that lie elsewhere": Case(
+        "search", [*SMALL, "--data-dir", "data"], ["--data-dir", "'data'"], {"data/x": ""}
+    ),
+    "a folder for data that lie elsewhere to reproduce": Case(
+        "reproduce", ["reference", *SMALL, "--data-dir", "data"], ["--data-dir", "'data'"], {"data/x": ""}
+    ),
+    "a study to look up nothing in": Case(
+        "reproduce", ["reference", "--study", "mine"], ["--study", "'mine'", "with 'best'"]
+    ),
+    "a storage to look up nothing in": Case(
+        "export",
+        ["mnist-19k", "--to", "torch", "--storage", "sqlite:///a.db"],
+        ["--storage", "'sqlite:///a.db'", "with 'best'"],
+    ),
+    "a study to look up no network in": Case(
+        "predict", ["digit.png", "--study", "mine"], ["--study", "'mine'", "with 'best'"]
+    ),
+    "a storage to report nothing of": Case(
+        "report",
+        ["reference", "--storage", "sqlite:///a.db"],
+        ["--storage", "'sqlite:///a.db'", "with a study"],
+    ),
     # data
     "data folder without files": Case(
         "search", ["--data-dir", "data"], ["--data-dir", "train-images-idx3-ubyte is missing"], {"data/x": ""}
@@ -252,6 +284,24 @@ NO_NUMBERS = [
     "null",
 ]
 
+# Every option that takes a text, behind a command line that lacks nothing else; and texts that are none.
+TEXTS: dict[str, tuple[list[str], list[str]]] = {
+    "search": (
+        [],
+        ["--study", "--storage", "--space", "--recipe", "--dataset", "--data-dir", "--device", "--workers",
+         "--timeout", "--json"],
+    ),
+    "reproduce": (
+        ["best"],
+        ["--study", "--storage", "--recipe", "--dataset", "--data-dir", "--device", "--workers", "--json"],
+    ),
+    "report": ([], ["--study", "--storage", "--data-dir"]),
+    "export": (["best"], ["--to", "--output", "--study", "--storage"]),
+    "predict": (["digit.png"], ["--network", "--study", "--storage"]),
+    "bench": ([], ["--dataset", "--data-dir", "--device", "--json"]),
+}  # fmt: skip
+NO_TEXTS = {"nothing": "", "unicode": "数/\u202e½", "long": "x" * 5_000, "binary": "\x01\x7f"}
+
 # Every option and argument that names a file, and what may lie there instead.
 FILES: dict[str, list[object]] = {
     "search --space": ["search", *SMALL, "--space"],
@@ -273,7 +323,7 @@ SUFFIXES = {
     "npz": ("npz",),
     "": ("idx",),
 }
-WRONG_FILES = ["missing", "folder", "empty", "binary", "zeros", "loop", "long", "unicode"]
+WRONG_FILES = ["missing", "folder", "empty", "binary", "zeros", "loop", "long", "unicode", "unreadable"]
 
 
 def wrong_file(kind: str, suffix: str, folder: Path) -> str:
@@ -290,6 +340,8 @@ def wrong_file(kind: str, suffix: str, folder: Path) -> str:
             (folder / name).write_bytes(bytes(5_000))
         case "loop":
             (folder / name).symlink_to(name)
+        case "unreadable":  # to everybody, root included
+            (folder / name).symlink_to("/proc/self/mem")
     return name
 
 
@@ -314,7 +366,7 @@ def furnish(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every folder and every file with its bytes."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        str(path.relative_to(folder)): b"" if path.is_symlink() or path.is_dir() else path.read_bytes()
         for path in folder.rglob("*")
     }
 
@@ -344,6 +396,50 @@ def test_what_is_no_number_is_refused(option: tuple[str, str], text: str, work: 
     command, name = option
     first = ["reference"] if command == "reproduce" else []
     check(Case(command, [*first, *SMALL, name, text], [name, text[:40]]), work, invoke)
+
+
+@pytest.mark.parametrize("kind", NO_TEXTS)
+@pytest.mark.parametrize(
+    "option", [(command, one) for command in TEXTS for one in TEXTS[command][1]], ids=" ".join
+)
+def test_what_is_no_text_for_an_option_is_refused(
+    option: tuple[str, str], kind: str, work: Path, invoke: Runner
+) -> None:
+    command, name = option
+    Image.new("L", (28, 28), 255).save(work / "digit.png")
+    check(Case(command, [*TEXTS[command][0], name, NO_TEXTS[kind]], []), work, invoke)
+
+
+def options(command: str) -> list[Any]:
+    module = importlib.import_module(
+        "nas_mnist.report.__main__" if command == "report" else f"nas_mnist.{command}"
+    )
+    app = typer.Typer()
+    app.command()(getattr(module, command))
+    return [option for option in typer.main.get_command(app).params if option.param_type_name == "option"]
+
+
+COMMANDS = ["search", "reproduce", "describe", "report", "export", "predict", "bench"]
+FLAGS = [
+    (command, name)
+    for command in COMMANDS
+    for option in options(command)
+    if option.is_flag
+    for name in [*option.opts, *option.secondary_opts]
+]
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=" ".join)
+def test_a_flag_takes_no_value(flag: tuple[str, str], work: Path, invoke: Runner) -> None:
+    check(Case(flag[0], [f"{flag[1]}=3"], [flag[1]]), work, invoke)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_its_bad_values_here(command: str) -> None:
+    here = {*NUMBERS.get(command, []), *TEXTS.get(command, ([], []))[1]}
+    here |= {name for owner, name in FLAGS if owner == command}
+    there = {name for option in options(command) for name in [*option.opts, *option.secondary_opts]}
+    assert there == here | ({"--help"} & there)
 
 
 @pytest.mark.parametrize("kind", WRONG_FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -51,7 +52,7 @@ def run(
     """Search in a database file; returns the study as a later process would load it."""
     learn, choose = data.split()
     space = SearchSpace.load() if text is None else SearchSpace.from_toml(text)
-    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", budget, EPOCHS)
+    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", budget, EPOCHS)
     study = studies.open_study(url, "s", identity, {}, None)
     objective = Objective(space, Budget(budget), RECIPE, learn, choose, 0, watcher)
     studies.search(study, objective, trials, seed="0")
@@ -119,7 +120,7 @@ def test_a_trial_over_budget_says_so_in_the_storage(searched: tuple[optuna.Study
 def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> None:
     learn, choose = tiny_data.split()
     space, budget = SearchSpace.from_toml(WIDE_SPACE), Budget(10**6, 300_000, 60_000)
-    study = studies.open_study(url, "s", studies.Identity("", "", "", 1, 1), {}, None)
+    study = studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, None)
     studies.search(study, Objective(space, budget, RECIPE, learn, choose, 0, NOBODY), 3, seed="0")
     over = of(load(url), Verdict.OVER_BUDGET)
     reasons = "; ".join(trial.user_attrs["reason"] for trial in over)
@@ -138,7 +139,7 @@ def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> N
 def test_of_two_that_begin_the_last_candidate_at_once_one_gives_way(url: str, tiny_data) -> None:
     learn, choose = tiny_data.split()
     space = SearchSpace.from_toml(THREE)
-    studies.open_study(url, "s", studies.Identity("", "", "", 1, 1), {}, None)
+    studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, None)
     study = load(url)
     first = study.ask()  # by another process, which has not begun to train
     objective = Objective(space, Budget(10**6), RECIPE, learn, choose, 0, NOBODY, total=1)
@@ -292,7 +293,7 @@ def test_five_failures_in_a_row_end_the_search_with_advice(url: str, tiny_data) 
     deep = '[[stages]]\nblocks = 8\nchannels = { min = 4, max = 9 }\nnorm = "none"\nactivation = "none"\n'
     space = SearchSpace.from_toml(deep)
     recipe = Recipe(epochs=2, batch_size=30, learning_rate=100.0, momentum=0.99, schedule="constant")
-    identity = studies.Identity(space.digest, recipe.digest, "tiny", 20_000, 2)
+    identity = studies.Identity(space.digest, recipe.digest, "tiny", "", 20_000, 2)
     study = studies.open_study(url, "s", identity, {}, None)
     objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, NOBODY)
     with pytest.raises(
@@ -330,17 +331,33 @@ def test_what_the_device_does_ends_one_trial_with_a_reason(
     assert load(url).trials[0].user_attrs["reason"] == reason
 
 
-def test_failures_that_are_not_in_a_row_end_nothing() -> None:
-    def ended(verdict: Verdict, reason: str = "") -> FrozenTrial:
-        return optuna.trial.create_trial(
-            state=TrialState.PRUNED, user_attrs={"verdict": verdict, "reason": reason}
-        )
+def ended(verdict: Verdict, reason: str, minute: int) -> FrozenTrial:
+    moment = datetime(2000, 1, 1, 0, minute)
+    trial = optuna.trial.create_trial(
+        state=TrialState.PRUNED, user_attrs={"verdict": verdict, "reason": reason}
+    )
+    trial.datetime_start = trial.datetime_complete = moment
+    return trial
 
-    failures: list[str] = []
-    for reason in ("loss not finite in epoch 1", "loss not finite in epoch 2", "out of memory") * 3:
-        studies._check_failures(failures, Verdict.FAILED, ended(Verdict.FAILED, reason))
-    for _ in range(3):
-        studies._check_failures(failures, Verdict.STOPPED, ended(Verdict.STOPPED, "after epoch 1"))
-        assert failures == []
-        for _ in range(4):
-            studies._check_failures(failures, Verdict.FAILED, ended(Verdict.FAILED, "out of memory"))
+
+def test_failures_that_are_not_in_a_row_end_nothing() -> None:
+    study = optuna.create_study()
+    reasons = ["loss not finite in epoch 1", "loss not finite in epoch 2", "out of memory"] * 3
+    reasons += ["after epoch 1"] + ["out of memory"] * 4
+    for minute, reason in enumerate(reasons):
+        verdict = Verdict.STOPPED if reason.startswith("after") else Verdict.FAILED
+        study.add_trial(ended(verdict, reason, minute))
+        study.add_trial(ended(Verdict.OVER_BUDGET, "3 parameters too many", minute))
+        studies._check_failures(study)
+
+
+def test_failures_of_all_processes_count_in_the_order_in_which_they_ended() -> None:
+    study = optuna.create_study()
+    for minute in (9, 3, 8, 7, 6, 5):  # the third minute's trial was trained
+        verdict = Verdict.TRAINED if minute == 3 else Verdict.FAILED
+        studies._check_failures(study)
+        study.add_trial(ended(verdict, "out of memory", minute))
+    with pytest.raises(
+        NoResultError, match=r"5 candidates in a row failed: out of memory \(use fewer workers"
+    ):
+        studies._check_failures(study)

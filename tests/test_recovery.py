@@ -63,7 +63,7 @@ def take_all(url: str, start: Any, taken: Any) -> None:
     taken.put(numbers)
 
 
-IDENTITY = Identity("space", "recipe", "data", 20_000, 20)
+IDENTITY = Identity("space", "recipe", "data", "split", 20_000, 20)
 FACTS = {name: value for name, value in STUDY_FACTS.items() if name != "identity"}
 
 

@@ -314,3 +314,14 @@ def test_relative_widths_count_and_absolute_ones_do_not() -> None:
 def test_a_filled_space_holds_no_architecture_for_certain(reference: Architecture) -> None:
     with pytest.raises(InputError, match="not in this search space"):
         SearchSpace.load("filled").encode(reference)
+
+
+def test_a_space_with_endless_ways_to_read_an_architecture_gives_up(reference: Architecture) -> None:
+    stage = (
+        "[[stages]]\nblocks = [0, 1, 2, 3, 4]\nchannels = { min = 1, max = 64 }\n"
+        'block = ["conv", "separable", "residual", "residual_separable"]\nkernel = [1, 3, 5, 7]\n'
+        'norm = ["before", "after", "none"]\nactivation = ["relu", "silu", "gelu", "none"]\n'
+        'dropout = [0.0, 0.05, 0.1]\npadding = ["same", "valid"]\nbias = [true, false]\n'
+    )
+    with pytest.raises(InputError, match="not in this search space"):
+        SearchSpace.from_toml(stage * 12).encode(reference)

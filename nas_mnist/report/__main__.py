@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..cli import as_path, check_name, run
+from ..cli import STORAGE, STUDY, as_path, check_in_use, check_name, run
 from ..files import check_writable, new_folder
 
 REPORTS = Path("reports")
@@ -19,13 +19,12 @@ def report(
         typer.Argument(metavar="[WHAT]...", help="Folders of results, names of the zoo, or JSON files."),
     ] = None,
     study: Annotated[list[str] | None, typer.Option(help="A study; may be given several times.")] = None,
-    storage: Annotated[
-        str, typer.Option(help="Database URL of the studies.")
-    ] = "sqlite:///studies/nas_mnist.db",
+    storage: Annotated[str, typer.Option(help="Database URL of the studies.")] = STORAGE,
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
 ) -> None:
     """Report a study (without arguments: nas_mnist), a result, or several of them side by side."""
-    studies = [check_name("--study", name) for name in study or ([] if what else ["nas_mnist"])]
+    studies = [check_name("--study", name) for name in study or ([] if what else [STUDY])]
+    check_in_use("--storage", storage, STORAGE, bool(studies), "with a study")
     data_folder = as_path(data_dir)
 
     from ..study import load_study

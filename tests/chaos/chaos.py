@@ -2,13 +2,15 @@
 
     python tests/chaos/chaos.py --storage sqlite --kills 50 --json chaos.json
 
-A search with tiny networks on 5,000 images is started again and again with the same command, and its whole
-process group is killed (SIGKILL) at a random moment, while it starts or while it trains. At the end it may
-finish. Then the storage alone is asked: is every trial that was ever seen finished still there with its
+A search with tiny networks on 5,000 images is started again and again with the same command and killed
+(SIGKILL) at a random moment, while it starts or while it trains: all of its processes, or its first process
+alone, after which the workers must end by themselves, or one worker, after which the others must go on. Once
+all candidates are trained, it is killed while it trains the winner again and writes the report. At the end it
+may finish. Then the storage alone is asked: is every trial that was ever seen finished still there with its
 value, was no candidate trained to the end twice, is no trial left running, is the total reached, is the
-database intact? With PostgreSQL the server is stopped during a search, too, as by a power cut: the search
-must end in one line, and go on when the server is back, from two folders at once, as on two machines. Exit
-code 1 where anything is otherwise.
+database intact? And the folder of reports: is everything in it whole? With PostgreSQL the server is stopped
+during a search, too, as by a power cut: the search must end in one line, and go on when the server is back,
+from two folders at once, as on two machines. Exit code 1 where anything is otherwise.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from servers import PostgreSQL, Watcher, postgresql
 
+from nas_mnist.classifier import Classifier
 from nas_mnist.errors import InputError
 from nas_mnist.storages import open_storage
 
@@ -54,6 +57,8 @@ downsample = ["max", "average"]
 RECIPE = "batch_size = 64\nlearning_rate = 0.1\n"
 COUNTS = ("trained", "stopped early", "failed")
 STARTING = 10.0  # seconds; one kill in four comes so early
+ENDING = 15.0  # seconds; what a search does after its candidates takes about so long
+ORPHANED = 60.0  # seconds; by then workers without a parent must have ended
 STORAGES = ("sqlite", "journal", "postgresql")
 
 
@@ -70,19 +75,21 @@ class Chaos:
     watcher: Watcher | None = None
     starts: int = 0
     kills: int = 0
+    killed: Counter[str] = field(default_factory=Counter)  # what, each time
     lost: int = 0  # finished trials that changed or vanished
     repeated: int = 0  # candidates that were trained to the end again
     seen: dict[int, Any] = field(default_factory=dict)  # what must never change again
     wrong: list[str] = field(default_factory=list)
 
-    def start(self, place: str = ".") -> subprocess.Popen[bytes]:
+    def start(self, place: str = ".", *, retrain: bool = False) -> subprocess.Popen[bytes]:
         """The one command, in a process group and in a folder of its own."""
         folder = self.folder / place
         folder.mkdir(exist_ok=True)
         (folder / "space.toml").write_text(SPACE)
         (folder / "recipe.toml").write_text(RECIPE)
         command = [sys.executable, "-m", "nas_mnist.search", "--dataset", "mnist-5k", "--device", "cpu"]
-        command += ["--space", "space.toml", "--recipe", "recipe.toml", "--epochs", "3", "--no-retrain"]
+        command += ["--space", "space.toml", "--recipe", "recipe.toml", "--epochs", "3"]
+        command += [] if retrain else ["--no-retrain"]
         command += ["--trials", str(self.trials), "--workers", str(self.workers), "--storage", self.url]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.starts += 1
@@ -109,11 +116,51 @@ class Chaos:
             if running.poll() is not None:
                 self.ended_early(running.returncode, kills)
                 break
-            os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
-            self.kills += 1
+            self.kill(running, rng.choices(("everything", "one worker", "the parent"), (6, 2, 2))[0])
             time.sleep(0.2)
             self.look()
+
+    def kill(self, running: subprocess.Popen[bytes], what: str) -> None:
+        """Kill a search, all of it or a part; in the end nothing of it runs."""
+        workers = _workers(running.pid)
+        self.kills += 1
+        if what == "one worker" and workers:
+            os.kill(workers[0], signal.SIGKILL)
+            _wait(running, 3.0)
+            if running.poll() not in (None, 0) and len(workers) > 1:
+                self.wrong.append(f"without one worker the search ended with code {running.returncode}")
+        elif what == "the parent" and workers:
+            os.kill(running.pid, signal.SIGKILL)
+            deadline = time.monotonic() + ORPHANED
+            while _group(running.pid) and time.monotonic() < deadline:
+                _wait(running, 0.2)
+                time.sleep(0.2)
+            if _group(running.pid):
+                self.wrong.append("workers went on without their parent")
+        else:
+            what = "everything"
+        self.killed[what] += 1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+    def torment_the_end(self, kills: int, rng: random.Random) -> None:
+        """Kill it while it trains the winner again and reports; then let it come to its end."""
+        for _ in range(kills):
+            running = self.start(retrain=True)
+            _wait(running, rng.uniform(1, ENDING))
+            if running.poll() is None:
+                self.kill(running, "everything")
+                self.killed["at the end"] += 1
+        code = self.start(retrain=True).wait(600)
+        reports = self.folder / "reports"
+        results = list(reports.rglob("result.json"))
+        if code or not results or not list(reports.rglob("report.html")):
+            self.wrong.append(f"the end came with code {code}, {len(results)} results")
+        for file in [*results, *reports.rglob("summary.json")]:
+            json.loads(file.read_text())
+        for file in reports.rglob("weights-*.safetensors"):
+            Classifier.load(file)
 
     def ended_early(self, code: int, kills: int) -> None:
         """The search came to its end before all kills were done."""
@@ -208,6 +255,27 @@ class Chaos:
         return [] if answer == "ok" else [f"integrity_check: {answer}"]
 
 
+def _group(group: int) -> list[int]:
+    """The processes of a group that have not ended (Linux: ``man 5 proc``)."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(file.parent.name))
+    return found
+
+
+def _workers(group: int) -> list[int]:
+    """The worker processes of a search that leads this group."""
+    found = []
+    for process in _group(group):
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(process)
+    return found
+
+
 def _wait(running: subprocess.Popen[bytes], seconds: float) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         running.wait(seconds)
@@ -248,6 +316,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 chaos.close_the_dashboard()
                 chaos.take_the_server_away(server, asked.longest / 2)
             chaos.finish(1_800)
+            chaos.torment_the_end(max(1, asked.kills // 5), rng)
         finally:
             chaos.close_the_dashboard()
         chaos.judge()
@@ -255,6 +324,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "storage": asked.storage,
         "kills": chaos.kills,
+        "killed": dict(chaos.killed),
         "starts": chaos.starts,
         "lost": chaos.lost,
         "repeated": chaos.repeated,
