@@ -41,6 +41,11 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
+def describe_machine(device: torch.device) -> str:
+    """The device and, where that is the processor itself, the processor."""
+    return describe_device(device) + (f", {describe_processor()}" if device.type == "cpu" else "")
+
+
 def describe_processor() -> str:
     """The processor in words: its name where the system tells, its cores, and how fast it is in bfloat16."""
     information = Path("/proc/cpuinfo")

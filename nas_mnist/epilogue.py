@@ -20,6 +20,7 @@ from . import kernels
 from .kernels import AVERAGE_POOL, GATES, MAX_POOL, NO_POOL
 
 Array = np.ndarray[Any, Any]
+_SILENT = np.errstate(all="ignore")  # what is not finite reaches the loss, where training looks for it
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class _Pass:
         self.affine[0], self.affine[1] = 1, 0  # factor and shift
         self.how = self.affine, what.after, self.gate, what.pool, self.channels
 
+    @_SILENT
     def normalise(self, norm: Any, weight: Array, bias: Array) -> None:
         """Normalise by the batch's statistics, or in evaluation by the running ones."""
         self.by_batch = norm.training
@@ -147,6 +149,7 @@ class _Pass:
         """Fill ``y`` (N, H, W * C), of the maps' type."""
         _run(kernels.forward, self.x, self.keep, y, *self.how)
 
+    @_SILENT
     def backward(self, gradient: Array, into: Array) -> tuple[Array, Array] | tuple[None, None]:
         """Fill ``into``, the gradient of the maps, from that of y; the gradients of weight and bias."""
         sums = self._summed(kernels.backward, self.x, self.keep, gradient, into, *self.how)

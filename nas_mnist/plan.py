@@ -53,7 +53,7 @@ class Plan:
 
     def facts(self) -> dict[str, object]:
         """What the study stores for people."""
-        from .device import describe_device
+        from .device import describe_machine
         from .retrain import versions
 
         return {
@@ -62,7 +62,7 @@ class Plan:
             "recipe": self.task.recipe.model_dump(mode="json"),
             "data": self.data.source,
             "data_note": self.data.note,
-            "device": describe_device(self.device),
+            "device": describe_machine(self.device),
             "versions": versions(),
         }
 
@@ -103,13 +103,14 @@ class Plan:
     def _search(self, study: optuna.Study) -> None:
         """Train candidates until the total is reached."""
         from .report.live import SearchDisplay
-        from .report.notes import note_study, note_trial
+        from .report.notes import note_interrupted, note_study, note_trial
         from .report.tables import counts_line
         from .results import trial_rows
         from .storages import dashboard_command
         from .study import count_verdicts, counted, recover
 
         recover(study)
+        note_interrupted(study)
         if self.reference() is None:
             self.console.print("The reference network is not in this space: the search starts without it.")
         display = SearchDisplay(self.console, self.trials, self.task.recipe.epochs, trial_rows(study))
@@ -189,7 +190,8 @@ class Plan:
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
-        met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name)
+        budget = self.task.budget.max_params
+        met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name, budget)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
         say(f"Repeat it over seeds with:\n{self.repeat()}", soft_wrap=True, markup=False)
@@ -235,7 +237,7 @@ class Plan:
 
     def _test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
         """The winner's test accuracy after training on all training images, kept in the study."""
-        from .device import describe_device
+        from .device import describe_machine
         from .report.files import write_runs
         from .report.live import EpochLog
         from .report.write import study_folder
@@ -258,7 +260,7 @@ class Plan:
         )
         with EpochLog(self.console, self.task.recipe.epochs, 1) as log:
             (result,) = retrain_seeds(task, self.data, 1, log)
-        device = describe_device(self.device)
+        device = describe_machine(self.device)
         name, recipe = f"trial-{winner.trial}", self.task.recipe
         parent = study_folder(REPORTS, study)
         folder = write_runs(parent, name, [result], recipe, self.data, device, trial=winner.trial)

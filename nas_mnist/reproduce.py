@@ -84,7 +84,7 @@ def reproduce(
         check_new(copy_to, "--json")
 
     from .data import load
-    from .device import describe_device, pick_device
+    from .device import describe_device, describe_machine, pick_device
     from .report.files import write_runs
     from .report.layers import layer_table
     from .report.live import EpochLog, screen
@@ -125,7 +125,7 @@ def reproduce(
     console.print(summary_line(summary))
     _warn(console, data)
     told = {"recipe_name": recipe or entry.recipe, "plain": plain, "command": again}
-    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_device(where), **told)
+    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_machine(where), **told)
     if copy_to is not None:
         write_bytes(copy_to, (folder / "result.json").read_bytes())
     result = read_result(folder / "result.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -173,7 +174,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
                 value=float(trial.user_attrs[FIRST_LOSS]),
             )
         )
-    return dict(optuna.importance.get_param_importances(plain))
+    with warnings.catch_warnings(action="ignore"):  # of choices that few candidates have
+        return dict(optuna.importance.get_param_importances(plain))
 
 
 def to_frame(rows: list[TrialRow]) -> pd.DataFrame:

@@ -6,12 +6,15 @@ kept apart, for comparison with published logs only.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import statistics
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -127,13 +130,25 @@ def summarise(accuracies: Sequence[float]) -> Summary:
     return Summary(len(accuracies), mean, std, (max(mean - half, 0.0), min(mean + half, 1.0)))
 
 
-def requirements(architecture: Architecture, epochs: int, accuracy: float, dataset: str) -> list[Requirement]:
-    """The requirements: accuracy (asked of MNIST only), parameters, epochs, no fully connected layer."""
+def required_accuracy(dataset: str) -> float | None:
+    """What is asked for, 0 to 1; None for other data sets than MNIST."""
+    return MIN_ACCURACY if dataset.startswith("mnist") else None
+
+
+def requirements(
+    architecture: Architecture, epochs: int, accuracy: float, dataset: str, budget: int = MAX_PARAMS
+) -> list[Requirement]:
+    """The requirements: accuracy (asked of MNIST only), parameters, epochs, no fully connected layer.
+
+    A search's own ``budget`` of parameters is one more where it is another one.
+    """
     params = cost_of(architecture).params
     asked = Requirement(f"accuracy >= {MIN_ACCURACY:.1%}", f"{accuracy:.2%}", accuracy >= MIN_ACCURACY)
+    own = Requirement(f"parameters <= {budget:,}, the budget", f"{params:,}", params <= budget)
     return [
-        *([asked] if dataset.startswith("mnist") else []),
+        *([asked] if required_accuracy(dataset) else []),
         Requirement(f"parameters < {MAX_PARAMS:,}", f"{params:,}", params < MAX_PARAMS),
+        *([own] if budget != MAX_PARAMS else []),
         Requirement(f"epochs <= {MAX_EPOCHS}", str(epochs), epochs <= MAX_EPOCHS),
         Requirement(
             "no fully connected layer",
@@ -146,4 +161,16 @@ def requirements(architecture: Architecture, epochs: int, accuracy: float, datas
 def versions() -> dict[str, str]:
     """What the result was computed with."""
     packages = ("nas-mnist", "torch", "torchvision", "numba", "numpy", "optuna")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    found = {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    return found | ({"commit": commit} if (commit := _commit()) else {})
+
+
+def _commit() -> str:
+    """The commit of the checkout that this program runs from; empty where there is none, or no Git."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return ""
+    asking = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(asking, check=True, capture_output=True, text=True, timeout=5).stdout.strip()
+    return ""

@@ -1,8 +1,9 @@
 """Who is stopped early: asynchronous successive halving, from half an epoch on.
 
-Rungs are half an epoch (by training loss), 1, 2, 4, 8 and 16 epochs (by validation accuracy); at every one
-a share goes on (Li et al. 2020, arxiv.org/abs/1810.05934): half, but a third after 2 epochs and a quarter
-after 4, where more epochs begin to cost much. Nobody waits for others: a candidate is compared with all that
+Rungs are half an epoch (by training loss), 1, 2, 4 and 8 epochs (by validation accuracy); at every one a
+share goes on (Li et al. 2020, arxiv.org/abs/1810.05934): half after 1 epoch, a third after 2 and 4, where
+most of the effort is still ahead, and two thirds after 8, where candidates differ by no more than a score's
+sampling error. Nobody waits for others: a candidate is compared with all that
 have come as far until now, and with those that were better after fewer epochs. Those whose process was
 interrupted do not count: they begin again.
 """
@@ -13,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 FIRST_LOSS = "first_loss"  # user attribute: mean training loss of the first half of the first epoch
-GO_ON = {1: 1 / 2, 2: 1 / 3, 4: 1 / 4, 8: 1 / 2, 16: 1 / 2}  # by epochs, the share that goes on; else all
+GO_ON = {1: 1 / 2, 2: 1 / 3, 4: 1 / 3, 8: 2 / 3}  # by epochs, the share that goes on; else all
 
 
 class Halving(optuna.pruners.BasePruner):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -231,3 +232,17 @@ def test_depthwise_convolutions_have_torchs_gradients(kernel, padding, shape, st
     torch.testing.assert_close(a.grad, b.grad)
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
     torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
+def test_what_is_not_finite_is_passed_on_in_silence(value):
+    norm = nn.BatchNorm2d(3)
+    epilogue = Epilogue(norm=norm, activation=nn.ReLU())
+    maps = torch.randn(2, 3, 4, 4)
+    maps[0, 1] = value
+    maps.requires_grad_()
+    with warnings.catch_warnings(action="error"):
+        result = epilogue(maps)
+        result.sum().backward()
+    assert not result[:, 1].isfinite().all()
+    assert result[:, 0].isfinite().all()

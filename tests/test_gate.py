@@ -11,14 +11,16 @@ import pytest
 import torch
 from conftest import TINY_SPACE, Runner, run_python
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist import study as studies
 from nas_mnist.cost import cost_of
 from nas_mnist.errors import NoResultError
-from nas_mnist.objective import Objective, Verdict, Watcher
+from nas_mnist.objective import Objective, Verdict, Watcher, verdict_of
 from nas_mnist.recipe import Recipe
 from nas_mnist.space import Replay
+from nas_mnist.storages import losing
 from nas_mnist.training import train
 
 EPOCHS = 2
@@ -329,6 +331,34 @@ def test_what_the_device_does_ends_one_trial_with_a_reason(
     studies.search(study, objective, 2, seed="0")
     assert [trial.user_attrs["verdict"] for trial in load(url).trials] == ["failed", "trained"]
     assert load(url).trials[0].user_attrs["reason"] == reason
+
+
+def test_a_full_disk_ends_the_search_in_one_line_and_room_lets_it_go_on(url: str, tiny_data) -> None:
+    learn, choose = tiny_data.split()
+    space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = { min = 1, max = 99 }\n")
+    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", 20_000, EPOCHS)
+    objective = Objective(space, Budget(20_000), RECIPE, learn, choose, 0, NOBODY)
+    study = studies.open_study(url, "s", identity, {}, None)
+    studies.search(study, objective, 1, seed="0")
+    first = study.trials[0]
+
+    engine = study._storage._backend.engine
+    with engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    event.listen(engine, "connect", lambda one, _: one.execute(f"PRAGMA max_page_count = {pages + 1}"))
+    engine.dispose()
+    with pytest.raises(NoResultError, match=r"full.*the same command goes on"), losing(url):
+        studies.search(study, objective, 50, seed="0")
+
+    study = studies.open_study(url, "s", identity, {}, None)
+    done = studies.counted(study)
+    assert 1 <= done < 50
+    studies.search(study, objective, done + 2, seed="0")
+    assert studies.counted(study) == done + 2
+    assert study.trials[0] == first
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    keys = [trial.user_attrs["key"] for trial in study.trials if (kind := verdict_of(trial)) and kind.counts]
+    assert len(keys) == len(set(keys))
 
 
 def ended(verdict: Verdict, reason: str, minute: int) -> FrozenTrial:

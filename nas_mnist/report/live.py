@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from statistics import fmean
 from types import TracebackType
 from typing import Self
 
@@ -159,6 +160,7 @@ class EpochLog:
         self._seed_bar = self.progress.add_task("seeds", total=seeds, note=self._note)
         self._running: dict[int | str, TaskID] = {}  # seed, or another name -> its bar
         self._epochs = 0
+        self._results: list[float] = []  # accuracies of the trainings that are done
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -182,6 +184,7 @@ class EpochLog:
             self._running[seed] = self.progress.add_task("epochs", total=self.epochs, note=lambda: note)
         self.progress.update(self._running[seed], completed=result.epoch, note=lambda: note)
         if result.epoch == self.epochs:
+            self._results += [result.score.accuracy] if result.score else []
             self.progress.remove_task(self._running.pop(seed))
             self.progress.advance(self._seed_bar)
 
@@ -189,4 +192,5 @@ class EpochLog:
         elapsed = time.monotonic() - self.started
         missing = self.epochs * self.seeds - self._epochs
         left = f", {clock(elapsed / self._epochs * missing)} left" if self._epochs else ""
-        return f"{clock(elapsed)} gone{left}"
+        mean = f", mean {fmean(self._results):.3%}" if self._results else ""
+        return f"{clock(elapsed)} gone{left}{mean}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from ..architecture import Architecture
 from ..objective import Verdict
@@ -63,6 +63,15 @@ def note_trial(study: optuna.Study, number: int) -> None:
     save_note(Trial(study, stored._trial_id), trial_note(stored.user_attrs))
 
 
+def note_interrupted(study: optuna.Study) -> None:
+    """Write the notes of the trials whose process could not write them."""
+    from optuna_dashboard import get_note
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        if not get_note(Trial(study, trial._trial_id)):
+            note_trial(study, trial.number)
+
+
 def picture_trial(trial: Trial, artifacts: Path) -> None:
     """Give a trial that is about to end, if it was scored, its learning curve as an artifact."""
     stored = trial.study.get_trials(deepcopy=False)[trial.number]
@@ -84,7 +93,7 @@ def picture_trial(trial: Trial, artifacts: Path) -> None:
 def trial_note(attrs: dict[str, Any]) -> str:
     """How the trial ended, what the candidate costs, and its layers; Markdown."""
     reason = f": {attrs['reason']}" if attrs.get("reason") else ""
-    lines = [f"**{attrs['verdict']}**{reason}", ""]
+    lines = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}", ""]
     if "n_params" in attrs:
         lines += [
             f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds, "

@@ -6,9 +6,10 @@ A subject is what a report is about: a study, the training of one architecture w
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ..architecture import Architecture
 from ..cost import cost_of
 from ..recipe import RECIPES
 from ..results import StudyResults, TrialRow, accuracies_of, best_rows
+from ..retrain import required_accuracy, requirements
 from . import plots
 from .layers import layer_table
 from .picture import draw
@@ -89,7 +91,7 @@ def chapter(subject: Subject) -> Chapter:
         headline,
         sentence,
         note,
-        result["requirements"] if result else [],
+        result["requirements"] if result else _requirements(subject),
         best_rows(study.rows, BEST) if study else [],
         _means(study) if study else {},
         counts_line(study.counts) if study else "",
@@ -98,6 +100,17 @@ def chapter(subject: Subject) -> Chapter:
         _again(subject),
         _facts(subject),
     )
+
+
+def _requirements(subject: Subject) -> list[dict[str, Any]]:
+    """The verdict on a study's best candidate, while that is not trained on all images."""
+    winner, study = subject.winner, subject.study
+    if study is None or winner is None or subject.architecture is None:
+        return []
+    identity, accuracy = study.facts["identity"], winner.validation_accuracy or 0.0
+    epochs = study.facts["recipe"]["epochs"]
+    met = requirements(subject.architecture, epochs, accuracy, identity["data"], identity["max_params"])
+    return [asdict(requirement) for requirement in met]
 
 
 def _means(study: StudyResults) -> dict[str, float]:
@@ -114,18 +127,21 @@ def figures(subject: Subject) -> dict[str, Figure]:
     if study and study.curves:
         trained = [row.trial for row in best_rows(study.rows, len(study.rows))]
         epochs = study.facts["recipe"]["epochs"]
-        drawn["learning-curves"] = plots.learning_curves(study.curves, trained, epochs)
+        asked = required_accuracy(study.facts["identity"]["data"])
+        drawn["learning-curves"] = plots.learning_curves(study.curves, trained, epochs, asked)
         budget = study.facts["identity"]["max_params"]
         drawn["accuracy-parameters"] = plots.accuracy_against_params(study.rows, budget)
     if study and study.rows:
         drawn["spending"] = plots.spending(study.rows)
     if study and study.importances:
-        drawn["importances"] = plots.importance_bars(dict(list(study.importances.items())[:12]))
+        first = list(study.importances.items())[:12]
+        drawn["importances"] = plots.importance_bars({_in_words(name): share for name, share in first})
     if result:
         log = [correct / 10_000 for _, correct in PUBLISHED_LOG] if result["name"] == "reference" else []
         scored = sum(row["test_accuracy"] is not None for row in result["runs"][0]["epochs"])
         if scored > 1:
-            drawn["test-curves"] = plots.seed_curves(result["runs"], log)
+            asked = required_accuracy(result["data"]["name"])
+            drawn["test-curves"] = plots.seed_curves(result["runs"], log, asked)
         if "confusion" in result["runs"][0]:
             drawn["confusion"] = plots.confusion(result["runs"][0]["confusion"])
             if subject.images is not None and len(subject.images):
@@ -133,6 +149,14 @@ def figures(subject: Subject) -> dict[str, Figure]:
                     subject.images[:MISTAKES], result["runs"][0]["mistakes"][:MISTAKES]
                 )
     return drawn
+
+
+def _in_words(choice: str) -> str:
+    """``stage2.channels1`` as "stage 2, channels of block 1"."""
+    place, _, key = choice.rpartition(".")
+    place = re.sub(r"^stage(\d+)$", r"stage \1", place)
+    key = re.sub(r"^channels(\d+)$", r"channels of block \1", key)
+    return f"{place}, {key}" if place else key
 
 
 def page(chapters: Sequence[Chapter]) -> str:
@@ -156,6 +180,7 @@ def page(chapters: Sequence[Chapter]) -> str:
         chapters=list(zip(chapters, svgs, strict=True)),
         compared=_compared(chapters),
         comparison=plots.inline_svg(together, "comparison") if together else "",
+        shown=MISTAKES,
     )
 
 

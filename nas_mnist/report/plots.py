@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ..objective import Verdict
 from ..results import TrialRow, pareto_front
@@ -60,9 +60,18 @@ _SPENT_ON = (
 
 
 @styled
-def learning_curves(curves: Mapping[int, Mapping[int, float]], trained: Sequence[int], epochs: int) -> Figure:
-    """Validation error by epoch; ``trained`` are the trials with a last epoch, the best one first."""
+def learning_curves(
+    curves: Mapping[int, Mapping[int, float]],
+    trained: Sequence[int],
+    epochs: int,
+    required: float | None = None,
+) -> Figure:
+    """Validation error by epoch; ``trained`` are the trials with a last epoch, the best one first.
+
+    ``required`` is the accuracy that is asked for, 0 to 1.
+    """
     figure, axes = _axes(3.4)
+    _required(axes, required)
     stopped = [trial for trial in curves if trial not in trained]
     for trial in stopped:
         _curve(axes, curves[trial], GREY, 0.8, alpha=0.7)
@@ -83,9 +92,15 @@ def learning_curves(curves: Mapping[int, Mapping[int, float]], trained: Sequence
 
 
 @styled
-def seed_curves(runs: Sequence[Mapping[str, Any]], published: Sequence[float]) -> Figure:
-    """Test error by epoch of every seed (as in ``result.json``), beside a published run's accuracies."""
+def seed_curves(
+    runs: Sequence[Mapping[str, Any]], published: Sequence[float], required: float | None = None
+) -> Figure:
+    """Test error by epoch of every seed (as in ``result.json``), beside a published run's accuracies.
+
+    ``required`` is the accuracy that is asked for, 0 to 1.
+    """
     figure, axes = _axes(3.2)
+    _required(axes, required)
     if published:
         curve = dict(enumerate(published, 1))
         _curve(axes, curve, ORANGE, 1.4, label="published run", linestyle="--")
@@ -197,7 +212,8 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
         for row, line in enumerate(matrix)
     ]  # what is no number stays transparent
     most = max([1, *(count for line in wrong for count in line if count > 0)])
-    axes.imshow(wrong, cmap="Oranges", vmin=-0.3 * most, vmax=1.4 * most)
+    low, high = (-0.3 * most, 1.4 * most) if size <= 12 else (0, most)
+    picture = axes.imshow(wrong, cmap="Oranges", vmin=low, vmax=high)
     axes.spines[:].set_visible(False)
     for row in range(size if size <= 12 else 0):
         for column in range(size):
@@ -208,9 +224,15 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
                     *(column, row, str(count)),
                     ha="center", va="center", color=colour, fontsize=7 if diagonal else 9,
                 )  # fmt: skip
-    axes.set_xticks(range(size))
-    axes.set_yticks(range(size))
-    axes.tick_params(length=0, labelsize=9 if size <= 12 else 5)
+    if size <= 30:
+        axes.set_xticks(range(size))
+        axes.set_yticks(range(size))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.tick_params(length=0, labelsize=9 if size <= 12 or size > 30 else 6)
+    if size > 12:  # too many for numbers
+        figure.colorbar(picture, label="Images", shrink=0.8)
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     return figure
@@ -290,6 +312,12 @@ def _curve(axes: Axes, curve: Mapping[int, float], colour: str, width: float, **
     axes.plot(epochs, errors, color=colour, linewidth=width, marker=marker, **options)
 
 
+def _required(axes: Axes, accuracy: float | None) -> None:
+    if accuracy is not None:
+        error = _error(accuracy)
+        axes.axhline(error, color=RED, linestyle=":", linewidth=1.2, label=f"required, {error:.2g} %")
+
+
 def _points(rows: Sequence[TrialRow]) -> tuple[list[int], list[float]]:
     return [row.n_params or 0 for row in rows], [_error(row.validation_accuracy or 0.0) for row in rows]
 
@@ -309,15 +337,13 @@ def _error_axis(axes: Axes, label: str) -> None:
     low, high = axes.dataLim.intervaly
     if high > 3 * low:  # otherwise a logarithmic axis would have hardly a number on it
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(
+            LogLocator(10, subs=(1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 5, 7))
+        )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_minor))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(label)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
-
-
-def _minor(value: float, _: int) -> str:
-    """2 and 5 of every decade."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _short(number: int) -> str:
