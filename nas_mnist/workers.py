@@ -53,6 +53,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_of(processes: int) -> int:
+    """Threads that each of so many processes may use: its share of the cores, at most OMP_NUM_THREADS."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(asked[:9]) if asked.isascii() and asked.isdecimal() else MAX_WORKERS
+    return max(1, min(cores() // max(1, processes), most))
+
+
 def parse_workers(text: str) -> int | None:
     """A number of workers, None for ``auto``; raises `InputError`."""
     if text == "auto":
@@ -80,7 +87,7 @@ def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
     context = multiprocessing.get_context("spawn")
     count = min(count, jobs)
     taken, idle = context.Value("i", 0), context.RawArray("b", count)
-    threads = max(1, cores() // count)
+    threads = threads_of(count)
     workers: list[SpawnProcess] = []
     pipes: list[Connection] = []  # one a worker: whoever is killed while it writes harms no other
     try:
@@ -174,7 +181,7 @@ def _live(
         idle[number] = now
 
     def share() -> int:
-        return max(threads, cores() // max(1, len(idle) - sum(idle)))
+        return max(threads, threads_of(len(idle) - sum(idle)))
 
     try:
         try:

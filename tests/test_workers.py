@@ -5,13 +5,41 @@ from __future__ import annotations
 import time
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from nas_mnist import study as studies
 from nas_mnist.owner import OWNER, myself
-from nas_mnist.workers import Desk, cores, run_workers
+from nas_mnist.workers import Desk, cores, run_workers, threads_of
 
 PATIENCE = 60.0  # seconds
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_come(monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("processes", "asked", "threads"),
+    [
+        (1, "", 8),
+        (2, "", 4),
+        (3, "", 2),
+        (9, "", 1),
+        (0, "", 8),
+        (1, "3", 3),
+        (4, "3", 2),
+        (1, "0", 1),
+        (1, "x", 8),
+    ],
+)
+def test_threads_are_a_share_of_the_cores_and_no_more_than_asked_for(
+    monkeypatch, processes: int, asked: str, threads: int
+) -> None:
+    monkeypatch.setattr("nas_mnist.workers.cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert threads_of(processes) == threads
 
 
 def one_waits(desk: Desk) -> None:

@@ -171,6 +171,7 @@ def importance_bars(importances: Mapping[str, float]) -> Figure:
         axes.text(share, position, f"  {share:.0%}", va="center", fontsize=8)
     axes.set_xlim(0, 1.15 * max(shares))
     axes.set_xlabel("Share of importance")
+    axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     return figure
 
