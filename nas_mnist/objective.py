@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -15,8 +15,8 @@ from .architecture import Architecture
 from .cost import Budget, Cost, cost_of
 from .errors import InputError
 from .owner import OWNER, myself
-from .recipe import Recipe
-from .space import SearchSpace
+from .recipe import Recipe, vary
+from .space import SearchSpace, Suggest
 from .stopping import FIRST_LOSS
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ class Watcher:
     ending: Callable[[Trial], None] = lambda _: None  # its attributes are stored, and it is about to end
 
 
+class Candidate(NamedTuple):
+    """What one trial tries."""
+
+    architecture: Architecture
+    recipe: Recipe
+    key: str  # equal exactly for equal candidates of one study
+
+
 @dataclass
 class Objective:
     """Draw, count, gate, build, train, report: what one trial does.
@@ -66,15 +74,19 @@ class Objective:
     seed: int
     watcher: Watcher
     total: int | None = None  # candidates that the study is to have
+    vary_recipe: bool = False  # draw a few training choices as well, around the recipe
     running: int = -1  # number of the newest trial
 
     def __call__(self, trial: Trial) -> float:
         """Run one trial."""
         self.running = trial.number
         trial.set_user_attr(OWNER, myself())
-        architecture = self._draw(trial)
-        cost = cost_of(architecture)
-        _describe(trial, architecture, cost)
+        try:
+            candidate = self.draw(trial)
+        except InputError as error:
+            raise self._end(trial, Verdict.IMPOSSIBLE, str(error)) from None
+        cost = cost_of(candidate.architecture)
+        _describe(trial, candidate, cost)
         excess = self.budget.excess(cost)
         trial.set_user_attr("excess", excess["parameters"])
         for what, over in excess.items():
@@ -82,29 +94,33 @@ class Objective:
         if not self.budget.fits(cost):
             too_much = [f"{over:,} {what} too many" for what, over in excess.items() if over > 0]
             raise self._end(trial, Verdict.OVER_BUDGET, ", ".join(too_much))
-        if (first := _seen_before(trial, architecture.key)) is not None:
+        if (first := _seen_before(trial, candidate.key)) is not None:
             raise self._end(trial, Verdict.DUPLICATE, f"of trial {first}")
         if self.total is not None and _is_surplus(trial, self.total):
             raise self._end(trial, Verdict.INTERRUPTED, "others train the last candidates")
         trial.set_user_attr("epochs", 0)
         self.watcher.candidate(trial.number, cost)
-        return self._train(trial, architecture)
+        return self._train(trial, candidate)
 
-    def _draw(self, trial: Trial) -> Architecture:
+    def draw(self, suggest: Suggest) -> Candidate:
+        """Draw everything; raises `InputError` where the draws make no network."""
         try:
-            return self.space.draw(trial, self.budget)
-        except InputError as error:
-            raise self._end(trial, Verdict.IMPOSSIBLE, str(error)) from None
+            architecture = self.space.draw(suggest, self.budget)
+        finally:  # everything is drawn, whatever comes of it
+            recipe = vary(self.recipe, suggest) if self.vary_recipe else self.recipe
+        key = architecture.key + (f"-{recipe.digest[:8]}" if self.vary_recipe else "")
+        return Candidate(architecture, recipe, key)
 
-    def _train(self, trial: Trial, architecture: Architecture) -> float:
+    def _train(self, trial: Trial, candidate: Candidate) -> float:
         from .model import build
         from .training import TrainingError, device_failure, train
 
         accuracy, seconds, images = 0.0, 0.0, 0
-        data, recipe, seed = self.learn, self.recipe, self.seed
+        data, recipe, seed = self.learn, candidate.recipe, self.seed
+        halfway = not self.vary_recipe  # losses with other augmentation or smoothing cannot be compared
         try:
-            model = build(architecture, seed).to(data.images.device)
-            for result in train(model, data, recipe, seed=seed, score_on=self.choose, halfway=True):
+            model = build(candidate.architecture, seed).to(data.images.device)
+            for result in train(model, data, recipe, seed=seed, score_on=self.choose, halfway=halfway):
                 seconds += result.seconds
                 images += result.images
                 trial.set_user_attr("seconds", round(seconds, 3))
@@ -147,12 +163,13 @@ def verdict_of(trial: FrozenTrial) -> Verdict | None:
     return Verdict.INTERRUPTED if trial.state == TrialState.FAIL else None
 
 
-def _describe(trial: Trial, architecture: Architecture, cost: Cost) -> None:
+def _describe(trial: Trial, candidate: Candidate, cost: Cost) -> None:
     trial.set_user_attr("n_params", cost.params)
     trial.set_user_attr("macs", cost.macs)
     trial.set_user_attr("peak_memory", cost.peak_memory)
-    trial.set_user_attr("key", architecture.key)
-    trial.set_user_attr("architecture", architecture.model_dump(mode="json"))
+    trial.set_user_attr("key", candidate.key)
+    trial.set_user_attr("architecture", candidate.architecture.model_dump(mode="json"))
+    trial.set_user_attr("recipe", candidate.recipe.model_dump(mode="json"))
 
 
 def _seen_before(trial: Trial, key: str) -> int | None:

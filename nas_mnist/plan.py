@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .architecture import Architecture
 from .errors import InputError, NoResultError
 from .files import write_bytes
+from .recipe import Recipe, make_recipe, unvaried
 from .space import Draws, Survey
 from .workers import Handlers, WorkersLostError, run_workers
 from .zoo import load as load_from_zoo
@@ -102,12 +103,13 @@ class Plan:
 
     def _search(self, study: optuna.Study) -> None:
         """Train candidates until the total is reached."""
+        from .recovery import recover
         from .report.live import SearchDisplay
         from .report.notes import note_interrupted, note_study, note_trial
         from .report.tables import counts_line
         from .results import trial_rows
         from .storages import dashboard_command
-        from .study import count_verdicts, counted, recover
+        from .study import count_verdicts, counted
 
         recover(study)
         note_interrupted(study)
@@ -187,6 +189,10 @@ class Plan:
         also = f", which is {known[0]!r} of the zoo" if known else ""
         say(f"The winner: trial {winner.trial}, key {architecture.key}{also}")
         say(layer_table(architecture), markup=False)
+        if self.task.vary_recipe:
+            own, usual = self._recipe_of(winner).model_dump(), self.task.recipe.model_dump()
+            changed = {name: value for name, value in own.items() if value != usual[name]}
+            say(f"Its recipe differs in: {changed or 'nothing'}", markup=False)
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
@@ -211,19 +217,25 @@ class Plan:
         from .report.live import EpochLog
         from .report.tables import finals_table
         from .results import FINALS
-        from .tasks import FinalsTask
+        from .tasks import Final, FinalsTask
 
         if len(rows) < 2:
             return
         finals: dict[str, dict[str, float]] = study.user_attrs.get(FINALS, {})
         first = self.task.seed + 1
         jobs = [
-            (f"trial {row.trial}, seed {seed}", Architecture.make(row.architecture), seed)
+            Final(
+                f"trial {row.trial}, seed {seed}",
+                row.key or "",
+                Architecture.make(row.architecture),
+                self._recipe_of(row),
+                seed,
+            )
             for row in rows
             for seed in range(first, first + self.finals[1])
             if str(seed) not in finals.get(row.key or "", {})
         ]
-        task = FinalsTask(jobs, self.task.recipe, self.task.dataset, self.task.data_dir, self.task.device)
+        task = FinalsTask(jobs, self.task.dataset, self.task.data_dir, self.task.device)
 
         def score(key: str, seed: int, accuracy: float) -> None:
             finals.setdefault(key, {})[str(seed)] = accuracy
@@ -251,7 +263,7 @@ class Plan:
         self.console.print(f"Retraining the winner on all {images:,} training images")
         task = RetrainTask(
             architecture=Architecture.make(winner.architecture),
-            recipe=self.task.recipe,
+            recipe=self._recipe_of(winner),
             seeds=(self.task.seed,),
             dataset=self.task.dataset,
             data_dir=self.task.data_dir,
@@ -261,7 +273,7 @@ class Plan:
         with EpochLog(self.console, self.task.recipe.epochs, 1) as log:
             (result,) = retrain_seeds(task, self.data, 1, log)
         device = describe_machine(self.device)
-        name, recipe = f"trial-{winner.trial}", self.task.recipe
+        name, recipe = f"trial-{winner.trial}", self._recipe_of(winner)
         parent = study_folder(REPORTS, study)
         folder = write_runs(parent, name, [result], recipe, self.data, device, trial=winner.trial)
         accuracy = result.result.accuracy
@@ -273,9 +285,16 @@ class Plan:
     def reference(self) -> Draws | None:
         """The draws that make the reference network, where the space holds it."""
         try:
-            return self.task.space.encode(load_from_zoo("reference").architecture)
+            draws = self.task.space.encode(load_from_zoo("reference").architecture)
         except InputError:
             return None
+        return draws | (unvaried(self.task.recipe) if self.task.vary_recipe else {})
+
+    def _recipe_of(self, row: TrialRow) -> Recipe:
+        """What a candidate was trained with."""
+        return (
+            self.task.recipe if row.recipe is None else make_recipe(row.recipe, f"trial {row.trial}: recipe")
+        )
 
     def _warn(self) -> None:
         if self.data.note:

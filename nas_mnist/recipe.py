@@ -5,13 +5,16 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .architecture import digest
 from .errors import InputError, explain
 from .files import read_text
+
+if TYPE_CHECKING:
+    from .space import Suggest
 
 MAX_EPOCHS = 20  # the exercise allows no more
 RECIPES = ("default", "seed")
@@ -80,6 +83,48 @@ class Recipe(BaseModel):
     def with_epochs(self, epochs: int) -> Recipe:
         """The same recipe, its schedule stretched over another number of epochs."""
         return Recipe.model_validate({**self.model_dump(), "epochs": epochs})
+
+
+FACTORS = {  # by the draw's name: what a recipe's own value is multiplied with
+    "recipe.learning_rate": (0.5, 1.0, 2.0),
+    "recipe.augmentation": (0.0, 0.5, 1.0, 1.5),  # of every part; of `_MILD` where the recipe has none
+}
+VALUES = {  # by the draw's name: what stands beside a recipe's own value
+    "recipe.label_smoothing": (0.0, 0.05, 0.1),
+    "recipe.average": (0.0, 0.99, 0.997),
+}
+_MILD = Augmentation(rotate=10.0, translate=0.1, scale=0.1)
+_MOST = {"rotate": 180.0, "translate": 1.0, "scale": 0.99, "shear": 60.0}
+
+
+def vary(recipe: Recipe, suggest: Suggest) -> Recipe:
+    """Draw a few training choices around a recipe: peak learning rate, augmentation, smoothing, averaging."""
+    own = unvaried(recipe)
+    factor = {name: suggest.suggest_categorical(name, factors) for name, factors in FACTORS.items()}
+    value = {
+        name: suggest.suggest_categorical(name, sorted({own[name], *values}))
+        for name, values in VALUES.items()
+    }
+    parts = (_MILD if recipe.augmentation.off else recipe.augmentation).model_dump()
+    drawn = {
+        "learning_rate": min(recipe.learning_rate * factor["recipe.learning_rate"], 100.0),
+        "augmentation": {
+            name: min(part * factor["recipe.augmentation"], _MOST[name]) for name, part in parts.items()
+        },
+        "label_smoothing": value["recipe.label_smoothing"],
+        "average": value["recipe.average"],
+    }
+    return Recipe.model_validate(recipe.model_dump() | drawn)
+
+
+def unvaried(recipe: Recipe) -> dict[str, float]:
+    """The draws with which `vary` changes nothing."""
+    return {
+        "recipe.learning_rate": 1.0,
+        "recipe.augmentation": 0.0 if recipe.augmentation.off else 1.0,
+        "recipe.label_smoothing": recipe.label_smoothing,
+        "recipe.average": recipe.average,
+    }
 
 
 def make_recipe(data: Any, where: str) -> Recipe:

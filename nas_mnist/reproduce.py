@@ -159,7 +159,8 @@ def _best_of(study: str, storage: str) -> tuple[Entry, Recipe, str]:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
     about = f"best of study {study!r}, trial {winner.trial}"
     entry = Entry(f"{study}-best", about, Architecture.make(winner.architecture), f"of study {study!r}")
-    recipe = make_recipe(stored.user_attrs.get("recipe", {}), f"study {study!r}: recipe")
+    used = winner.recipe or stored.user_attrs.get("recipe", {})
+    recipe = make_recipe(used, f"study {study!r}: recipe")
     dataset = stored.user_attrs.get("dataset") or stored.user_attrs["identity"]["data"].rpartition(" ")[0]
     return entry, recipe, str(dataset)
 

@@ -42,8 +42,9 @@ class TrialRow:
     validation_accuracy: float | None  # after the last of them, 0 to 1
     validation_loss: float | None  # nats an image
     seconds: float  # of training
-    key: str | None  # of the architecture
+    key: str | None  # of the architecture, and of the recipe where the search chooses that
     architecture: dict[str, Any] | None
+    recipe: dict[str, Any] | None  # that it was trained with
 
 
 def trial_row(trial: FrozenTrial) -> TrialRow | None:
@@ -68,6 +69,7 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         seconds=attrs.get("seconds", 0.0),
         key=attrs.get("key"),
         architecture=attrs.get("architecture"),
+        recipe=attrs.get("recipe"),
     )
 
 
@@ -179,8 +181,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def to_frame(rows: list[TrialRow]) -> pd.DataFrame:
-    """The rows as a table, one column a field, without the architectures."""
+    """The rows as a table, one column a field, without architectures and recipes."""
     import pandas as pd
 
-    names = [name for name in TrialRow.__slots__ if name != "architecture"]
+    names = [name for name in TrialRow.__slots__ if name not in ("architecture", "recipe")]
     return pd.DataFrame([asdict(row) for row in rows], columns=names)

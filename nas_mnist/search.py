@@ -49,6 +49,9 @@ def search(
         str, typer.Option(metavar="NAME|FILE.toml", help="Search space: default, filled or a file.")
     ] = "default",
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="How to train.")] = "default",
+    search_recipe: Annotated[
+        bool, typer.Option("--search-recipe", help="Draw a few training choices for every candidate, too.")
+    ] = False,
     dataset: Annotated[str, typer.Option(help="mnist, fashion-mnist, idx:FOLDER, npz:FILE...")] = "mnist",
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -109,6 +112,7 @@ def search(
             data=f"{data.name.partition(':')[0]} {data.fingerprint}",
             split=data.split_fingerprint,
             epochs=trained_by.epochs,
+            search_recipe=search_recipe or None,
             **asdict(budget),
         )
         task = SearchTask(
@@ -123,6 +127,7 @@ def search(
             device=where.type,
             seed=seed,
             timeout=None if timeout is None else timeout * 60,
+            vary_recipe=search_recipe,
         )
         count = processes or auto_workers(where.type)
         finals = (finalists, finalist_seeds) if retrain else (1, 0)

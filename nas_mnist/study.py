@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -18,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from .cost import Budget, cost_of
 from .errors import InputError, NoResultError
 from .objective import Objective, Verdict, verdict_of
-from .owner import OWNER, is_gone
+from .owner import OWNER
+from .recovery import UNSIGNED, recover, requeue, requeue_once, running
 from .space import Draws, RandomDraws, SearchSpace, Survey
 from .stopping import Halving
 from .storages import open_storage, shown
@@ -26,7 +25,6 @@ from .storages import open_storage, shown
 DEFAULT_STUDY = "nas_mnist"
 METRIC = "validation accuracy"
 IDENTITY = "identity"  # user attribute of a study
-RETRY_OF, DEATHS = "retry_of", "deaths"  # user attributes of a trial: which one's candidate it tries again
 
 SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
 RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the budget is looked for
@@ -38,7 +36,6 @@ ADVICE = {  # by the reason
     "device failed": "see what the system says of it, or use --device cpu",
 }
 POLL = 1.0  # seconds between two looks at what other processes train
-UNSIGNED = 10  # seconds; a trial that nobody owns for so long died before it had drawn
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class Identity:
     split: str  # fingerprint of which of them choose
     max_params: int
     epochs: int
+    search_recipe: bool | None = None  # True: every candidate has a recipe of its own
     max_macs: int | None = None
     max_memory: int | None = None
 
@@ -87,7 +85,7 @@ def _is_ours(study: optuna.Study) -> bool:
     verdicts = {trial.user_attrs.get("verdict", Verdict.TRAINED) for trial in trials}
     return (
         isinstance(identity, dict)
-        and set(vars(_NO_IDENTITY)) - {"split", "max_macs", "max_memory"} <= set(identity)
+        and set(vars(_NO_IDENTITY)) - {"split", "search_recipe", "max_macs", "max_memory"} <= set(identity)
         and type(identity["max_params"]) is int
         and isinstance(identity["data"], str)
         and all(isinstance(facts.get(name), dict) for name in ("recipe", "space"))
@@ -187,11 +185,11 @@ def search(
     study.pruner = Halving()
     while deadline is None or time.monotonic() < deadline:
         recover(study)
-        missing, running = total - counted(study), _running(study)
-        if missing <= 0 and all(OWNER in trial.user_attrs for trial in running):
+        missing, others = total - counted(study), running(study)
+        if missing <= 0 and all(OWNER in trial.user_attrs for trial in others):
             return
-        waiting(missing <= len(running))
-        if missing <= len(running):
+        waiting(missing <= len(others))
+        if missing <= len(others):
             time.sleep(POLL)
             continue
         _until_one_counts(study, objective, rng, after_trial)
@@ -212,48 +210,6 @@ def _until_one_counts(
         missed += 1
         if missed % MISSED_IN_A_ROW == 0:
             _enqueue_new(study, objective, rng)
-
-
-def recover(study: optuna.Study) -> None:
-    """End the trials whose process is gone, and put their candidates back into the queue, each one once.
-
-    A process of this machine is gone when the system says so. Of others Optuna's heartbeat decides, where
-    the storage has one, and when it was last seen (`is_gone`). A trial that nobody has owned for `UNSIGNED`
-    seconds died before it had drawn. One that had come to its end, and died before that was stored, gets
-    the end that it had. Whatever failed without an end and was not put back yet (its process died while it
-    recovered) is put back, too.
-    """
-    for trial in _running(study):
-        owner = trial.user_attrs.get(OWNER)
-        started = trial.datetime_start or datetime.now()
-        waited = (datetime.now() - started).total_seconds()
-        if is_gone(owner) if owner else waited > UNSIGNED:
-            with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
-                study.tell(trial.number, **_end_of(trial))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)
-    trials = study.get_trials(deepcopy=False)
-    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
-    for trial in trials:
-        ended_without_verdict = trial.state == TrialState.FAIL and "verdict" not in trial.user_attrs
-        if ended_without_verdict and trial.number not in retried:
-            requeue_once(study, trial)
-
-
-def _end_of(trial: FrozenTrial) -> dict[str, Any]:
-    """How the trial of a dead process is told: as it would have been, where its verdict is stored."""
-    verdict = verdict_of(trial)
-    if verdict is None:
-        return {"state": TrialState.FAIL}
-    if verdict is not Verdict.TRAINED:
-        return {"state": TrialState.PRUNED}
-    last = trial.last_step
-    return {"values": trial.intermediate_values[last]} if last else {"state": TrialState.FAIL}
-
-
-def _running(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def _check_failures(study: optuna.Study) -> None:
@@ -294,30 +250,16 @@ def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:
     return ended[0]
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial, died: bool = False) -> None:
-    """Put the draws of a trial that did not come to an end into the queue, if it had or was given any."""
-    draws = trial.system_attrs.get("fixed_params", {}) | trial.params
-    if draws:
-        deaths = trial.user_attrs.get(DEATHS, 0) + died
-        study.enqueue_trial(draws, user_attrs={RETRY_OF: trial.number, DEATHS: deaths})
-
-
-def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
-    """`requeue` for a trial whose process died, unless that happened to the same candidate before."""
-    if not trial.user_attrs.get(DEATHS):
-        requeue(study, trial, died=True)
-
-
 def _enqueue_new(study: optuna.Study, objective: Objective, rng: random.Random) -> None:
     """Put a candidate within the budget that the study has not seen, found by counting, into the queue."""
     seen = {trial.user_attrs.get("key") for trial in study.get_trials(deepcopy=False)}
     for _ in range(RESCUE_DRAWS):
         draws = RandomDraws(rng)
         try:
-            architecture = objective.space.draw(draws, objective.budget)
+            candidate = objective.draw(draws)
         except InputError:
             continue
-        if architecture.key not in seen and objective.budget.fits(cost_of(architecture)):
+        if candidate.key not in seen and objective.budget.fits(cost_of(candidate.architecture)):
             study.enqueue_trial(draws.draws)
             return
     raise NoResultError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .architecture import Architecture
 from .cost import Budget, Cost
@@ -43,6 +43,7 @@ class SearchTask:
     device: str  # cpu, cuda or mps
     seed: int
     timeout: float | None  # seconds
+    vary_recipe: bool  # draw a recipe of its own for every candidate, around this one
 
     def __call__(self, desk: Desk) -> None:
         """Search until there is no further job."""
@@ -73,7 +74,8 @@ class SearchTask:
             partial(picture_trial, artifacts=artifact_folder(self.storage)),
         )
         objective = Objective(
-            self.space, self.budget, self.recipe, learn, choose, self.seed, watcher, self.total
+            *(self.space, self.budget, self.recipe, learn, choose, self.seed, watcher, self.total),
+            self.vary_recipe,
         )
         with losing(self.storage):
             search(
@@ -133,6 +135,16 @@ class RetrainTask:
         )
 
 
+class Final(NamedTuple):
+    """One training of `FinalsTask`."""
+
+    name: str  # for people
+    key: str  # of the candidate
+    architecture: Architecture
+    recipe: Recipe
+    seed: int
+
+
 @dataclass(frozen=True)
 class FinalsTask:
     """Train candidates again on the images that train, and score them on those held out; a job each.
@@ -141,8 +153,7 @@ class FinalsTask:
     training that failed).
     """
 
-    jobs: Sequence[tuple[str, Architecture, int]]  # a name for people, and the seed
-    recipe: Recipe
+    jobs: Sequence[Final]
     dataset: str
     data_dir: Path | None
     device: str
@@ -159,15 +170,15 @@ class FinalsTask:
         device = torch.device(self.device)
         learn, choose = (part.to(device) for part in load(self.dataset, self.data_dir).split())
         while (job := desk.claim()) is not None:
-            name, architecture, seed = self.jobs[job]
+            name, key, architecture, recipe, seed = self.jobs[job]
             model, accuracy = build(architecture, seed).to(device), 0.0
             try:
-                for result in train(model, learn, self.recipe, seed=seed, score_on=choose, last_only=True):
+                for result in train(model, learn, recipe, seed=seed, score_on=choose, last_only=True):
                     desk.send("epoch", name, result)
                     accuracy = result.score.accuracy if result.score else 0.0
             except TrainingError:
                 accuracy = 0.0
-            desk.send("score", architecture.key, seed, accuracy)
+            desk.send("score", key, seed, accuracy)
 
 
 def retrain_seeds(

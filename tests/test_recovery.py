@@ -19,8 +19,9 @@ from optuna.trial import TrialState
 
 from nas_mnist.errors import InputError, NoResultError
 from nas_mnist.owner import ABSENT, OWNER, is_gone, myself
+from nas_mnist.recovery import recover, requeue, requeue_once
 from nas_mnist.storages import dashboard_command, losing, open_storage, shown
-from nas_mnist.study import Identity, load_study, open_study, recover, requeue, requeue_once, search
+from nas_mnist.study import Identity, load_study, open_study, search
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 

@@ -225,7 +225,7 @@ def test_the_drawing_tells_every_block_and_all_parameters(reference: Architectur
 
 
 def row(trial: int, n_params: int, accuracy: float) -> TrialRow:
-    return TrialRow(trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, None, None)
+    return TrialRow(trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, None, None, None)
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), max_size=30))

@@ -256,10 +256,11 @@ OTHERWISE = {
     "max_memory": ["--max-memory", 10_000_000],
     "epochs": ["--epochs", 3],
     "recipe": ["--recipe", "seed"],
+    "search_recipe": ["--search-recipe"],
 }
 
 
-@pytest.mark.parametrize("what", [*OTHERWISE, "data"])
+@pytest.mark.parametrize("what", [*OTHERWISE, "data", "split"])
 def test_a_study_made_with_something_else_is_refused_and_not_touched(
     what: str, copied: Path, invoke: Runner
 ) -> None:
@@ -267,6 +268,9 @@ def test_a_study_made_with_something_else_is_refused_and_not_touched(
     if what == "data":  # as if it had been made on other images
         study = stored(copied)
         study.set_user_attr("identity", study.user_attrs["identity"] | {"data": "mnist 0123456789abcdef"})
+    if what == "split":
+        study = stored(copied)
+        study.set_user_attr("identity", study.user_attrs["identity"] | {"split": "0123456789abcdef"})
     study = stored(copied)
     before = listing(copied), study.user_attrs, len(study.trials)
     ended = invoke("search", *SEARCH, "--trials", TRIALS + 1, *OTHERWISE.get(what, []))
@@ -286,6 +290,25 @@ def test_another_name_makes_another_study_in_the_same_file(copied: Path, invoke:
     names = optuna.get_all_study_names(f"sqlite:///{copied}/studies/nas_mnist.db")
     assert set(names) == {"nas_mnist", "second"}
     assert len(counted(stored(copied))) == TRIALS
+
+
+def test_a_search_may_choose_the_recipe_too(work: Path, invoke: Runner) -> None:
+    furnish(work)
+    ended = invoke("search", *SEARCH, "--trials", 3, "--search-recipe", "--workers", 1)
+    assert (ended.code, ended.err) == (0, "")
+    assert "Its recipe differs in: " in ended.out
+    study = stored(work)
+    assert len({trial.user_attrs["key"] for trial in counted(study)}) == 3
+    drawn = {name for trial in study.trials for name in trial.params if name.startswith("recipe.")}
+    assert drawn == {
+        f"recipe.{name}" for name in ("learning_rate", "augmentation", "label_smoothing", "average")
+    }
+    winner = winner_of(trial_rows(study), {})
+    assert winner is not None
+    (result,) = (work / "reports" / "nas_mnist").glob("trial-*/result.json")
+    assert json.loads(result.read_text())["recipe"] == winner.recipe
+    recipes = [trial.user_attrs["recipe"] for trial in counted(study)]
+    assert any(one != recipes[0] for one in recipes)
 
 
 def begin(folder: Path, *arguments: object) -> subprocess.Popen[str]:

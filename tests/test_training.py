@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 from unittest import mock
 
@@ -14,9 +15,10 @@ from nas_mnist.augment import affine
 from nas_mnist.data import DataSet, Images
 from nas_mnist.errors import InputError
 from nas_mnist.model import Network, build
-from nas_mnist.recipe import Augmentation, Recipe, load_recipe, make_recipe
+from nas_mnist.recipe import FACTORS, VALUES, Augmentation, Recipe, load_recipe, make_recipe, unvaried, vary
 from nas_mnist.retrain import summarise
 from nas_mnist.scoring import Normalizer, Score, evaluate, predict
+from nas_mnist.space import RandomDraws, Replay
 from nas_mnist.step import schedule
 from nas_mnist.training import EpochResult, TrainingError, train
 
@@ -466,3 +468,22 @@ def test_mean_deviation_and_interval_by_hand() -> None:
     assert three.interval == pytest.approx((0.995 - half, 0.995 + half), abs=1e-9)
     same = summarise([0.99, 0.99])
     assert (same.std, same.interval) == (0, (0.99, 0.99))
+
+
+LIMITS = Recipe(learning_rate=100.0, augmentation=Augmentation(rotate=180, translate=1, scale=0.9, shear=60))
+
+
+@pytest.mark.parametrize(
+    "recipe", [load_recipe("default"), load_recipe("seed"), LIMITS], ids=["default", "seed", "limits"]
+)
+def test_a_recipe_is_varied_around_itself(recipe: Recipe) -> None:
+    assert vary(recipe, Replay(unvaried(recipe))) == recipe
+    seen = set()
+    for seed in range(200):
+        draws = RandomDraws(random.Random(seed))
+        varied = vary(recipe, draws)
+        assert set(draws.draws) == {*FACTORS, *VALUES} == set(unvaried(recipe))
+        fixed = {"learning_rate", "augmentation", "label_smoothing", "average"}
+        assert varied.model_dump(exclude=fixed) == recipe.model_dump(exclude=fixed)
+        seen.add(varied.digest)
+    assert len(seen) > 50

@@ -54,6 +54,8 @@ class Subject:
         """How it was trained."""
         if self.result:
             return self.result["recipe"]  # type: ignore[no-any-return]
+        if self.winner and self.winner.recipe:
+            return self.winner.recipe
         return self.study.facts.get("recipe") if self.study else None
 
 

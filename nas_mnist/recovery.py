@@ -1,0 +1,73 @@
+"""Trials whose process is gone: how they end, and how their candidates are tried again."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from .objective import Verdict, verdict_of
+from .owner import OWNER, is_gone
+
+RETRY_OF, DEATHS = "retry_of", "deaths"  # user attributes of a trial: which one's candidate it tries again
+UNSIGNED = 10  # seconds; a trial that nobody owns for so long died before it had drawn
+
+
+def recover(study: optuna.Study) -> None:
+    """End the trials whose process is gone, and put their candidates back into the queue, each one once.
+
+    A process of this machine is gone when the system says so. Of others Optuna's heartbeat decides, where
+    the storage has one, and when it was last seen (`is_gone`). A trial that nobody has owned for `UNSIGNED`
+    seconds died before it had drawn. One that had come to its end, and died before that was stored, gets
+    the end that it had. Whatever failed without an end and was not put back yet (its process died while it
+    recovered) is put back, too.
+    """
+    for trial in running(study):
+        owner = trial.user_attrs.get(OWNER)
+        started = trial.datetime_start or datetime.now()
+        waited = (datetime.now() - started).total_seconds()
+        if is_gone(owner) if owner else waited > UNSIGNED:
+            with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
+                study.tell(trial.number, **_end_of(trial))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    for trial in trials:
+        ended_without_verdict = trial.state == TrialState.FAIL and "verdict" not in trial.user_attrs
+        if ended_without_verdict and trial.number not in retried:
+            requeue_once(study, trial)
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial, died: bool = False) -> None:
+    """Put the draws of a trial that did not come to an end into the queue, if it had or was given any."""
+    draws = trial.system_attrs.get("fixed_params", {}) | trial.params
+    if draws:
+        deaths = trial.user_attrs.get(DEATHS, 0) + died
+        study.enqueue_trial(draws, user_attrs={RETRY_OF: trial.number, DEATHS: deaths})
+
+
+def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
+    """`requeue` for a trial whose process died, unless that happened to the same candidate before."""
+    if not trial.user_attrs.get(DEATHS):
+        requeue(study, trial, died=True)
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _end_of(trial: FrozenTrial) -> dict[str, Any]:
+    """How the trial of a dead process is told: as it would have been, where its verdict is stored."""
+    verdict = verdict_of(trial)
+    if verdict is None:
+        return {"state": TrialState.FAIL}
+    if verdict is not Verdict.TRAINED:
+        return {"state": TrialState.PRUNED}
+    last = trial.last_step
+    return {"values": trial.intermediate_values[last]} if last else {"state": TrialState.FAIL}
