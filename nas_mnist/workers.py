@@ -191,8 +191,9 @@ def _live(
             tell("done", error)
         except Exception:
             tell("broken", traceback.format_exc())
-    except KeyboardInterrupt:
-        pass  # nobody listens any more
+    except KeyboardInterrupt:  # nobody listens any more, and everything is put back
+        be_idle(True)
+        os._exit(0)  # torch takes its time to go
     finally:
         be_idle(True)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to put back

@@ -322,7 +322,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(
         assert name in ended.out
 
 
-@pytest.mark.parametrize(("name", "folder"), [("reference", "reference-seed"), ("mnist-19k", "mnist-19k")])
+@pytest.mark.parametrize(("name", "folder"), [("reference", "reference-seed"), ("mnist-19k", "mnist-19k"), ("mnist-16k", "mnist-16k")])
 def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str, folder: str) -> None:
     entry = zoo.load(name)
     result = json.loads((Path(__file__).parents[1] / "reports" / folder / "result.json").read_text())
