@@ -1,7 +1,8 @@
 """A trained network with its preprocessing, as a safetensors file and back. No pickle, no code from files.
 
-The file's metadata has one entry, ``classifier``: JSON with the ``architecture``, and with the mean and the
-standard deviation of the training images' bytes as ``mean`` and ``std``. (One, because the order of several
+The file's metadata has one entry, ``classifier``: JSON with the ``architecture``, with the mean and the
+standard deviation of the training images' bytes as ``mean`` and ``std``, and with the name of their ``data``
+set (``mnist`` where it is not said). (One, because the order of several
 entries would differ from one writing to the next.)
 """
 
@@ -32,6 +33,7 @@ class Classifier:
 
     model: Network  # on the CPU
     normalizer: Normalizer
+    data: str = "mnist"  # the data set that it was trained on, as `data.load` takes it
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -44,7 +46,8 @@ class Classifier:
         """The safetensors file."""
         tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
         architecture = self.model.architecture.model_dump(mode="json")
-        about = {"architecture": architecture, "mean": self.normalizer.mean, "std": self.normalizer.std}
+        normalizer = {"mean": self.normalizer.mean, "std": self.normalizer.std}
+        about = {"architecture": architecture, **normalizer, "data": self.data}
         return save(tensors, {"classifier": json.dumps(about)})
 
     @classmethod
@@ -66,7 +69,7 @@ class Classifier:
             raise InputError(f"weights: {path} is not a safetensors file ({reason})") from None
         except InputError as error:
             raise InputError(f"weights: {path}: {str(error).removeprefix('weights: ')}") from None
-        return cls(model.eval(), Normalizer(about.mean, about.std))
+        return cls(model.eval(), Normalizer(about.mean, about.std), about.data)
 
 
 class WithPreprocessing(nn.Module):
@@ -88,6 +91,7 @@ class _About(BaseModel):
     architecture: Architecture
     mean: float
     std: float = Field(gt=0)
+    data: str = Field("mnist", max_length=4096)
 
 
 def _read_about(text: str) -> _About:

@@ -39,17 +39,18 @@ def run(command: Callable[..., None]) -> None:
     except _UsageError as error:
         code = _say(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
     except OSError as error:
-        if error.filename is None:
-            raise
-        name = _short(os.fsdecode(error.filename))
-        code = _say(f"{name}: {error.strerror}", BAD_INPUT if error.errno == ENAMETOOLONG else NO_RESULT)
+        name = f"{_short(os.fsdecode(error.filename))}: " if error.filename else ""
+        code = _say(
+            f"{name}{error.strerror or error}", BAD_INPUT if error.errno == ENAMETOOLONG else NO_RESULT
+        )
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # libraries may be half loaded, and those that are whole take their time to go
     sys.exit(code or DONE)
 
 
-def typed(module: str) -> str:
-    """What was typed to start this command, as a line that may be typed again.
+def typed(module: str, hidden: str = "", shown: str = "") -> str:
+    """What was typed to start this command, as a line that may be typed again, with ``shown`` for ``hidden``.
 
     Without ``--json``, which asks for a new file every time, and ``--quiet``.
     """
@@ -59,7 +60,7 @@ def typed(module: str) -> str:
         if word == "--json":
             next(words, None)
         elif word != "--quiet" and not word.startswith("--json="):
-            kept.append(word)
+            kept.append(word.replace(hidden, shown) if hidden else word)
     return shlex.join(["python", "-m", f"nas_mnist.{module}", *kept])
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .sources import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision
+from .sources import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision, refuse_processed
 
 DATASETS = ("mnist", "mnist-5k", *TORCHVISION, "idx:FOLDER", "npz:FILE")
 _READERS = {"idx": read_idx, "npz": read_npz}
@@ -181,6 +181,7 @@ def _from_torchvision(name: str, data_dir: Path | None) -> DataSet:
 
 
 def _mnist(folder: Path, setting: str) -> DataSet:
+    refuse_processed(folder / "MNIST")
     raw = folder / "MNIST" / "raw"
     for file in _MNIST_FILES:
         if not (raw / file).is_file():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 from pydantic import ValidationError
 
@@ -13,6 +15,24 @@ class InputError(ValueError):
 
 class NoResultError(RuntimeError):
     """The command ended without the result that was asked for. Commands exit with code 1."""
+
+
+class StorageLostError(NoResultError):
+    """The storage of a study went away while it was used."""
+
+
+@contextlib.contextmanager
+def stored_by_others(what: str) -> Iterator[None]:
+    """Turn what goes wrong with stored data that may come from anywhere into an `InputError`."""
+    try:
+        yield
+    except (InputError, NoResultError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
+        text = " ".join(str(error).split())[:80]
+        raise InputError(
+            f"{what} holds what this program does not write ({type(error).__name__}: {text})"
+        ) from None
 
 
 def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:

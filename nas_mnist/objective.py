@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from .architecture import Architecture
 from .cost import Budget, Cost, cost_of
 from .errors import InputError
-from .owner import OWNER, myself
+from .owner import DEATHS, OWNER, RETRY_OF, myself
 from .recipe import Recipe, vary
 from .space import SearchSpace, Suggest
 from .stopping import FIRST_LOSS
@@ -76,6 +77,7 @@ class Objective:
     total: int | None = None  # candidates that the study is to have
     vary_recipe: bool = False  # draw a few training choices as well, around the recipe
     running: int = -1  # number of the newest trial
+    interrupted: bool = False  # while a trial ended; its end comes first
 
     def __call__(self, trial: Trial) -> float:
         """Run one trial."""
@@ -125,16 +127,20 @@ class Objective:
                 images += result.images
                 trial.set_user_attr("seconds", round(seconds, 3))
                 trial.set_user_attr("images", images)
-                trial.set_user_attr("epochs", result.epoch)
                 trial.set_user_attr(OWNER, myself())
                 if result.score is None:
                     trial.set_user_attr(FIRST_LOSS, result.train_loss)
                 else:
                     accuracy = result.score.accuracy
-                    trial.report(accuracy, result.epoch)
                     trial.set_user_attr("validation_loss", result.score.loss)
-                    self.watcher.epoch(trial.number, result)
-                if result.epoch < self.recipe.epochs and trial.should_prune():
+                    trial.report(accuracy, result.epoch)  # of the last epoch: from here on it is trained
+                trial.set_user_attr("epochs", result.epoch)
+                last = result.epoch == self.recipe.epochs
+                if last:
+                    self._end(trial, Verdict.TRAINED)
+                if result.score is not None:
+                    self._tell(self.watcher.epoch, trial.number, result, ending=last)
+                if not last and trial.should_prune():
                     after = f"after epoch {result.epoch}" if result.epoch else "within epoch 1"
                     raise self._end(trial, Verdict.STOPPED, after)
         except TrainingError as error:
@@ -144,7 +150,6 @@ class Objective:
                 raise
             gc.collect()
             raise self._end(trial, Verdict.FAILED, reason) from None
-        self._end(trial, Verdict.TRAINED)
         return accuracy
 
     def _end(self, trial: Trial, verdict: Verdict, reason: str = "") -> optuna.TrialPruned:
@@ -152,15 +157,28 @@ class Objective:
         trial.set_user_attr("verdict", verdict)
         if reason:
             trial.set_user_attr("reason", reason)
-        self.watcher.ending(trial)
+        self._tell(self.watcher.ending, trial, ending=True)
         return optuna.TrialPruned(f"{verdict}: {reason}")
+
+    def _tell(self, hear: Callable[..., None], *what: Any, ending: bool) -> None:
+        """Let the watcher hear of something; while a trial is ``ending``, nothing may come between."""
+        try:
+            hear(*what)
+        except KeyboardInterrupt:
+            if not ending:
+                raise
+            self.interrupted = True
+        except OSError:  # of a picture that cannot be written
+            if not ending:
+                raise
 
 
 def verdict_of(trial: FrozenTrial) -> Verdict | None:
     """How a trial ended; None: it waits or runs."""
-    if stored := trial.user_attrs.get("verdict"):
-        return Verdict(stored)
-    return Verdict.INTERRUPTED if trial.state == TrialState.FAIL else None
+    if trial.state == TrialState.FAIL:
+        return Verdict.INTERRUPTED
+    stored = trial.user_attrs.get("verdict")
+    return Verdict(stored) if stored else None
 
 
 def _describe(trial: Trial, candidate: Candidate, cost: Cost) -> None:
@@ -168,21 +186,26 @@ def _describe(trial: Trial, candidate: Candidate, cost: Cost) -> None:
     trial.set_user_attr("macs", cost.macs)
     trial.set_user_attr("peak_memory", cost.peak_memory)
     trial.set_user_attr("key", candidate.key)
-    trial.set_user_attr("architecture", candidate.architecture.model_dump(mode="json"))
-    trial.set_user_attr("recipe", candidate.recipe.model_dump(mode="json"))
+    # As text with spaces, so that the dashboard can break the lines.
+    trial.set_user_attr("architecture", json.dumps(candidate.architecture.model_dump(mode="json")))
+    trial.set_user_attr("recipe", json.dumps(candidate.recipe.model_dump(mode="json")))
 
 
 def _seen_before(trial: Trial, key: str) -> int | None:
     """The number of another trial that trains or has trained the same candidate.
 
-    Of two that have just drawn it the one with the lower number trains it, unless the other has begun.
+    Of two that have just drawn it the one with the lower number trains it, unless the other has begun. One
+    whose process died twice counts as trained: its candidate was given up.
     """
-    for other in trial.study.get_trials(deepcopy=False):
+    others = trial.study.get_trials(deepcopy=False)
+    retried = {other.user_attrs.get(RETRY_OF) for other in others}
+    for other in others:
         if other.number == trial.number or other.user_attrs.get("key") != key:
             continue
-        verdict = other.user_attrs.get("verdict")
+        verdict = verdict_of(other)
         trains = other.state == TrialState.RUNNING and (other.number < trial.number or _has_begun(other))
-        if trains or (verdict and Verdict(verdict).counts):
+        again = other.state == TrialState.FAIL and other.user_attrs.get(DEATHS, 0) > 0
+        if trains or (verdict and verdict.counts) or (again and other.number not in retried):
             return other.number
     return None
 
@@ -191,11 +214,11 @@ def _is_surplus(trial: Trial, total: int) -> bool:
     """Whether the study has its total without this trial: two processes may begin the last one at once."""
     taken = 0
     for other in trial.study.get_trials(deepcopy=False):
-        verdict = other.user_attrs.get("verdict")
+        verdict = verdict_of(other)
         if other.state == TrialState.RUNNING:
             taken += other.number < trial.number or (_has_begun(other) and other.number != trial.number)
         else:
-            taken += bool(verdict and Verdict(verdict).counts)
+            taken += bool(verdict and verdict.counts)
     return taken >= total
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 OWNER = "owner"  # user attribute of a trial: the process that runs it, and when it was last seen
+RETRY_OF, DEATHS = "retry_of", "deaths"  # user attributes of a trial: which one's candidate it tries again
 ABSENT = 3_600  # seconds; many times what an epoch takes, and more than clocks differ
 
 

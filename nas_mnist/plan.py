@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .architecture import Architecture
-from .errors import InputError, NoResultError
+from .errors import InputError, NoResultError, StorageLostError
 from .files import write_bytes
 from .recipe import Recipe, make_recipe, unvaried
 from .space import Draws, Survey
@@ -136,6 +136,8 @@ class Plan:
             except WorkersLostError:
                 if counted(study) < self.trials:
                     raise
+            except StorageLostError:
+                raise
             except NoResultError as error:
                 self.console.print(f"Ended early: {error}")
         else:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000
 BOX = 20 / 28  # share of the image that a digit's longer side takes in MNIST
+MIDDLE = 127.5  # between dark and light bytes
 BLANK = 30  # bytes; paper that is not quite white is no ink
 
 
@@ -57,13 +58,23 @@ def classify(picture: Path, classifier: Classifier) -> list[float]:
     channels, height, width = classifier.model.architecture.input_shape
     if channels != 1:
         raise InputError(f"network: takes {channels} channels (use one for grey images)")
-    pixels = torch.from_numpy(prepare(read_picture(picture), height, width))
+    image = read_picture(picture)
+    if len(image.getcolors(1 << 8) or []) == 1:
+        raise InputError(f"picture: {picture} shows nothing: all of it is of one colour")
+    dark = classifier.normalizer.mean < MIDDLE
+    pixels = torch.from_numpy(prepare(image, height, width, dark=dark, digit=_of_digits(classifier.data)))
     found: list[float] = classifier(pixels[None, None])[0].tolist()
     return found
 
 
+def _of_digits(data: str) -> bool:
+    """Whether a data set has MNIST's form: a character of 20 pixels in the middle of 28."""
+    return data.startswith(("mnist", "qmnist", "emnist"))
+
+
 def read_picture(path: Path) -> Image.Image:
     """A picture in grey; raises `InputError` for a file that is none."""
+    import numpy as np
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -71,6 +82,8 @@ def read_picture(path: Path) -> Image.Image:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise InputError(f"picture: {path} has more than {MAX_PIXELS:,} pixels")
+            if file.mode.startswith("I"):  # 16 bits a pixel
+                return Image.fromarray((np.asarray(file) / 257).clip(0, 255).astype(np.uint8))
             with_paper = Image.new("RGBA", file.size, "white")
             with_paper.alpha_composite(file.convert("RGBA"))
             return with_paper.convert("L")
@@ -81,21 +94,26 @@ def read_picture(path: Path) -> Image.Image:
         raise InputError(f"picture: {path} cannot be read ({reason})") from None
 
 
-def prepare(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """Bytes (height, width), light on dark as MNIST has them.
+def prepare(
+    image: Image.Image, height: int, width: int, *, dark: bool = True, digit: bool = True
+) -> np.ndarray:
+    """Bytes (height, width), on a background that is ``dark`` as MNIST's, or light.
 
-    Dark on light is inverted. A picture of another size is brought into MNIST's form: the digit, scaled to
-    20 of 28 pixels, with its centre of mass in the middle.
+    A picture on another background is inverted. One of another size is resized; with ``digit`` it is brought
+    into MNIST's form: the digit, scaled to 20 of 28 pixels, with its centre of mass in the middle.
     """
     import numpy as np
+    from PIL import Image as images
 
     pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if np.median(border) > 127:
+    if (np.median(border) < MIDDLE) != dark:
         pixels = 255 - pixels
     if pixels.shape == (height, width):
         return pixels.copy()
-    return _centred(pixels, height, width)
+    if digit and dark:
+        return _centred(pixels, height, width)
+    return np.asarray(images.fromarray(pixels).resize((width, height), images.Resampling.LANCZOS))
 
 
 def _centred(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,10 +11,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from .objective import Verdict, verdict_of
-from .owner import OWNER, is_gone
+from .owner import DEATHS, OWNER, RETRY_OF, is_gone
 
-RETRY_OF, DEATHS = "retry_of", "deaths"  # user attributes of a trial: which one's candidate it tries again
-UNSIGNED = 10  # seconds; a trial that nobody owns for so long died before it had drawn
+UNSIGNED = 70  # seconds; a trial that nobody owns for so long, longer than any lock, died before it had drawn
 
 
 def recover(study: optuna.Study) -> None:
@@ -32,15 +31,14 @@ def recover(study: optuna.Study) -> None:
         waited = (datetime.now() - started).total_seconds()
         if is_gone(owner) if owner else waited > UNSIGNED:
             with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
-                study.tell(trial.number, **_end_of(trial))
+                study.tell(trial.number, **_end_of(study, trial))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     for trial in trials:
-        ended_without_verdict = trial.state == TrialState.FAIL and "verdict" not in trial.user_attrs
-        if ended_without_verdict and trial.number not in retried:
+        if trial.state == TrialState.FAIL and trial.number not in retried:
             requeue_once(study, trial)
 
 
@@ -62,12 +60,12 @@ def running(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def _end_of(trial: FrozenTrial) -> dict[str, Any]:
-    """How the trial of a dead process is told: as it would have been, where its verdict is stored."""
-    verdict = verdict_of(trial)
-    if verdict is None:
-        return {"state": TrialState.FAIL}
-    if verdict is not Verdict.TRAINED:
-        return {"state": TrialState.PRUNED}
-    last = trial.last_step
-    return {"values": trial.intermediate_values[last]} if last else {"state": TrialState.FAIL}
+def _end_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    """How the trial of a dead process is told: as it would have been, where it had come to its end."""
+    verdict, last = verdict_of(trial), trial.last_step
+    if last and last == study.user_attrs.get("identity", {}).get("epochs") and verdict is None:
+        verdict = Verdict.TRAINED
+        study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
+    if verdict is Verdict.TRAINED and last:
+        return {"values": trial.intermediate_values[last]}
+    return {"state": TrialState.FAIL if verdict in (None, Verdict.TRAINED) else TrialState.PRUNED}

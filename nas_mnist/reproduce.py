@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from .architecture import Architecture
 from .cli import STORAGE, STUDY, as_path, check_data_dir, check_lookup, check_name, run, typed, whole
-from .errors import NoResultError
+from .errors import NoResultError, stored_by_others
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
 from .workers import auto_workers, parse_workers
@@ -96,7 +95,7 @@ def reproduce(
     from .tasks import RetrainTask, retrain_seeds
 
     console = screen(quiet)
-    again = typed("reproduce").replace(shlex.quote(storage), shlex.quote(shown(storage)))
+    again = typed("reproduce", storage, shown(storage))
     where = pick_device(device)
     data = load(dataset or its_data, as_path(data_dir))
     check_fits(entry.architecture, data)
@@ -116,7 +115,7 @@ def reproduce(
     )
     with EpochLog(console, chosen.epochs, seeds) as log:
         runs = retrain_seeds(task, data, processes or auto_workers(where.type), log)
-    if entry.name == "reference":
+    if entry.name == "reference" and data.name == "mnist":
         console.print(published_table(runs[0]))
     console.print(runs_table(runs))
     summary = summarise([one.result.accuracy for one in runs])
@@ -154,7 +153,8 @@ def _best_of(study: str, storage: str) -> tuple[Entry, Recipe, str]:
     from .study import load_study
 
     stored = load_study(storage, study)
-    winner = winner_of(trial_rows(stored), stored.user_attrs.get(FINALS, {}))
+    with stored_by_others(f"study: {study!r}"):
+        winner = winner_of(trial_rows(stored), stored.user_attrs.get(FINALS, {}))
     if winner is None:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
     about = f"best of study {study!r}, trial {winner.trial}"

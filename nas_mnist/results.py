@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -68,9 +69,15 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         validation_loss=attrs.get("validation_loss"),
         seconds=attrs.get("seconds", 0.0),
         key=attrs.get("key"),
-        architecture=attrs.get("architecture"),
-        recipe=attrs.get("recipe"),
+        architecture=_data(attrs.get("architecture")),
+        recipe=_data(attrs.get("recipe")),
     )
+
+
+def _data(stored: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """What is stored as JSON in a text."""
+    data: dict[str, Any] | None = json.loads(stored) if isinstance(stored, str) else stored
+    return data
 
 
 def trial_rows(study: optuna.Study) -> list[TrialRow]:
@@ -185,4 +192,6 @@ def to_frame(rows: list[TrialRow]) -> pd.DataFrame:
     import pandas as pd
 
     names = [name for name in TrialRow.__slots__ if name not in ("architecture", "recipe")]
-    return pd.DataFrame([asdict(row) for row in rows], columns=names)
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=names)
+    whole = ("n_params", "excess", "macs", "peak_memory")  # numbers, and nothing where there is no network
+    return frame.astype(dict.fromkeys(whole, "Int64"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -143,21 +142,18 @@ def _saying_how_to_go_on(storage: str, quiet: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from .report.live import screen
-
-        again = f"Interrupted. Continue with:\n{_command(storage)}"
-        screen(quiet).print(again, soft_wrap=True, markup=False)
+        if not quiet:  # libraries may be half loaded
+            print(f"Interrupted. Continue with:\n{_command(storage)}")
         raise
 
 
 def _command(storage: str) -> str:
     """What was typed to start this search, without the storage's password."""
-    again = typed("search")
-    if "@" not in storage:
-        return again
+    if "@" not in storage and "?" not in storage:
+        return typed("search")
     from .storages import shown
 
-    return again.replace(shlex.quote(storage), shlex.quote(shown(storage)))
+    return typed("search", storage, shown(storage))
 
 
 def _space(name: str, data: DataSet) -> SearchSpace:

@@ -24,7 +24,7 @@ from .errors import InputError
 MIN_SIZE, MAX_SIZE = 8, 64  # pixels
 MAX_CLASSES = 1_000
 MAX_IMAGES = 10_000_000
-MAX_BYTES = 1 << 33  # of one file's content
+MAX_BYTES = 1 << 31  # of one file's content
 
 Arrays = tuple[Tensor, Tensor]  # images (N, 1, H, W) uint8, labels (N,) int64
 
@@ -59,9 +59,10 @@ def read_torchvision(name: str, folder: Path, train: bool, download: bool) -> Ar
     from torchvision import datasets
 
     known = TORCHVISION[name]
+    refuse_processed(folder / known.folder)
     try:
         read = getattr(datasets, known.kind)(str(folder), train=train, download=download, **known.options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         where = folder / known.folder
         raise InputError(f"dataset: {name} cannot be read from {where} ({reason})") from None
@@ -71,6 +72,12 @@ def read_torchvision(name: str, folder: Path, train: bool, download: bool) -> Ar
     if name.startswith("emnist"):
         images = images.transpose(1, 2).contiguous()  # stored lying on their side
     return _checked(f"dataset: {name}", images.numpy(), labels.numpy())
+
+
+def refuse_processed(folder: Path) -> None:
+    """Raise `InputError` where torchvision would unpickle a file from its older versions."""
+    if (folder / "processed").exists():
+        raise InputError(f"dataset: {folder / 'processed'} may hold pickled files (delete it)")
 
 
 def read_idx(folder: Path, train: bool) -> Arrays:
@@ -142,6 +149,8 @@ def _read_idx_file(path: Path) -> np.ndarray:
     with _opened(path) as file:
         sizes = _read_header(path, file)
         wanted = math.prod(sizes)
+        if path.suffix != ".gz" and path.stat().st_size < wanted:
+            raise InputError(f"dataset: {path} is truncated (its header says {wanted:,} bytes)")
         content = file.read(wanted + 1)
     if len(content) != wanted:
         got = "more" if len(content) > wanted else f"{len(content):,}"

@@ -24,8 +24,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
-from .errors import InputError, NoResultError
-from .files import check_writable
+from .errors import InputError, NoResultError, StorageLostError
+from .files import check_regular, check_writable
 from .owner import OWNER, is_alive
 
 DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
@@ -55,13 +55,21 @@ def open_storage(url: str, on_stale: StaleTrial | None = None, *, create: bool =
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own display shows every trial
     # An interrupted statement would be logged with a traceback; what matters is raised, too.
     logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
+    made = file is not None and not file.parent.exists()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if file is not None and made:
+                file.parent.mkdir(parents=True)
             if url.startswith(JOURNAL):
-                return JournalStorage(JournalFileBackend(str(file), _MendingLock(str(file))))
+                journal = str(Path(str(file)).absolute())  # the lock links to it
+                return JournalStorage(JournalFileBackend(journal, _MendingLock(journal)))
             return _open_database(url, on_stale, sqlite=file is not None)
-    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError, LookupError, TypeError,
+            AssertionError) as error:  # fmt: skip
+        if file is not None and made:
+            with contextlib.suppress(OSError):
+                file.parent.rmdir()
         raise InputError(f"storage: {shown(url)!r} cannot be opened ({_reason(error)})") from None
 
 
@@ -87,10 +95,15 @@ def file_of(url: str) -> Path | None:
 
 def shown(url: str) -> str:
     """A storage's URL as it may be printed and stored: without the password."""
+    if url.startswith(JOURNAL):
+        return url
     try:
-        return url if url.startswith(JOURNAL) else make_url(url).render_as_string(hide_password=True)
+        parsed = make_url(url)
     except ArgumentError:
         return url  # no URL: there is no password in it
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
 
 
 def artifact_folder(url: str) -> Path:
@@ -106,7 +119,7 @@ def dashboard_command(url: str) -> str:
 
 @contextlib.contextmanager
 def losing(url: str) -> Iterator[None]:
-    """Turn the loss of a storage (no server any more, no disk space...) into a `NoResultError`."""
+    """Turn the loss of a storage (no server any more, no disk space...) into a `StorageLostError`."""
     try:
         yield
     except (InputError, NoResultError, ConnectionError):  # the last: a screen that was closed
@@ -116,7 +129,7 @@ def losing(url: str) -> Iterator[None]:
         if lost is None:
             raise
         kept = "what is stored is kept, and the same command goes on"
-        raise NoResultError(f"storage: {shown(url)} failed ({_reason(lost)}); {kept}") from None
+        raise StorageLostError(f"storage: {shown(url)} failed ({_reason(lost)}); {kept}") from None
 
 
 def _storage_error(error: BaseException | None) -> BaseException | None:
@@ -221,13 +234,12 @@ def _drop_torn_line(journal: Path) -> None:
 
 
 def _check_file(path: Path, create: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"storage: {path} is a folder (use a file)")
+    with contextlib.suppress(FileNotFoundError):
+        check_regular(path, "storage")
     if not path.exists():
         if not create:
             raise InputError(f"storage: {path} does not exist (make it with python -m nas_mnist.search)")
         check_writable(path.parent, "storage")
-        path.parent.mkdir(parents=True, exist_ok=True)
     elif not os.access(path, os.R_OK | os.W_OK):
         raise InputError(f"storage: {path} is not writable")
 

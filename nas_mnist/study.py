@@ -17,7 +17,7 @@ from .cost import Budget, cost_of
 from .errors import InputError, NoResultError
 from .objective import Objective, Verdict, verdict_of
 from .owner import OWNER
-from .recovery import UNSIGNED, recover, requeue, requeue_once, running
+from .recovery import recover, requeue, requeue_once, running
 from .space import Draws, RandomDraws, SearchSpace, Survey
 from .stopping import Halving
 from .storages import open_storage, shown
@@ -35,6 +35,7 @@ ADVICE = {  # by the reason
     "out of memory": "use fewer workers or smaller batches",
     "device failed": "see what the system says of it, or use --device cpu",
 }
+MAKING = 10  # seconds; a study that is not complete by then was left so by a process that died
 POLL = 1.0  # seconds between two looks at what other processes train
 
 
@@ -112,9 +113,13 @@ def open_study(
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
-        deadline = time.monotonic() + UNSIGNED
+        deadline = time.monotonic() + MAKING
         while IDENTITY not in study.user_attrs and time.monotonic() < deadline:
             time.sleep(POLL)  # another process makes it just now, or died while it did
+    if not _may_be_ours(study):
+        raise InputError(
+            f"study: {name!r} in {shown(url)} was not made by this program (use --study NEW_NAME)"
+        )
     if IDENTITY not in study.user_attrs:
         _furnish(study, identity, facts, first)
     if differences := identity.differences(study.user_attrs[IDENTITY]):
@@ -122,6 +127,16 @@ def open_study(
             f"study: {name!r} was made with {'; '.join(differences)} (use the same, or --study NEW_NAME)"
         )
     return study
+
+
+def _may_be_ours(study: optuna.Study) -> bool:
+    """Whether a study is new, or has at least an identity as this program stores it."""
+    if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
+        return False
+    identity = study.user_attrs.get(IDENTITY)
+    waits = (TrialState.WAITING,)
+    new = len(study.get_trials(deepcopy=False)) == len(study.get_trials(deepcopy=False, states=waits))
+    return isinstance(identity, dict) or (identity is None and new)
 
 
 def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], first: Draws | None) -> None:
@@ -247,6 +262,8 @@ def _optimize_one(study: optuna.Study, objective: Objective) -> FrozenTrial:
             raise
         # This process was away for so long that another one has ended its trial.
         return next(trial for trial in study.get_trials() if trial.number == objective.running)
+    if objective.interrupted:  # while the trial ended, and its end came first
+        raise KeyboardInterrupt
     return ended[0]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import zoo
 from .classifier import Classifier
-from .errors import InputError, NoResultError
+from .errors import InputError, NoResultError, stored_by_others
 
 
 def find_classifier(
@@ -40,7 +40,9 @@ def _winner(study: str, storage: str) -> Path:
     if winner is None:
         again = f"python -m nas_mnist.search --study {study}"
         raise NoResultError(f"the winner of study {study!r} is not trained yet (continue with {again})")
-    return _in_folder(Path(winner["folder"]))
+    with stored_by_others(f"study: {study!r}"):
+        folder = Path(winner["folder"])
+    return _in_folder(folder)
 
 
 def _in_folder(folder: Path) -> Path:

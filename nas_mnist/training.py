@@ -70,9 +70,28 @@ def train(
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
     Every epoch is scored on ``score_on``, or the last one only: the last in float32, those before it in
     the device's `number_type`. With the last result the model holds the weights that were scored: the
-    running average where the recipe keeps one. Raises `TrainingError` when the loss is not finite, and
-    `InputError` for fewer images than one batch.
+    running average where the recipe keeps one. Raises `TrainingError` when the loss is not finite, or the
+    device fails or is out of memory, and `InputError` for fewer images than one batch.
     """
+    try:
+        yield from _train(model, data, recipe, seed, score_on, last_only, halfway, plain)
+    except (RuntimeError, MemoryError) as error:
+        reason = None if isinstance(error, NoResultError) else device_failure(error)
+        if reason is None:
+            raise
+        raise TrainingError(reason) from None
+
+
+def _train(
+    model: Network,
+    data: Images,
+    recipe: Recipe,
+    seed: int,
+    score_on: Images | None,
+    last_only: bool,
+    halfway: bool,
+    plain: bool,
+) -> Iterator[EpochResult]:
     recipe = recipe.fitted(len(data))
     check_enough(data, recipe)
     device = data.images.device

@@ -549,10 +549,17 @@ def test_a_study_of_another_program_is_refused_in_one_line(
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     for name, value in attributes.items():
         study.set_user_attr(name, value)
-    for command in (["report"], ["reproduce", "best", *SMALL], ["export", "best", "--to", "onnx"]):
+    before = len(study.trials)
+    for command in (
+        ["report"],
+        ["reproduce", "best", *SMALL],
+        ["export", "best", "--to", "onnx"],
+        ["search", *SMALL],
+    ):
         ended = invoke(*command, "--storage", "sqlite:///plain.db")
         assert (ended.code, ended.err.count("\n")) == (2, 1)
-        assert "was not made by this program" in ended.err
+        assert "was not made " in ended.err or "was made with" in ended.err
+    assert len(study.trials) == before
 
 
 def test_a_number_of_thousands_of_digits_in_a_file_is_refused(work: Path, invoke: Runner) -> None:

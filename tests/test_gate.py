@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,8 @@ from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist import study as studies
 from nas_mnist.cost import cost_of
 from nas_mnist.errors import NoResultError
-from nas_mnist.objective import Objective, Verdict, Watcher, verdict_of
+from nas_mnist.objective import Objective, Verdict, Watcher, _seen_before, verdict_of
+from nas_mnist.owner import DEATHS, RETRY_OF
 from nas_mnist.recipe import Recipe
 from nas_mnist.space import Replay
 from nas_mnist.storages import losing
@@ -159,7 +161,7 @@ def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study,
     study, _, budget = searched
     assert len(done(study)) == TRIALS
     for trial in done(study):
-        architecture = Architecture.make(trial.user_attrs["architecture"])
+        architecture = Architecture.from_json(trial.user_attrs["architecture"])
         assert architecture.key == trial.user_attrs["key"]
         assert cost_of(architecture).params == trial.user_attrs["n_params"] <= budget
         assert cost_of(architecture).macs == trial.user_attrs["macs"]
@@ -359,6 +361,52 @@ def test_a_full_disk_ends_the_search_in_one_line_and_room_lets_it_go_on(url: str
     assert not study.get_trials(states=(TrialState.RUNNING,))
     keys = [trial.user_attrs["key"] for trial in study.trials if (kind := verdict_of(trial)) and kind.counts]
     assert len(keys) == len(set(keys))
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def picture_fails(*_: object) -> None:
+    raise OSError("no space left for a picture")
+
+
+@pytest.mark.parametrize("what", ["the last epoch", "the end", "a picture"])
+def test_nothing_comes_between_a_trial_and_its_end(url: str, tiny_data, what: str) -> None:
+    learn, choose = tiny_data.split()
+    watcher = {
+        "the last epoch": Watcher(
+            lambda *_: None, lambda _, result: interrupt() if result.epoch == EPOCHS else None
+        ),
+        "the end": Watcher(lambda *_: None, lambda *_: None, interrupt),
+        "a picture": Watcher(lambda *_: None, lambda *_: None, picture_fails),
+    }[what]
+    space = SearchSpace.from_toml(THREE)
+    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", 20_000, EPOCHS)
+    study = studies.open_study(url, "s", identity, {}, None)
+    objective = Objective(space, Budget(20_000), RECIPE, learn, choose, 0, watcher)
+    with contextlib.nullcontext() if what == "a picture" else pytest.raises(KeyboardInterrupt):
+        studies.search(study, objective, 1, seed="0")
+    (trial,) = load(url).trials
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == trial.intermediate_values[EPOCHS]
+    assert trial.user_attrs["verdict"] == "trained"
+
+
+def test_a_candidate_whose_process_died_twice_is_given_up(url: str) -> None:
+    study = optuna.create_study(study_name="s", storage=url)
+    first, second, third = (study.ask() for _ in range(3))
+    for trial in (first, second, third):
+        trial.set_user_attr("key", "k")
+    study.tell(first, state=TrialState.FAIL)
+    assert _seen_before(third, "k") == second.number  # it runs
+    second.set_user_attr(RETRY_OF, first.number)
+    second.set_user_attr(DEATHS, 1)
+    study.tell(second, state=TrialState.FAIL)
+    assert _seen_before(third, "k") == second.number
+    assert _seen_before(third, "another") is None
+    third.set_user_attr(RETRY_OF, second.number)  # the second one was interrupted, and is tried again
+    assert _seen_before(third, "k") is None
 
 
 def ended(verdict: Verdict, reason: str, minute: int) -> FrozenTrial:

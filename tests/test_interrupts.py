@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,19 @@ def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
         timeout=20,
     )
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_while_libraries_load_says_how_to_go_on(tmp_path: Path, name: str) -> None:
+    """A torch that is only half loaded when the signal comes."""
+    (tmp_path / "torch.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(30)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "nas_mnist.search", "--trials", "3"],
+        check=False, capture_output=True, text=True, timeout=20, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (INTERRUPTED, "")
+    assert ended.stdout == "Interrupted. Continue with:\npython -m nas_mnist.search --trials 3\n"
+    assert {path.name for path in tmp_path.iterdir()} <= {"torch.py", "__pycache__"}

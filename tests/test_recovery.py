@@ -95,7 +95,7 @@ def test_several_searches_may_make_one_study_at_the_same_time(url: str) -> None:
 
 
 def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_mnist.study.UNSIGNED", 0)
+    monkeypatch.setattr("nas_mnist.study.MAKING", 0)
     optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
     study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
     assert study.user_attrs == FACTS | {"identity": vars(IDENTITY)}
@@ -169,17 +169,25 @@ def test_a_process_that_dies_while_it_recovers_loses_nothing(study: optuna.Study
 
 @pytest.mark.parametrize(
     ("verdict", "state", "value"),
-    [("trained", TrialState.COMPLETE, 0.9), ("stopped early", TrialState.PRUNED, 0.9)],
+    [
+        ("trained", TrialState.COMPLETE, 0.9),
+        ("stopped early", TrialState.PRUNED, 0.9),
+        ("", TrialState.COMPLETE, 0.9),  # after the last epoch, before the verdict
+    ],
 )
 def test_a_trial_that_had_come_to_its_end_gets_it(
     study: optuna.Study, dead: dict[str, Any], verdict: str, state: TrialState, value: float
 ) -> None:
+    last = IDENTITY.epochs if not verdict else 1
+    study.set_user_attr("identity", vars(IDENTITY))
     trial = study.ask()
     trial.set_user_attr(OWNER, dead)
     trial.suggest_int("width", 1, 3)
-    trial.report(0.9, 1)
-    trial.set_user_attr("verdict", verdict)
+    trial.report(0.9, last)
+    if verdict:
+        trial.set_user_attr("verdict", verdict)
     recover(study)
+    assert study.trials[0].user_attrs["verdict"] == (verdict or "trained")
     assert (study.trials[0].state, study.trials[0].value) == (state, value)
     assert waiting(study) == []
 
@@ -215,7 +223,7 @@ def test_a_process_that_died_before_it_said_its_name_is_found_out_later(
     study.ask()
     recover(study)
     assert study.trials[0].state == TrialState.RUNNING
-    monkeypatch.setattr("nas_mnist.study.UNSIGNED", -1)
+    monkeypatch.setattr("nas_mnist.recovery.UNSIGNED", -1)
     recover(study)
     assert study.trials[0].state == TrialState.FAIL
     assert waiting(study) == [{"width": 2}]
@@ -235,6 +243,7 @@ def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wake
         return 0.5
 
     objective: Any = sleepy
+    objective.interrupted = False
     search(study, objective, 2, seed="0")
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
 

@@ -36,6 +36,7 @@ from nas_mnist import Architecture
 from nas_mnist.classifier import Classifier
 from nas_mnist.cost import cost_of
 from nas_mnist.data import DataSet
+from nas_mnist.errors import StorageLostError
 from nas_mnist.objective import Verdict, verdict_of
 from nas_mnist.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
 from nas_mnist.scoring import Normalizer, evaluate
@@ -290,6 +291,20 @@ def test_another_name_makes_another_study_in_the_same_file(copied: Path, invoke:
     names = optuna.get_all_study_names(f"sqlite:///{copied}/studies/nas_mnist.db")
     assert set(names) == {"nas_mnist", "second"}
     assert len(counted(stored(copied))) == TRIALS
+
+
+def test_a_storage_that_is_lost_ends_the_search_and_trains_no_winner(
+    copied: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise StorageLostError("storage: sqlite:///a.db failed (gone)")
+
+    monkeypatch.setattr("nas_mnist.plan.run_workers", lost)
+    before = listing(copied)
+    ended = invoke("search", *SEARCH, "--trials", TRIALS + 1)
+    assert (ended.code, ended.err) == (1, "error: storage: sqlite:///a.db failed (gone)\n")
+    assert "Ended early" not in ended.out
+    assert listing(copied) == before
 
 
 def test_a_search_may_choose_the_recipe_too(work: Path, invoke: Runner) -> None:

@@ -487,3 +487,15 @@ def test_a_recipe_is_varied_around_itself(recipe: Recipe) -> None:
         assert varied.model_dump(exclude=fixed) == recipe.model_dump(exclude=fixed)
         seen.add(varied.digest)
     assert len(seen) > 50
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_device_without_memory_is_a_training_that_failed(
+    five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nas_mnist.training.Step.run", no_memory)
+    with pytest.raises(TrainingError, match="out of memory"):
+        run(Recipe(epochs=1), five_thousand)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..cli import STORAGE, STUDY, as_path, check_in_use, check_name, run
+from ..errors import stored_by_others
 from ..files import check_writable, new_folder
 
 REPORTS = Path("reports")
@@ -31,21 +33,23 @@ def report(
     from .live import screen
     from .subjects import of_name, of_study
     from .tables import show
-    from .write import study_folder, write_report
+    from .write import chapters_of, study_folder, write_report
 
     loaded = [load_study(storage, name) for name in studies]
-    subjects = [of_name(name, data_folder) for name in what or []]
-    subjects += [of_study(one, data_folder) for one in loaded]
     check_writable(REPORTS, "reports")
     console = screen()
-    for subject in subjects:
-        show(console, subject)
+    with stored_by_others(f"report: {', '.join([*(what or []), *studies])}"):
+        subjects = [of_name(name, data_folder) for name in what or []]
+        subjects += [of_study(one, data_folder) for one in loaded]
+        chapters = chapters_of(subjects)
+        for subject in subjects:
+            show(console, subject)
     if len(subjects) > 1 or not (loaded or Path((what or [""])[0]).is_dir()):
-        name = "-and-".join(subject.name for subject in subjects)[:80]
-        folder = new_folder(REPORTS, check_name("report", name))
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", "-and-".join(subject.name for subject in subjects))
+        folder = new_folder(REPORTS, name.lstrip(".-")[:80] or "report")
     else:
         folder = study_folder(REPORTS, loaded[0]) if loaded else Path((what or [])[0])
-    console.print(f"Written: {write_report(folder, subjects)}")
+    console.print(f"Written: {write_report(folder, subjects, chapters)}")
 
 
 if __name__ == "__main__":

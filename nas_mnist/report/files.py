@@ -38,7 +38,7 @@ def write_runs(
     write_bytes(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     write_bytes(folder / "epochs.csv", epochs_csv(runs).encode())
     for run in runs:
-        weights = Classifier(run.model, run.normalizer).to_bytes()
+        weights = Classifier(run.model, run.normalizer, data.name.partition(":")[0]).to_bytes()
         write_bytes(folder / f"weights-seed-{run.seed}.safetensors", weights)
     return folder
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna.trial import Trial, TrialState
+from optuna.trial import Trial
 
 from ..architecture import Architecture
 from ..objective import Verdict
@@ -60,15 +61,16 @@ def note_trial(study: optuna.Study, number: int) -> None:
     from optuna_dashboard import save_note
 
     stored = study.get_trials(deepcopy=False)[number]
-    save_note(Trial(study, stored._trial_id), trial_note(stored.user_attrs))
+    save_note(Trial(study, stored._trial_id), trial_note(stored.user_attrs, stored.intermediate_values))
 
 
 def note_interrupted(study: optuna.Study) -> None:
     """Write the notes of the trials whose process could not write them."""
-    from optuna_dashboard import get_note
+    from optuna_dashboard._note import note_ver_key
 
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-        if not get_note(Trial(study, trial._trial_id)):
+    noted = study._storage.get_study_system_attrs(study._study_id)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and note_ver_key(trial._trial_id) not in noted:
             note_trial(study, trial.number)
 
 
@@ -90,7 +92,7 @@ def picture_trial(trial: Trial, artifacts: Path) -> None:
         upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
 
-def trial_note(attrs: dict[str, Any]) -> str:
+def trial_note(attrs: dict[str, Any], accuracies: Mapping[int, float]) -> str:
     """How the trial ended, what the candidate costs, and its layers; Markdown."""
     reason = f": {attrs['reason']}" if attrs.get("reason") else ""
     lines = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}", ""]
@@ -100,9 +102,12 @@ def trial_note(attrs: dict[str, Any]) -> str:
             f"{attrs['peak_memory']:,} bytes of activations at most",
             "",
         ]
+    if accuracies:
+        last = max(accuracies)
+        lines += [f"{accuracies[last]:.2%} of the validation images after epoch {last}", ""]
     if "seconds" in attrs:
         lines += [f"{attrs['images']:,} images trained on in {attrs['seconds']:,.1f} s", ""]
     if "architecture" in attrs:
-        table = layer_table(Architecture.make(attrs["architecture"]))
+        table = layer_table(Architecture.make(json.loads(attrs["architecture"])))
         lines += ["```text", table, "```"]
     return "\n".join(lines)

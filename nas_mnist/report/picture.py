@@ -103,7 +103,7 @@ def _draw_part(axes: Axes, position: int, line: Part, widest: int, total: int) -
         )
     axes.text(_TEXT, position - 0.17, line.title, va="center", fontsize=8.5)
     below = f"{channels} × {height} × {width}" + (f"; {line.details}" if line.details else "")
-    axes.text(_TEXT, position + 0.22, below, va="center", fontsize=7, color=SOFT)
+    axes.text(_TEXT, position + 0.22, below, va="center", fontsize=7.5, color=SOFT)
     if line.params:
         share = 1.5 * line.params / total
         bar = Rectangle((_RIGHT, position + 0.1), share, 0.2, facecolor=_COLOURS[line.kind], edgecolor="none")

@@ -87,7 +87,7 @@ def learning_curves(
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _error_axis(axes, "Validation error (%)")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -113,7 +113,7 @@ def seed_curves(
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _error_axis(axes, "Test error (%)")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -151,7 +151,10 @@ def comparison(names: Sequence[str], params: Sequence[int], tests: Sequence[Mapp
         error = _error(test["mean"])
         low, high = test["interval"] or (test["mean"], test["mean"])
         reach = [[error - _error(high)], [_error(low) - error]]
-        colour, marker = (BLUE, ORANGE, GREEN, RED, SKY)[position % 5], "os^Dv"[position % 5]
+        colour, marker = (
+            (BLUE, ORANGE, GREEN, RED, SKY)[position % 5],
+            "os^Dv"[(position + position // 5) % 5],
+        )
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=name, linestyle="")
     axes.set_xlim(0, 1.1 * max(params))
     _params_axis(axes)
@@ -168,7 +171,10 @@ def importance_bars(importances: Mapping[str, float]) -> Figure:
     shares = [importances[name] for name in names]
     axes.barh(names, shares, color=BLUE, height=0.65)
     for position, share in enumerate(shares):
-        axes.text(share, position, f"  {share:.0%}", va="center", fontsize=8)
+        axes.annotate(
+            *(f"{share:.0%}", (share, position)),
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
     axes.set_xlim(0, 1.15 * max(shares))
     axes.set_xlabel("Share of importance")
     axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))
@@ -223,7 +229,7 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
                 colour = SOFT if diagonal else DARK
                 axes.text(
                     *(column, row, str(count)),
-                    ha="center", va="center", color=colour, fontsize=7 if diagonal else 9,
+                    ha="center", va="center", color=colour, fontsize=8 if diagonal else 9,
                 )  # fmt: skip
     if size <= 30:
         axes.set_xticks(range(size))
@@ -233,6 +239,8 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.tick_params(length=0, labelsize=9 if size <= 12 or size > 30 else 6)
     if size > 12:  # too many for numbers
+        right = [row for row in range(size) if matrix[row][row]]
+        axes.scatter(right, right, s=(180 / size) ** 2 / 4, marker="s", color=FAINT)
         figure.colorbar(picture, label="Images", shrink=0.8)
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
@@ -246,12 +254,15 @@ def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]]) -> Figure:
     rows = -(-len(found) // columns)
     figure, axes = _axes(0.69 * high * rows)
     axes.axis("off")
+    colours = "gray_r" if images.mean() < 127.5 else "gray"  # dark on light, as the page is
     for position, (image, mistake) in enumerate(zip(images, found, strict=False)):
         left, top = 1.15 * (position % columns), high * (position // columns)
-        place = (left, left + 1, top + high, top + high - 1)
-        axes.imshow(255 - image, cmap="gray", vmin=0, vmax=255, extent=place, aspect="auto")
+        tall, wide = (side / max(image.shape) for side in image.shape)
+        middle, bottom = left + 0.5, top + high - (1 - tall) / 2
+        place = (middle - wide / 2, middle + wide / 2, bottom, bottom - tall)
+        axes.imshow(image, cmap=colours, vmin=0, vmax=255, extent=place, aspect="auto")
         words = f"{mistake['label']} as {mistake['predicted']}\n{mistake['confidence']:.0%} sure"
-        axes.text(left + 0.5, top + 0.38, words, ha="center", va="bottom", fontsize=7, linespacing=1.1)
+        axes.text(left + 0.5, top + 0.38, words, ha="center", va="bottom", fontsize=8, linespacing=1.0)
     axes.set_xlim(-0.1, 1.15 * columns)
     axes.set_ylim(high * rows, 0)
     return figure

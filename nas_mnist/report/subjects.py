@@ -56,14 +56,14 @@ def of_name(what: str, data_dir: Path | None) -> Subject:
     """A folder that `reproduce` wrote, a network of the zoo, or an architecture in a JSON file."""
     folder = Path(what)
     if (folder / "result.json").is_file():
-        return of_result(read_result(folder / "result.json"), folder.name, data_dir)
+        return of_result(read_result(folder / "result.json"), folder.resolve().name, data_dir)
     if folder.is_dir():
         raise InputError(f"report: {what} holds no result.json (use a folder that reproduce has written)")
     try:
         entry = zoo.load(what)
     except InputError as error:
         raise InputError(f"{error}, or a folder that holds a result.json") from None
-    return Subject(entry.name, entry.architecture, about=entry.about)
+    return Subject(entry.name, entry.architecture, about=entry.about, measured=entry.test_accuracies)
 
 
 def of_result(result: Mapping[str, Any], name: str, data_dir: Path | None) -> Subject:

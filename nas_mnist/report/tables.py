@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -139,7 +140,7 @@ def show(console: Console, subject: Subject) -> None:
     console.rule(subject.name)
     data = subject.result["data"] if subject.result else {}
     if note := data.get("note") or (subject.study.facts.get("data_note") if subject.study else ""):
-        console.print(f"[bold yellow]{note}[/bold yellow]")
+        console.print(f"[bold yellow]{escape(note)}[/bold yellow]")
     if subject.study:
         console.print(f"Trials: {counts_line(subject.study.counts)}")
         if best := best_rows(subject.study.rows, SHOWN):

@@ -52,13 +52,19 @@ def _holds_no_other(folder: Path, study: optuna.Study) -> bool:
     return isinstance(summary, dict) and (summary.get("study"), summary.get("identity")) == mine
 
 
-def write_report(folder: Path, subjects: Sequence[Subject]) -> Path:
+def chapters_of(subjects: Sequence[Subject]) -> list[Chapter]:
+    """Everything that a report of these subjects tells, before anything is written."""
+    return [chapter(subject) for subject in _distinct(subjects)]
+
+
+def write_report(folder: Path, subjects: Sequence[Subject], told: Sequence[Chapter] | None = None) -> Path:
     """Write ``report.html``, ``plots/*.png`` and ``plots/*.svg``; the path of the page.
 
     Of a single study also ``trials.csv`` and ``summary.json``. Files of these names from an earlier report
-    of the same folder are replaced; nothing else is touched.
+    of the same folder are replaced; nothing else is touched. ``told`` is what `chapters_of` made of the same
+    subjects, where it was called before.
     """
-    chapters = [chapter(subject) for subject in _distinct(subjects)]
+    chapters = list(told or chapters_of(subjects))
     figures = {
         f"{one.subject.name}-{name}" if len(chapters) > 1 else name: figure
         for one in chapters

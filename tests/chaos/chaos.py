@@ -58,6 +58,8 @@ RECIPE = "batch_size = 64\nlearning_rate = 0.1\n"
 COUNTS = ("trained", "stopped early", "failed")
 STARTING = 10.0  # seconds; one kill in four comes so early
 ENDING = 15.0  # seconds; what a search does after its candidates takes about so long
+PARTS = ("everything", "one worker", "the parent", "asked to end")  # what a kill hits
+EPOCHS = 3
 ORPHANED = 60.0  # seconds; by then workers without a parent must have ended
 STORAGES = ("sqlite", "journal", "postgresql")
 
@@ -88,9 +90,10 @@ class Chaos:
         (folder / "space.toml").write_text(SPACE)
         (folder / "recipe.toml").write_text(RECIPE)
         command = [sys.executable, "-m", "nas_mnist.search", "--dataset", "mnist-5k", "--device", "cpu"]
-        command += ["--space", "space.toml", "--recipe", "recipe.toml", "--epochs", "3"]
+        command += ["--space", "space.toml", "--recipe", "recipe.toml", "--epochs", str(EPOCHS)]
         command += [] if retrain else ["--no-retrain"]
-        command += ["--trials", str(self.trials), "--workers", str(self.workers), "--storage", self.url]
+        url = self.url.replace(f"{self.folder}/", "") if self.url.startswith("journal:") else self.url
+        command += ["--trials", str(self.trials), "--workers", str(self.workers), "--storage", url]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.starts += 1
         with self.log.open("ab") as log:
@@ -116,15 +119,20 @@ class Chaos:
             if running.poll() is not None:
                 self.ended_early(running.returncode, kills)
                 break
-            self.kill(running, rng.choices(("everything", "one worker", "the parent"), (6, 2, 2))[0])
+            self.kill(running, rng.choices(PARTS, (5, 2, 2, 1))[0])
             time.sleep(0.2)
             self.look()
 
     def kill(self, running: subprocess.Popen[bytes], what: str) -> None:
-        """Kill a search, all of it or a part; in the end nothing of it runs."""
+        """Kill a search, all of it or a part, or ask it to end (SIGTERM); in the end nothing of it runs."""
         workers = _workers(running.pid)
         self.kills += 1
-        if what == "one worker" and workers:
+        if what == "asked to end" and workers:
+            running.terminate()
+            _wait(running, ORPHANED)
+            if running.poll() != 130:
+                self.wrong.append(f"asked to end it ended with code {running.returncode}")
+        elif what == "one worker" and workers:
             os.kill(workers[0], signal.SIGKILL)
             _wait(running, 3.0)
             if running.poll() not in (None, 0) and len(workers) > 1:
@@ -137,7 +145,7 @@ class Chaos:
                 time.sleep(0.2)
             if _group(running.pid):
                 self.wrong.append("workers went on without their parent")
-        else:
+        elif what != "at the end":
             what = "everything"
         self.killed[what] += 1
         with contextlib.suppress(ProcessLookupError):
@@ -150,8 +158,7 @@ class Chaos:
             running = self.start(retrain=True)
             _wait(running, rng.uniform(1, ENDING))
             if running.poll() is None:
-                self.kill(running, "everything")
-                self.killed["at the end"] += 1
+                self.kill(running, "at the end")
         code = self.start(retrain=True).wait(600)
         reports = self.folder / "reports"
         results = list(reports.rglob("result.json"))
@@ -232,8 +239,16 @@ class Chaos:
         keys = Counter(
             trial.user_attrs["key"] for trial in stored if trial.user_attrs.get("verdict") in COUNTS
         )
-        self.repeated = sum(count - 1 for count in keys.values())
+        whole = Counter(
+            trial.user_attrs["key"] for trial in stored if trial.user_attrs.get("epochs") == EPOCHS
+        )
+        self.repeated = sum(count - 1 for counts in (keys, whole) for count in counts.values() if count > 1)
         found += [f"candidate {key} was trained {count} times" for key, count in keys.items() if count > 1]
+        found += [
+            f"candidate {key} was at its end {count} times" for key, count in whole.items() if count > 1
+        ]
+        if not self.seen:
+            found.append("no trial had ended before a kill")
         if "Traceback" in self.log.read_text(errors="replace"):
             found.append("a traceback was printed")
         running = [trial.number for trial in stored if trial.state == TrialState.RUNNING]
