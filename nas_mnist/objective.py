@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +22,10 @@ from .stopping import FIRST_LOSS
 if TYPE_CHECKING:
     from .data import Images
     from .training import EpochResult
+
+
+# System attributes of a trial: as user attributes they would make its page in the dashboard very wide.
+ARCHITECTURE, RECIPE = "nas_mnist:architecture", "nas_mnist:recipe"
 
 
 class Verdict(StrEnum):
@@ -186,9 +189,8 @@ def _describe(trial: Trial, candidate: Candidate, cost: Cost) -> None:
     trial.set_user_attr("macs", cost.macs)
     trial.set_user_attr("peak_memory", cost.peak_memory)
     trial.set_user_attr("key", candidate.key)
-    # As text with spaces, so that the dashboard can break the lines.
-    trial.set_user_attr("architecture", json.dumps(candidate.architecture.model_dump(mode="json")))
-    trial.set_user_attr("recipe", json.dumps(candidate.recipe.model_dump(mode="json")))
+    for name, data in ((ARCHITECTURE, candidate.architecture), (RECIPE, candidate.recipe)):
+        trial.storage.set_trial_system_attr(trial._trial_id, name, data.model_dump(mode="json"))
 
 
 def _seen_before(trial: Trial, key: str) -> int | None:

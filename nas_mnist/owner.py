@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import socket
 import time
@@ -50,13 +51,16 @@ def is_alive(owner: Mapping[str, Any] | None) -> bool:
 
 @functools.cache
 def _place() -> str:
-    """Host name, boot and process namespace: containers on one machine do not see each other's processes."""
+    """The host's name, and a digest of it, of the boot and of the process namespace.
+
+    Containers on one machine do not see each other's processes.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     parts = [socket.gethostname()]
     parts += [boot.read_text().strip()] if boot.is_file() else []
     parts += [str(namespace.readlink())] if namespace.is_symlink() else []
-    return " ".join(parts)
+    return f"{parts[0]} {hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 
 def _started(pid: int) -> str | None:

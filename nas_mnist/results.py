@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from .cost import Budget
-from .objective import Verdict, verdict_of
+from .objective import ARCHITECTURE, RECIPE, Verdict, verdict_of
 from .stopping import FIRST_LOSS
 
 if TYPE_CHECKING:
@@ -69,15 +68,9 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         validation_loss=attrs.get("validation_loss"),
         seconds=attrs.get("seconds", 0.0),
         key=attrs.get("key"),
-        architecture=_data(attrs.get("architecture")),
-        recipe=_data(attrs.get("recipe")),
+        architecture=trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")),
+        recipe=trial.system_attrs.get(RECIPE, attrs.get("recipe")),
     )
-
-
-def _data(stored: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """What is stored as JSON in a text."""
-    data: dict[str, Any] | None = json.loads(stored) if isinstance(stored, str) else stored
-    return data
 
 
 def trial_rows(study: optuna.Study) -> list[TrialRow]:

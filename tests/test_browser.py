@@ -150,6 +150,7 @@ def test_the_dashboard_shows_a_trials_note_and_picture(browser, dashboard: tuple
     text = browser.find_element(By.TAG_NAME, "body").text
     assert "Total params:" in text
     assert "n_params" in text
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 1400
     if pictures:
         wait.until(shows_a_picture)
         keep(browser, "dashboard-trial")

@@ -18,7 +18,7 @@ from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist import study as studies
 from nas_mnist.cost import cost_of
 from nas_mnist.errors import NoResultError
-from nas_mnist.objective import Objective, Verdict, Watcher, _seen_before, verdict_of
+from nas_mnist.objective import ARCHITECTURE, Objective, Verdict, Watcher, _seen_before, verdict_of
 from nas_mnist.owner import DEATHS, RETRY_OF
 from nas_mnist.recipe import Recipe
 from nas_mnist.space import Replay
@@ -161,7 +161,7 @@ def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study,
     study, _, budget = searched
     assert len(done(study)) == TRIALS
     for trial in done(study):
-        architecture = Architecture.from_json(trial.user_attrs["architecture"])
+        architecture = Architecture.make(trial.system_attrs[ARCHITECTURE])
         assert architecture.key == trial.user_attrs["key"]
         assert cost_of(architecture).params == trial.user_attrs["n_params"] <= budget
         assert cost_of(architecture).macs == trial.user_attrs["macs"]

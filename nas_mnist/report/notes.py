@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from ..architecture import Architecture
-from ..objective import Verdict
+from ..objective import ARCHITECTURE, Verdict
 from ..results import budget_of
 from .layers import layer_table
 
@@ -61,7 +60,7 @@ def note_trial(study: optuna.Study, number: int) -> None:
     from optuna_dashboard import save_note
 
     stored = study.get_trials(deepcopy=False)[number]
-    save_note(Trial(study, stored._trial_id), trial_note(stored.user_attrs, stored.intermediate_values))
+    save_note(Trial(study, stored._trial_id), trial_note(stored))
 
 
 def note_interrupted(study: optuna.Study) -> None:
@@ -92,8 +91,9 @@ def picture_trial(trial: Trial, artifacts: Path) -> None:
         upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
 
-def trial_note(attrs: dict[str, Any], accuracies: Mapping[int, float]) -> str:
+def trial_note(trial: FrozenTrial) -> str:
     """How the trial ended, what the candidate costs, and its layers; Markdown."""
+    attrs, accuracies = trial.user_attrs, trial.intermediate_values
     reason = f": {attrs['reason']}" if attrs.get("reason") else ""
     lines = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}", ""]
     if "n_params" in attrs:
@@ -107,7 +107,7 @@ def trial_note(attrs: dict[str, Any], accuracies: Mapping[int, float]) -> str:
         lines += [f"{accuracies[last]:.2%} of the validation images after epoch {last}", ""]
     if "seconds" in attrs:
         lines += [f"{attrs['images']:,} images trained on in {attrs['seconds']:,.1f} s", ""]
-    if "architecture" in attrs:
-        table = layer_table(Architecture.make(json.loads(attrs["architecture"])))
+    if architecture := trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")):
+        table = layer_table(Architecture.make(architecture))
         lines += ["```text", table, "```"]
     return "\n".join(lines)
