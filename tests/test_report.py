@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -23,6 +24,7 @@ from nas_mnist.cost import Cost
 from nas_mnist.objective import Verdict
 from nas_mnist.report import plots
 from nas_mnist.report.live import SearchDisplay, screen
+from nas_mnist.report.notes import trial_note
 from nas_mnist.report.picture import parts
 from nas_mnist.report.write import study_folder
 from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows, winner_of
@@ -353,3 +355,16 @@ def test_a_studys_word_does_not_lead_out_of_the_reports_folder(tmp_path: Path) -
 
 def test_every_way_to_end_has_its_place_in_the_picture() -> None:
     assert {verdict for verdict, _, _ in plots._SPENT_ON} == set(Verdict)
+
+
+def test_a_trial_whose_process_died_at_any_moment_has_a_note(finished: tuple[Path, Ended]) -> None:
+    study = optuna.load_study(study_name="nas_mnist", storage=f"sqlite:///{finished[0]}/studies/nas_mnist.db")
+    whole = study.trials[0]
+    for known in range(len(whole.user_attrs)):
+        partly = copy.deepcopy(whole)
+        partly.user_attrs = dict(list(whole.user_attrs.items())[:known])
+        note = trial_note(partly)
+        assert note.startswith("**")
+        assert "Total params:" in note
+        partly.system_attrs = {}
+        assert "Total params:" not in trial_note(partly)
