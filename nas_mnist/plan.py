@@ -194,7 +194,8 @@ class Plan:
         if self.task.vary_recipe:
             own, usual = self._recipe_of(winner).model_dump(), self.task.recipe.model_dump()
             changed = {name: value for name, value in own.items() if value != usual[name]}
-            say(f"Its recipe differs in: {changed or 'nothing'}", markup=False)
+            words = ", ".join(f"{name} {value}" for name, value in changed.items())
+            say(f"Its recipe differs in: {words or 'nothing'}", markup=False)
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"

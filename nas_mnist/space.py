@@ -6,6 +6,7 @@ replayed trial and a plain random draw are the same code.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -210,7 +211,11 @@ class SearchSpace(_Keys):
         """The space called ``name`` in the package, or the one in a TOML file; raises `InputError`."""
         if name in SPACES:
             return cls.from_toml(resources.files("nas_mnist.spaces").joinpath(f"{name}.toml").read_text())
-        return cls.from_toml(read_text(Path(name).expanduser(), "space"), name)
+        path = Path(name).expanduser()
+        if not name.endswith(".toml") and not os.path.lexists(path):
+            known = ", ".join(SPACES)
+            raise InputError(f"space: {name!r} is not known (use {known} or a file ending in .toml)")
+        return cls.from_toml(read_text(path, "space"), name)
 
     @property
     def digest(self) -> str:

@@ -234,7 +234,7 @@ def _drop_torn_line(journal: Path) -> None:
 
 
 def _check_file(path: Path, create: bool) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         check_regular(path, "storage")
     if not path.exists():
         if not create:

@@ -36,9 +36,11 @@ def find_classifier(
 def _winner(study: str, storage: str) -> Path:
     from .study import load_study
 
-    winner = load_study(storage, study).user_attrs.get("winner")
+    facts = load_study(storage, study).user_attrs
+    winner = facts.get("winner")
     if winner is None:
-        again = f"python -m nas_mnist.search --study {study}"
+        again = str(facts.get("command") or f"python -m nas_mnist.search --study {study}")
+        again = again.replace(" --no-retrain", "")
         raise NoResultError(f"the winner of study {study!r} is not trained yet (continue with {again})")
     with stored_by_others(f"study: {study!r}"):
         folder = Path(winner["folder"])

@@ -96,7 +96,7 @@ def trial_note(trial: FrozenTrial) -> str:
     attrs, accuracies = trial.user_attrs, trial.intermediate_values
     reason = f": {attrs['reason']}" if attrs.get("reason") else ""
     lines = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}", ""]
-    if "peak_memory" in attrs:  # the last of the three: a process may die at any moment
+    if {"n_params", "macs", "peak_memory"} <= set(attrs):  # a process may die at any moment
         lines += [
             f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds, "
             f"{attrs['peak_memory']:,} bytes of activations at most",
@@ -105,7 +105,7 @@ def trial_note(trial: FrozenTrial) -> str:
     if accuracies:
         last = max(accuracies)
         lines += [f"{accuracies[last]:.2%} of the validation images after epoch {last}", ""]
-    if "images" in attrs:
+    if {"images", "seconds"} <= set(attrs):
         lines += [f"{attrs['images']:,} images trained on in {attrs['seconds']:,.1f} s", ""]
     if architecture := trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")):
         table = layer_table(Architecture.make(architecture))
