@@ -314,11 +314,11 @@ def test_a_storage_that_is_lost_ends_the_search_and_trains_no_winner(
 
 def test_a_search_may_choose_the_recipe_too(work: Path, invoke: Runner) -> None:
     furnish(work)
-    ended = invoke("search", *SEARCH, "--trials", 3, "--search-recipe", "--workers", 1)
+    ended = invoke("search", *SEARCH, "--epochs", 1, "--trials", 2, "--search-recipe", "--workers", 1)
     assert (ended.code, ended.err) == (0, "")
     assert "Its recipe differs in: " in ended.out
     study = stored(work)
-    assert len({trial.user_attrs["key"] for trial in counted(study)}) == 3
+    assert len({trial.user_attrs["key"] for trial in counted(study)}) == 2
     drawn = {name for trial in study.trials for name in trial.params if name.startswith("recipe.")}
     assert drawn == {
         f"recipe.{name}" for name in ("learning_rate", "augmentation", "label_smoothing", "average")
