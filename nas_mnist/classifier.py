@@ -33,7 +33,7 @@ class Classifier:
 
     model: Network  # on the CPU
     normalizer: Normalizer
-    data: str = "mnist"  # the data set that it was trained on, as `data.load` takes it
+    data: str = "mnist"  # the data set that it was trained on: what `data.load` takes, up to a colon
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

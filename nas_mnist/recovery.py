@@ -57,6 +57,7 @@ def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def running(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that some process runs, or ran when it died."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
