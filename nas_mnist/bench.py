@@ -87,13 +87,14 @@ def bench(
         found["times_faster_with"] = tricks
         console.print(tricks_table(tricks))
     found["workers"] = measure.measure_workers(reference, data, repeats)
+    found["seeds"] = measure.measure_together(reference, data, repeats)
     if seeds:
         found["time"] = measure.measure_time_to(reference, everything, where, seeds)
     found["counting"] = measure.measure_counting()
     found["building"] = measure.measure_building(reference)
     found["storage"] = measure.measure_storage()
     found["starting_seconds"] = measure.measure_starting()
-    for name in ("workers", "time", "counting", "building", "storage", "starting_seconds"):
+    for name in ("workers", "seeds", "time", "counting", "building", "storage", "starting_seconds"):
         if name not in found:
             continue
         console.print(facts_table(name.replace("_", ", in ").capitalize(), found[name]))

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import extending, njit, prange, types
 
 NO_POOL, MAX_POOL, AVERAGE_POOL = 0, 1, 2
@@ -75,12 +75,27 @@ class _BFloat16(ir.Type):
         return hash(_BFloat16)
 
 
+# Without such an instruction LLVM calls a function that is in no library of ours.
+_ROUNDS_IN_HARDWARE = bool(binding.get_host_cpu_features().get("avx512bf16"))
+
+
 @_intrinsic
 def _rounded(_: Any, number: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def by_hardware(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(builder.fptrunc(arguments[0], _BFloat16()), ir.IntType(16))
 
-    return types.uint16(types.float32), generate
+    def by_hand(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], word)
+        above = builder.lshr(bits, ir.Constant(word, 16))
+        odd = builder.and_(above, ir.Constant(word, 1))  # ties go to even
+        nearest = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
+        quiet = builder.or_(above, ir.Constant(word, 0x40))
+        not_a_number = builder.fcmp_unordered("uno", arguments[0], arguments[0])
+        rounded = builder.select(not_a_number, quiet, builder.lshr(nearest, ir.Constant(word, 16)))
+        return builder.trunc(rounded, ir.IntType(16))
+
+    return types.uint16(types.float32), by_hardware if _ROUNDS_IN_HARDWARE else by_hand
 
 
 def _load(number: Any) -> Any:

@@ -5,6 +5,7 @@ Contenders take turns (`turns`), so that a machine whose speed drifts is unfair 
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import subprocess
@@ -36,7 +37,8 @@ from .model import Network, build
 from .recipe import Recipe, load_recipe
 from .scoring import Normalizer, evaluate
 from .space import RandomDraws, SearchSpace
-from .training import train
+from .tasks import TOGETHER
+from .training import train, train_together
 from .workers import Desk, auto_workers, run_workers
 
 BATCH = 64  # images a step, as in the published log, for every contender
@@ -147,6 +149,40 @@ def _ours(trained: dict[str, Network], architecture: Architecture, data: Images)
     model = trained["ours"] = build(architecture, 0).to(data.images.device)
     (epoch,) = train(model, data, recipe, seed=0)
     return epoch.images / epoch.seconds
+
+
+def measure_together(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
+    """Images a second of several seeds, all of them counted, turn by turn: one after the other, and at once.
+
+    On CUDA also one after the other without recorded steps.
+    """
+    recipe = load_recipe("default").with_epochs(1)
+    device = data.images.device
+    seeds = range(TOGETHER if device.type == "cuda" else 2)
+
+    def together() -> float:
+        models = [build(architecture, seed).to(device) for seed in seeds]
+        (epochs,) = train_together(models, data, recipe, seeds=seeds)
+        return sum(epoch.images for epoch in epochs) / sum(epoch.seconds for epoch in epochs)
+
+    def one() -> float:
+        (epoch,) = train(build(architecture, 0).to(device), data, recipe, seed=0)
+        return epoch.images / epoch.seconds
+
+    def unrecorded() -> float:
+        with mock.patch("nas_mnist.step.EAGER", math.inf):
+            return one()
+
+    contenders = {"one after the other": one, f"{len(seeds)} seeds at once": together}
+    if device.type == "cuda":
+        contenders["one after the other, steps not recorded"] = unrecorded
+    speeds = turns(contenders, repeats)
+    found: dict[str, float] = {name: round(statistics.median(speed)) for name, speed in speeds.items()}
+    return found | {
+        f"times faster at once than {name}": _ratio(speeds[f"{len(seeds)} seeds at once"], speeds[name])
+        for name in contenders
+        if name.startswith("one")
+    }
 
 
 def _convolutions(architecture: Architecture, device: torch.device) -> Contender:

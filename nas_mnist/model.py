@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,18 +17,21 @@ class Network(nn.Module):
 
     The module at position ``i`` of ``layers`` is the architecture's layer ``i``, so that the names in a
     ``state_dict`` follow from the architecture alone.
+
+    With ``copies`` it is as many networks side by side, each with weights of its own, that run as one:
+    images (N, copies * C, H, W) in, class scores (N, copies * classes) out, one copy after the other.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, copies: int = 1) -> None:
         super().__init__()
-        self.architecture = architecture
-        self.layers = nn.ModuleList(_module(layer) for layer in architecture.layers)
+        self.architecture, self.copies = architecture, copies
+        self.layers = nn.ModuleList(_module(layer, copies) for layer in architecture.layers)
         self._sources = [layer.inputs for layer in architecture.layers]
         self._kept = _read_later(architecture.layers)
         self.head_starts = next(at for at, layer in enumerate(architecture.layers) if layer.path == "head")
         counted = cost_of(architecture).params
         built = sum(parameter.numel() for parameter in self.parameters())
-        if built != counted:
+        if built != counted * copies:
             raise AssertionError(f"built {built} parameters, counted {counted}: {architecture.to_json()}")
 
     def is_kept(self, position: int) -> bool:
@@ -71,17 +76,18 @@ def _read_later(layers: tuple[Layer, ...]) -> set[int]:
     }
 
 
-def _module(layer: Layer) -> nn.Module:
-    channels = layer.in_shape[0]
+def _module(layer: Layer, copies: int) -> nn.Module:
+    """A layer of so many networks side by side: a group of channels is one network's."""
+    channels = copies * layer.in_shape[0]
     match layer.kind:
         case "Conv2d":
             return nn.Conv2d(
                 channels,
-                layer.out_shape[0],
+                copies * layer.out_shape[0],
                 layer.kernel,
                 layer.stride,
                 layer.padding,
-                groups=layer.groups,
+                groups=copies * layer.groups,
                 bias=layer.bias,
             )
         case "BatchNorm2d":
@@ -101,3 +107,26 @@ def build(architecture: Architecture, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(architecture)
+
+
+def side_by_side(models: Sequence[Network]) -> Network:
+    """Networks of one architecture as one network of as many copies; a single one as it is."""
+    if len(models) == 1:
+        return models[0]
+    whole = Network(models[0].architecture, len(models)).to(next(models[0].parameters()).device)
+    states = [model.state_dict() for model in models]
+    parts = {name: [state[name] for state in states] for name in states[0]}
+    # A scalar is the number of batches that a normalisation has seen, the same in all.
+    whole.load_state_dict({name: torch.cat(of) if of[0].dim() else of[0] for name, of in parts.items()})
+    return whole
+
+
+def part(whole: Network, copy: int) -> Network:
+    """One of the networks that are side by side in ``whole``, with weights of its own."""
+    parts = {
+        name: tensor.chunk(whole.copies)[copy] if tensor.dim() else tensor
+        for name, tensor in whole.state_dict().items()
+    }
+    model = build(whole.architecture, 0).to(next(whole.parameters()).device)
+    model.load_state_dict(parts)
+    return model.to(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .classes import class_names
 from .cli import STORAGE, STUDY, check_lookup, run
 from .errors import InputError
 from .files import check_regular
@@ -43,12 +44,15 @@ def predict(
     _, classifier = find_classifier(network, study, storage)
     probabilities = classify(Path(picture), classifier)
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    names = class_names(classifier.data, len(probabilities))
     if as_json:
-        print(json.dumps({"class": best, "probabilities": probabilities}))
+        print(json.dumps({"class": best, "name": names[best], "probabilities": probabilities}))
         return
-    print(f"class {best}")
-    for label, probability in enumerate(probabilities):
-        print(f"{label:>3}  {probability:7.2%}  {'#' * round(40 * probability)}".rstrip())
+    print(f"class {names[best]}")
+    wide = max(3, *map(len, names))
+    for name, probability in zip(names, probabilities, strict=True):
+        bar = "#" * round(40 * probability)
+        print(f"{name:>{wide}}  {probability:7.2%}  {bar}".rstrip())
 
 
 def classify(picture: Path, classifier: Classifier) -> list[float]:

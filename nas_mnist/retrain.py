@@ -25,7 +25,7 @@ from .errors import InputError
 from .model import Network, build
 from .recipe import Recipe
 from .scoring import Judgement, Normalizer, Score, predict
-from .training import EpochResult, train
+from .training import EpochResult, train_together
 
 MIN_ACCURACY, MAX_PARAMS, MAX_EPOCHS = 0.994, 20_000, 20  # the exercise; parameters stay below
 
@@ -88,23 +88,31 @@ def retrain(
     recipe: Recipe,
     data: DataSet,
     *,
-    seed: int,
+    seeds: Sequence[int],
     device: torch.device,
     last_only: bool,
     plain: bool = False,
-    on_epoch: Callable[[EpochResult], None] = lambda _: None,
-) -> Run:
-    """Train on all training images; score the test images after every epoch, or only after the last."""
+    on_epoch: Callable[[int, EpochResult], None] = lambda *_: None,
+) -> list[Run]:
+    """Train on all training images, all seeds at once; a run for every seed.
+
+    The test images are scored after every epoch, or only after the last. ``on_epoch`` hears of every seed's.
+    """
     learn, test = data.train.to(device), data.read_test().to(device)
-    model = build(architecture, seed).to(device)
-    epochs = []
-    training = train(model, learn, recipe, seed=seed, score_on=test, last_only=last_only, plain=plain)
-    for result in training:
-        epochs.append(result)
-        on_epoch(result)
+    models = [build(architecture, seed).to(device) for seed in seeds]
+    epochs: list[list[EpochResult]] = [[] for _ in seeds]
+    for results in train_together(
+        models, learn, recipe, seeds=seeds, score_on=test, last_only=last_only, plain=plain
+    ):
+        for seed, told, result in zip(seeds, epochs, results, strict=True):
+            told.append(result)
+            on_epoch(seed, result)
     normalizer = Normalizer.of(learn.images)
-    judgement = Judgement.of(predict(model, test.images, normalizer), test.labels)
-    return Run(seed, tuple(epochs), model.cpu(), normalizer, judgement)
+    judged = [Judgement.of(predict(model, test.images, normalizer), test.labels) for model in models]
+    return [
+        Run(seed, tuple(told), model.cpu(), normalizer, judgement)
+        for seed, told, model, judgement in zip(seeds, epochs, models, judged, strict=True)
+    ]
 
 
 def check_fits(architecture: Architecture, data: DataSet) -> None:

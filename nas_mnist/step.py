@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,30 +27,35 @@ EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
 
 
 class Step:
-    """A network in training; calling it trains on one batch."""
+    """A network in training; calling it trains on one batch.
+
+    Where the network is several side by side, each one is trained on batches of its own, in an order and
+    with augmentation from its own generator.
+    """
 
     def __init__(
         self,
         model: Network,
         data: Images,
         recipe: Recipe,
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         plain: bool = False,
     ) -> None:
         """``plain``: torch's own modules in float32, to hold the fast passes against."""
         device = data.images.device
-        self.model, self.data, self.recipe, self.generator = model, data, recipe, generator
+        self.model, self.data, self.recipe, self.generators = model, data, recipe, generators
         self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
         self.forward = model if plain else forward_on(model, device)
         self.kind = torch.float32 if plain else number_type(device)
         self.normalize = Normalizer.of(data.images)
         self.done = torch.zeros((), dtype=torch.long, device=device)  # steps
-        self.order = torch.zeros(self.steps * recipe.batch_size, dtype=torch.long, device=device)
+        shape = (model.copies, self.steps * recipe.batch_size)
+        self.order = torch.zeros(shape, dtype=torch.long, device=device)  # of images, by copy
         self.places = torch.arange(recipe.batch_size, device=device)
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)
         self.optimizer = _optimizer(model, recipe, self.rate)
-        self.loss = torch.zeros((), device=device)  # sum over the epoch's batches so far
+        self.loss = torch.zeros(model.copies, device=device)  # sums over the epoch's batches so far
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.average = copy.deepcopy(model) if recipe.average else None
@@ -67,8 +73,9 @@ class Step:
     def begin_epoch(self) -> None:
         """Put the images in a new order, and begin to sum the loss anew."""
         self.loss.zero_()
-        order = torch.randperm(len(self.data), generator=self.generator, device=self.order.device)
-        self.order.copy_(order[: len(self.order)])
+        for order, generator in zip(self.order, self.generators, strict=True):
+            shuffled = torch.randperm(len(self.data), generator=generator, device=order.device)
+            order.copy_(shuffled[: len(order)])
 
     def run(self, steps: int) -> None:
         """Train on the next batches, at most to the end of the epoch."""
@@ -85,15 +92,18 @@ class Step:
         """Train on the next batch."""
         self.calls += 1
         recipe = self.recipe
-        picked = self.order[self.done % self.steps * recipe.batch_size + self.places]
-        images = self.data.images[picked].float()  # (B, C, H, W), 0 to 255
+        picked = self.order[:, self.done % self.steps * recipe.batch_size + self.places].flatten()
+        images = self.data.images[picked].float()  # (copies * B, C, H, W), 0 to 255
         if not recipe.augmentation.off:
-            images = affine(images, recipe.augmentation, self.generator)
-        images = self.normalize(images).to(self.kind, memory_format=torch.channels_last)
-        scores = self.forward(images)
-        loss = F.cross_entropy(scores, self.data.labels[picked], label_smoothing=recipe.label_smoothing)
+            images = affine(images, recipe.augmentation, *self.generators)
+        images = self.normalize(images).unflatten(0, (self.model.copies, -1)).transpose(0, 1).flatten(1, 2)
+        scores = self.forward(images.to(self.kind, memory_format=torch.channels_last))
+        scores = scores.unflatten(1, (self.model.copies, -1)).transpose(0, 1).flatten(0, 1)
+        labels = self.data.labels[picked]  # (copies * B,), as the scores (copies * B, classes)
+        losses = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing, reduction="none")
+        loss = losses.view(self.model.copies, -1).mean(1)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.sum().backward()
         self.rate.copy_(self.rates[self.done])
         self.optimizer.step()
         self.loss += loss.detach()
@@ -142,7 +152,8 @@ def _floats(model: Network) -> list[Tensor]:
 def _record(step: Step) -> torch.cuda.CUDAGraph:
     """A step as a CUDA graph; recording it trains on nothing."""
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(step.generator)
+    for generator in step.generators:
+        graph.register_generator_state(generator)
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
         step()

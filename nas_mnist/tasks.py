@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .training import EpochResult
 
 
+TOGETHER = 10  # seeds that a GPU trains at once
+
+
 @dataclass(frozen=True)
 class SearchTask:
     """Train candidates of a study up to a total.
@@ -115,19 +118,21 @@ class RetrainTask:
         data = load(self.dataset, self.data_dir)
         while (job := desk.claim()) is not None:
             seed = self.seeds[job]
-            run = self.retrain(seed, data, partial(desk.send, "epoch", seed))
+            (run,) = self.retrain([seed], data, partial(desk.send, "epoch"))
             weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
             desk.send("done", seed, run.epochs, weights, run.normalizer, run.judgement)
 
-    def retrain(self, seed: int, data: DataSet, on_epoch: Callable[[EpochResult], None]) -> Run:
-        """Train with one seed, in this process."""
+    def retrain(
+        self, seeds: Sequence[int], data: DataSet, on_epoch: Callable[[int, EpochResult], None]
+    ) -> list[Run]:
+        """Train with some seeds at once, in this process."""
         import torch
 
         from .retrain import retrain
 
         return retrain(
             *(self.architecture, self.recipe, data),
-            seed=seed,
+            seeds=seeds,
             device=torch.device(self.device),
             last_only=self.last_only,
             plain=self.plain,
@@ -186,8 +191,8 @@ def retrain_seeds(
 ) -> list[Run]:
     """The runs of a task in the order of its seeds, by that many processes at once; one: by this process.
 
-    ``data`` is the task's data set; ``on_epoch`` hears of every seed's epochs. Raises what
-    `retrain.retrain` raises.
+    On a GPU one process trains up to `TOGETHER` seeds at once, as one network. ``data`` is the task's data
+    set; ``on_epoch`` hears of every seed's epochs. Raises what `retrain.retrain` raises.
     """
     import torch
 
@@ -202,6 +207,8 @@ def retrain_seeds(
         runs[seed] = Run(seed, tuple(epochs), model.eval(), *rest)
 
     if min(workers, len(task.seeds)) == 1:
-        return [task.retrain(seed, data, partial(on_epoch, seed)) for seed in task.seeds]
+        at_once = TOGETHER if task.device == "cuda" else 1
+        parts = [task.seeds[first : first + at_once] for first in range(0, len(task.seeds), at_once)]
+        return [run for part in parts for run in task.retrain(part, data, on_epoch)]
     run_workers(task, workers, len(task.seeds), {"epoch": on_epoch, "done": done})
     return [runs[seed] for seed in task.seeds]

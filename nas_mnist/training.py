@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from .data import Images
 from .device import keep_memory
 from .errors import InputError, NoResultError
-from .model import Network
+from .model import Network, part, side_by_side
 from .recipe import Recipe
 from .scoring import Score, evaluate
 from .step import Step
@@ -46,7 +46,7 @@ class EpochResult:
     epoch: int  # 1 is the first; 0: half-way through it
     train_loss: float  # mean over the epoch's batches so far, nats an image
     learning_rate: float  # at the newest step
-    seconds: float  # of training since the result before, scoring not included
+    seconds: float  # of training since the result before, scoring not included; its share of a joint training
     images: int  # trained on since the result before
     score: Score | None  # of the result so far (averaged weights where the recipe averages)
 
@@ -73,8 +73,37 @@ def train(
     running average where the recipe keeps one. Raises `TrainingError` when the loss is not finite, or the
     device fails or is out of memory, and `InputError` for fewer images than one batch.
     """
+    together = train_together(
+        *([model], data, recipe),
+        seeds=[seed],
+        score_on=score_on,
+        last_only=last_only,
+        halfway=halfway,
+        plain=plain,
+    )
+    for (result,) in together:
+        yield result
+
+
+def train_together(
+    models: Sequence[Network],
+    data: Images,
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    score_on: Images | None = None,
+    last_only: bool = False,
+    halfway: bool = False,
+    plain: bool = False,
+) -> Iterator[list[EpochResult]]:
+    """Train networks of one architecture, a seed each, as one network of their copies; as `train` does.
+
+    This is for GPUs, which one network of this size leaves mostly idle: the number of kernels a step stays
+    that of one network. Yields their results after every epoch; losses are those of separate trainings but
+    for rounding and for dropout, which draws from one generator for all.
+    """
     try:
-        yield from _train(model, data, recipe, seed, score_on, last_only, halfway, plain)
+        yield from _train(models, data, recipe, seeds, score_on, last_only, halfway, plain)
     except (RuntimeError, MemoryError) as error:
         reason = None if isinstance(error, NoResultError) else device_failure(error)
         if reason is None:
@@ -83,46 +112,54 @@ def train(
 
 
 def _train(
-    model: Network,
+    models: Sequence[Network],
     data: Images,
     recipe: Recipe,
-    seed: int,
+    seeds: Sequence[int],
     score_on: Images | None,
     last_only: bool,
     halfway: bool,
     plain: bool,
-) -> Iterator[EpochResult]:
+) -> Iterator[list[EpochResult]]:
     recipe = recipe.fitted(len(data))
     check_enough(data, recipe)
     device = data.images.device
     keep_memory()
-    torch.manual_seed(seed)  # dropout draws from the global generator
-    model.to(memory_format=torch.channels_last)
-    step = Step(model, data, recipe, torch.Generator(device).manual_seed(seed), plain)
+    model = side_by_side(models).to(memory_format=torch.channels_last)
+    torch.manual_seed(seeds[0])  # dropout draws from the global generator
+    step = Step(model, data, recipe, [torch.Generator(device).manual_seed(seed) for seed in seeds], plain)
     for epoch in range(1, recipe.epochs + 1):
         step.begin_epoch()
         half = step.steps // 2 if halfway and epoch == 1 else 0
         if half:
             yield _run(step, half, half, 0)
-        result = _run(step, step.steps - half, step.steps, epoch)
+        results = _run(step, step.steps - half, step.steps, epoch)
         last = epoch == recipe.epochs
         if score_on is not None and (last or not last_only):
             kind = torch.float32 if last else step.kind
-            result = replace(result, score=evaluate(step.result, score_on, step.normalize, kind))
-        if last and step.average is not None:
-            model.load_state_dict(step.average.state_dict())
-        yield result
+            scored = (_part(step.result, copy) for copy in range(len(models)))
+            scores = [evaluate(one, score_on, step.normalize, kind) for one in scored]
+            results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
+        if last:
+            for copy, one in enumerate(models):
+                one.load_state_dict(_part(step.result, copy).state_dict())
+        yield results
 
 
-def _run(step: Step, steps: int, so_far: int, epoch: int) -> EpochResult:
-    """Some steps of an epoch in which there were ``so_far`` when they are done."""
+def _part(whole: Network, copy: int) -> Network:
+    return whole if whole.copies == 1 else part(whole, copy)
+
+
+def _run(step: Step, steps: int, so_far: int, epoch: int) -> list[EpochResult]:
+    """Some steps of an epoch in which there were ``so_far`` when they are done, by copy."""
     started = time.perf_counter()
     step.run(steps)
-    loss = float(step.loss) / so_far  # waits for the device
-    seconds = time.perf_counter() - started
-    if not math.isfinite(loss):
+    losses = step.loss.tolist()  # waits for the device
+    seconds = (time.perf_counter() - started) / len(losses)
+    if not all(map(math.isfinite, losses)):
         raise TrainingError(f"loss not finite in epoch {max(epoch, 1)}")
-    return EpochResult(epoch, loss, float(step.rate), seconds, steps * step.recipe.batch_size, None)
+    images, rate = steps * step.recipe.batch_size, float(step.rate)
+    return [EpochResult(epoch, loss / so_far, rate, seconds, images, None) for loss in losses]
 
 
 def check_enough(data: Images, recipe: Recipe) -> None:

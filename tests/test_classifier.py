@@ -188,6 +188,7 @@ def test_the_best_of_a_study_is_exported_and_asked(
     expected = Classifier.load(weights)(images[:1])[0]
     assert found["probabilities"] == pytest.approx(expected.tolist())
     assert found["class"] == int(expected.argmax())
+    assert found["name"] == str(found["class"])
     shutil.rmtree(copied / "reports")
     assert invoke("predict", "digit.png", "--network", "best").code == 2
 

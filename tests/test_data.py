@@ -266,4 +266,4 @@ def test_choosing_candidates_never_reads_the_test_images(tmp_path: Path, tiny_da
     assert study.best_trial.user_attrs["verdict"] == "trained"
     architecture = space.draw(optuna.trial.FixedTrial(study.best_params), Budget(20_000))
     with pytest.raises(AssertionError, match="the test images were read"):
-        retrain(architecture, recipe, guarded, seed=0, device=torch.device("cpu"), last_only=True)
+        retrain(architecture, recipe, guarded, seeds=[0], device=torch.device("cpu"), last_only=True)

@@ -2,13 +2,16 @@
 
 import copy
 import itertools
+import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 from torch import nn
 
-from nas_mnist import fused
+from nas_mnist import fused, kernels
 from nas_mnist.architecture import Architecture
 from nas_mnist.epilogue import Epilogue
 from nas_mnist.model import build
@@ -246,3 +249,18 @@ def test_what_is_not_finite_is_passed_on_in_silence(value):
         result.sum().backward()
     assert not result[:, 1].isfinite().all()
     assert result[:, 0].isfinite().all()
+
+
+@njit
+def _round_all(numbers, bits):
+    for i in range(len(numbers)):
+        bits[i] = kernels._rounded(numbers[i])
+
+
+def test_numbers_are_rounded_to_bfloat16_as_torch_does():
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 3.3895e38, 1e-40, 0.0, -0.0, math.inf, -math.inf])
+    numbers = torch.cat([ties, torch.randn(10_000) * torch.logspace(-38, 37, 10_000)])
+    bits = np.zeros(len(numbers) + 1, dtype=np.uint16)
+    _round_all(torch.cat([numbers, torch.tensor([math.nan])]).numpy(), bits)
+    assert bits[:-1].tolist() == numbers.bfloat16().view(torch.uint16).tolist()
+    assert torch.from_numpy(bits[-1:]).view(torch.bfloat16).isnan().all()

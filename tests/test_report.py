@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from optuna_dashboard import get_note
 from rich.console import Console
 
 from nas_mnist import Architecture, zoo
+from nas_mnist.classes import class_names
 from nas_mnist.cost import Cost
 from nas_mnist.objective import Verdict
 from nas_mnist.report import plots
@@ -107,6 +109,20 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
         "study", "trials", "epochs", "images", "seconds", "winner", "finals", "test_accuracy", "requirements",
         "importances", "identity", "seed", "recipe", "space", "data", "device", "versions",
     }  # fmt: skip
+
+
+def test_classes_are_called_by_their_names_where_they_have_some() -> None:
+    names = class_names("fashion-mnist", 10)
+    assert (names[0], names[9]) == ("T-shirt", "ankle boot")
+    assert class_names("emnist-letters", 26)[25] == "Z"
+    assert class_names("mnist", 10) == class_names("fashion-mnist", 10)[:0] + tuple("0123456789")
+    assert class_names("fashion-mnist", 3) == ("0", "1", "2")
+    figure = plots.confusion([[5] * 10] * 10, names)
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == list(names)
+    found = [{"label": 9, "predicted": 7, "confidence": 0.8, "image": 3}]
+    figure = plots.mistakes(np.zeros((1, 28, 28), dtype=np.uint8), found, names)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["ankle boot\nas sneaker\n80% sure"]
 
 
 def test_pictures_come_as_png_and_svg(finished: tuple[Path, Ended]) -> None:

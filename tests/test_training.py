@@ -14,13 +14,13 @@ from nas_mnist import Architecture
 from nas_mnist.augment import affine
 from nas_mnist.data import DataSet, Images
 from nas_mnist.errors import InputError
-from nas_mnist.model import Network, build
+from nas_mnist.model import Network, build, part, side_by_side
 from nas_mnist.recipe import FACTORS, VALUES, Augmentation, Recipe, load_recipe, make_recipe, unvaried, vary
-from nas_mnist.retrain import summarise
+from nas_mnist.retrain import retrain, summarise
 from nas_mnist.scoring import Normalizer, Score, evaluate, predict
 from nas_mnist.space import RandomDraws, Replay
 from nas_mnist.step import schedule
-from nas_mnist.training import EpochResult, TrainingError, train
+from nas_mnist.training import EpochResult, TrainingError, train, train_together
 
 SMALL = Architecture.make(
     {
@@ -156,6 +156,76 @@ def test_plain_training_is_a_plain_float32_loop(five_thousand: DataSet) -> None:
     with mock.patch("nas_mnist.scoring.FusedNetwork", side_effect=AssertionError("not plain")):
         ours = [r.train_loss for r in train(build(MIXED, 0), data, recipe, seed=0, plain=True)]
     assert ours == pytest.approx(plain_losses(MIXED, data, recipe, 0), rel=2e-3)
+
+
+STILL = Architecture.make(  # as SMALL, without dropout
+    {
+        "blocks": [
+            {"kind": "conv", "channels": 6, "stride": 2},
+            {"kind": "residual", "body": [{"kind": "separable", "channels": 6, "norm": "after"}]},
+            {"kind": "pool"},
+        ],
+        "head": {"norm": True},
+    }
+)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_seeds_trained_together_learn_what_they_learn_alone(
+    name: str, plain: bool, tiny_data: DataSet
+) -> None:
+    learn, choose = tiny_data.split()
+    seeds, recipe = (3, 4, 5), RECIPES[name]
+    models = [build(STILL, seed) for seed in seeds]
+    with mock.patch("nas_mnist.step.number_type", return_value=torch.float32):  # bfloat16 rounds too much
+        together = list(train_together(models, learn, recipe, seeds=seeds, score_on=choose, plain=plain))
+        for copy, seed in enumerate(seeds):
+            alone = build(STILL, seed)
+            results = list(train(alone, learn, recipe, seed=seed, score_on=choose, plain=plain))
+            ours = [epoch[copy] for epoch in together]
+            assert [r.train_loss for r in ours] == pytest.approx([r.train_loss for r in results], rel=1e-3)
+            assert evaluate(models[copy], choose, Normalizer.of(learn.images)) == ours[-1].score
+            if name == "adamw":  # a gradient that is zero but for rounding makes a whole step
+                continue
+            for one, other in zip(models[copy].parameters(), alone.parameters(), strict=True):
+                torch.testing.assert_close(one, other, rtol=0.01, atol=1e-3)
+
+
+def test_networks_side_by_side_have_the_scores_they_have_apart() -> None:
+    models = [build(MIXED, seed).eval() for seed in range(3)]
+    whole = side_by_side(models).eval()
+    images = torch.rand(5, 3, 28, 28)  # one image a network
+    expected = torch.cat([model(images[:, [at]]) for at, model in enumerate(models)], dim=1)
+    torch.testing.assert_close(whole(images), expected)
+    for at, model in enumerate(models):
+        taken = part(whole, at).state_dict()
+        assert all(torch.equal(tensor, taken[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_seed_whose_loss_is_not_finite_ends_the_training_of_all(tiny_data: DataSet) -> None:
+    models = [build(STILL, seed) for seed in range(2)]
+    with torch.no_grad():
+        next(models[1].parameters()).fill_(math.nan)
+    with pytest.raises(TrainingError, match="loss not finite in epoch 1"):
+        list(train_together(models, tiny_data.train, PLAIN, seeds=(0, 1)))
+
+
+def test_retraining_gives_a_run_for_every_seed(tiny_data: DataSet) -> None:
+    heard: list[tuple[int, int]] = []
+    runs = retrain(
+        *(STILL, PLAIN, tiny_data),
+        seeds=(7, 5),
+        device=torch.device("cpu"),
+        last_only=True,
+        on_epoch=lambda seed, result: heard.append((seed, result.epoch)),
+    )
+    assert [run.seed for run in runs] == [7, 5]
+    assert heard == [(7, 1), (5, 1), (7, 2), (5, 2)]
+    for run in runs:
+        scored = evaluate(run.model, tiny_data.read_test(), run.normalizer)
+        assert scored == run.result
+        assert sum(map(sum, run.judgement.confusion)) == scored.count
 
 
 def test_half_an_epoch_is_told_before_the_first_and_changes_nothing_else(tiny_data: DataSet) -> None:

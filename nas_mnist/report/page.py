@@ -17,6 +17,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from ..architecture import Architecture
+from ..classes import class_names
 from ..cost import cost_of
 from ..recipe import RECIPES
 from ..results import StudyResults, TrialRow, accuracies_of, best_rows
@@ -146,10 +147,12 @@ def figures(subject: Subject) -> dict[str, Figure]:
             asked = required_accuracy(result["data"]["name"])
             drawn["test-curves"] = plots.seed_curves(result["runs"], log, asked)
         if "confusion" in result["runs"][0]:
-            drawn["confusion"] = plots.confusion(result["runs"][0]["confusion"])
+            matrix = result["runs"][0]["confusion"]
+            names = class_names(result["data"]["name"], len(matrix))
+            drawn["confusion"] = plots.confusion(matrix, names)
             if subject.images is not None and len(subject.images):
                 drawn["mistakes"] = plots.mistakes(
-                    subject.images[:MISTAKES], result["runs"][0]["mistakes"][:MISTAKES]
+                    subject.images[:MISTAKES], result["runs"][0]["mistakes"][:MISTAKES], names
                 )
     return drawn
 

@@ -210,8 +210,8 @@ def spending(rows: Sequence[TrialRow]) -> Figure:
 
 
 @styled
-def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
-    """How often a class (rows) was taken for another (columns)."""
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """How often a class (rows) was taken for another (columns); ``names`` of the classes."""
     figure, axes = _axes(4.2)
     size = len(matrix)
     wrong = [
@@ -232,8 +232,9 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
                     ha="center", va="center", color=colour, fontsize=8 if diagonal else 9,
                 )  # fmt: skip
     if size <= 30:
-        axes.set_xticks(range(size))
-        axes.set_yticks(range(size))
+        long = max(map(len, names)) > 3
+        axes.set_xticks(range(size), names, rotation=45 if long else 0, ha="right" if long else "center")
+        axes.set_yticks(range(size), names)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -248,9 +249,14 @@ def confusion(matrix: Sequence[Sequence[int]]) -> Figure:
 
 
 @styled
-def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]]) -> Figure:
-    """The images (N, H, W) that were classified wrongly; ``found`` as in ``result.json``."""
-    columns, high = 6, 1.42  # a picture is one unit wide and high, its words stand above it
+def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
+    """The images (N, H, W) that were classified wrongly; ``found`` as in ``result.json``.
+
+    ``names`` are those of the classes.
+    """
+    columns = 6
+    # A picture is one unit wide and high, its words stand above it.
+    high, between = (1.42, " ") if max(map(len, names)) <= 3 else (1.6, "\n")
     rows = -(-len(found) // columns)
     figure, axes = _axes(0.69 * high * rows)
     axes.axis("off")
@@ -261,8 +267,9 @@ def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]]) -> Figure:
         middle, bottom = left + 0.5, top + high - (1 - tall) / 2
         place = (middle - wide / 2, middle + wide / 2, bottom, bottom - tall)
         axes.imshow(image, cmap=colours, vmin=0, vmax=255, extent=place, aspect="auto")
-        words = f"{mistake['label']} as {mistake['predicted']}\n{mistake['confidence']:.0%} sure"
-        axes.text(left + 0.5, top + 0.38, words, ha="center", va="bottom", fontsize=8, linespacing=1.0)
+        label, taken = names[mistake["label"]], names[mistake["predicted"]]
+        words = f"{label}{between}as {taken}\n{mistake['confidence']:.0%} sure"
+        axes.text(left + 0.5, top + high - 1.04, words, ha="center", va="bottom", fontsize=8, linespacing=1.0)
     axes.set_xlim(-0.1, 1.15 * columns)
     axes.set_ylim(high * rows, 0)
     return figure
