@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from . import bench_search
 from .architecture import Architecture
 from .cli import as_path, check_data_dir, run, whole
 from .files import check_new, write_bytes
@@ -22,6 +24,8 @@ def _separable(channels: int, **fields: Any) -> dict[str, Any]:
 
 
 _POOL = {"kind": "pool"}
+# By the first word.
+OTHERS: dict[str, Callable[..., None]] = {"record": bench_search.record, "search": bench_search.search}
 TRICK_IMAGES = 1_280  # trained on in a turn without one of the engine's tricks
 NETWORKS = {  # beside the reference
     "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
@@ -49,7 +53,11 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="A new file.")] = None,
 ) -> None:
-    """Measure training beside a plain loop, and counting, building, storing and starting."""
+    """Measure training beside a plain loop, and counting, building, storing and starting.
+
+    Two more: 'bench record' trains random candidates and keeps how they learn; 'bench search' replays
+    searches on that.
+    """
     check_data_dir(data_dir, dataset)
     keep = as_path(json_file)
     if keep is not None:
@@ -103,4 +111,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    run(bench)
+    run(bench, **OTHERS)

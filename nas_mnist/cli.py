@@ -22,16 +22,18 @@ STUDY, STORAGE = "nas_mnist", "sqlite:///studies/nas_mnist.db"  # unless somethi
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of options that are unknown or missing
 
 
-def run(command: Callable[..., None]) -> None:
+def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     """Run a command line and exit: 0 done, 1 no result, 2 bad input, 130 interrupted.
 
-    What the system refuses (a full disk, a file that cannot be made) is said in one line, too.
+    Where the first word is the name of one of the ``others``, that is run with the rest of the line. What
+    the system refuses (a full disk, a file that cannot be made) is said in one line, too.
     """
     listen(signal.SIGINT, signal.SIGTERM)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    words = sys.argv[1:]
+    app.command()(others[words.pop(0)] if words and words[0] in others else command)
     try:
-        code = app(standalone_mode=False)
+        code = app(words, standalone_mode=False)
     except InputError as error:
         code = _say(str(error), BAD_INPUT)
     except NoResultError as error:

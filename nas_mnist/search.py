@@ -101,7 +101,7 @@ def search(
 
         where = pick_device(device)
         data = load(dataset, as_path(data_dir))
-        drawn_from = _space(space, data)
+        drawn_from = space_for(space, data)
         check_enough(data.split()[0], trained_by)
         budget = Budget(max_params, max_macs, max_memory)
         survey = check_space(drawn_from, budget, seed)
@@ -156,7 +156,7 @@ def _command(storage: str) -> str:
     return typed("search", storage, shown(storage))
 
 
-def _space(name: str, data: DataSet) -> SearchSpace:
+def space_for(name: str, data: DataSet) -> SearchSpace:
     """The space in a file, which must fit the data, or one of the package, fitted to them."""
     space = SearchSpace.load(name)
     if name in SPACES:

@@ -199,12 +199,17 @@ class SearchSpace(_Keys):
     head: HeadSpace = HeadSpace()
 
     @classmethod
-    def from_toml(cls, text: str, where: str = "space") -> SearchSpace:
-        """Parse and check a TOML document; raises `InputError` with file, key and value."""
+    def make(cls, data: object, where: str = "space") -> SearchSpace:
+        """Check what a TOML document says; raises `InputError` with file, key and value."""
         try:
-            return cls.model_validate(parse_toml(text, where))
+            return cls.model_validate(data)
         except ValidationError as error:
             raise InputError(f"{where}: {explain(error)}") from None
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "space") -> SearchSpace:
+        """Parse and check a TOML document; raises `InputError` with file, key and value."""
+        return cls.make(parse_toml(text, where), where)
 
     @classmethod
     def load(cls, name: str = "default") -> SearchSpace:

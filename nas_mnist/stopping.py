@@ -10,11 +10,33 @@ interrupted do not count: they begin again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 FIRST_LOSS = "first_loss"  # user attribute: mean training loss of the first half of the first epoch
-GO_ON = {1: 1 / 2, 2: 1 / 3, 4: 1 / 3, 8: 2 / 3}  # by epochs, the share that goes on; else all
+HALFWAY = 0  # the rung within the first epoch
+GO_ON = {
+    HALFWAY: 1 / 2,
+    1: 1 / 2,
+    2: 1 / 3,
+    4: 1 / 3,
+    8: 2 / 3,
+}  # by epochs, the share that goes on; else all
+
+
+class Progress(NamedTuple):
+    """What is known of a candidate's training."""
+
+    first_loss: float | None  # half-way through the first epoch
+    accuracies: Mapping[int, float]  # by epochs, as far as it has come
+
+    @property
+    def rung(self) -> int:
+        """The epochs that are done."""
+        return max(self.accuracies, default=HALFWAY)
 
 
 class Halving(optuna.pruners.BasePruner):
@@ -26,38 +48,38 @@ class Halving(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether to stop."""
-        others = [
-            other
+        others = (
+            _progress(other)
             for other in study.get_trials(deepcopy=False)
             if other.state != TrialState.FAIL and other.number != trial.number
-        ]
-        if trial.last_step is None:
-            return _is_worse(_first(trial), [_first(other) for other in others], 1 / 2)
-        if trial.last_step not in GO_ON:
-            return False
-        own = trial.intermediate_values[trial.last_step]
-        results = [_at(other, trial.last_step, own) for other in others]
-        return _is_worse(own, results, GO_ON[trial.last_step])
+        )
+        return falls_behind(_progress(trial), others, GO_ON)
 
 
-def _is_worse(own: float | None, others: list[float | None], share: float) -> bool:
-    """Whether a result is not within the best ``share`` of all; None: there is none yet."""
-    if own is None:
+def _progress(trial: FrozenTrial) -> Progress:
+    return Progress(trial.user_attrs.get(FIRST_LOSS), trial.intermediate_values)
+
+
+def falls_behind(own: Progress, others: Iterable[Progress], shares: Mapping[int, float]) -> bool:
+    """Whether a candidate is not within the best share of those that have come as far as it has now."""
+    rung = own.rung
+    if rung not in shares:
         return False
-    known = [result for result in others if result is not None]
-    return sum(result > own for result in known) >= max(int(share * (len(known) + 1)), 1)
+    if rung == HALFWAY:
+        if own.first_loss is None:
+            return False
+        losses = [other.first_loss for other in others if other.first_loss is not None]
+        ahead, count = sum(loss < own.first_loss for loss in losses), len(losses)
+    else:
+        mine = own.accuracies[rung]
+        known = [result for other in others if (result := _at(other, rung, mine)) is not None]
+        ahead, count = sum(result > mine for result in known), len(known)
+    return ahead >= max(int(shares[rung] * (count + 1)), 1)
 
 
-def _first(trial: FrozenTrial) -> float | None:
-    """What a trial had after half an epoch; more is better."""
-    loss = trial.user_attrs.get(FIRST_LOSS)
-    return None if loss is None else -float(loss)
-
-
-def _at(trial: FrozenTrial, rung: int, own: float) -> float | None:
-    """What a trial had at a rung; else the best that it had before, if that is more than ``own``."""
-    reported = trial.intermediate_values
-    if rung in reported:
-        return reported[rung]
-    before = max((value for epoch, value in reported.items() if epoch < rung), default=own)
+def _at(other: Progress, rung: int, own: float) -> float | None:
+    """What a candidate had at a rung; else the best that it had before, if that is more than ``own``."""
+    if rung in other.accuracies:
+        return other.accuracies[rung]
+    before = max((value for epoch, value in other.accuracies.items() if epoch < rung), default=own)
     return before if before > own else None

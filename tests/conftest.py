@@ -175,14 +175,15 @@ def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     def call(name: str, *arguments: object) -> Ended:
         from nas_mnist.cli import run
 
+        name, *words = name.split()
         module = "report.__main__" if name == "report" else name
-        command = getattr(importlib.import_module(f"nas_mnist.{module}"), name)
+        door = importlib.import_module(f"nas_mnist.{module}")
         monkeypatch.chdir(work)
         monkeypatch.setenv("COLUMNS", "160")
-        monkeypatch.setattr(sys, "argv", [f"nas_mnist.{name}", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [f"nas_mnist.{name}", *words, *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run(command)
+            run(getattr(door, name), **getattr(door, "OTHERS", {}))
         out, err = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Ended(ended.value.code, out, err)

@@ -262,6 +262,8 @@ NUMBERS = {
     ],
     "reproduce": ["--seeds", "--seed", "--epochs"],
     "bench": ["--images", "--repeats", "--seeds"],
+    "bench record": ["--candidates", "--max-params", "--epochs", "--images", "--seed"],
+    "bench search": ["--repeats", "--seed"],
 }
 NO_NUMBERS = [
     "-0",
@@ -299,6 +301,11 @@ TEXTS: dict[str, tuple[list[str], list[str]]] = {
     "export": (["best"], ["--to", "--output", "--study", "--storage"]),
     "predict": (["digit.png"], ["--network", "--study", "--storage"]),
     "bench": ([], ["--dataset", "--data-dir", "--device", "--json"]),
+    "bench record": (
+        ["--curves", "c.csv"],
+        ["--curves", "--space", "--recipe", "--dataset", "--data-dir", "--device", "--workers"],
+    ),
+    "bench search": ([], ["--curves", "--target", "--json"]),
 }  # fmt: skip
 NEW_FILES = ("--json", "--output")  # a name of any letters will do
 NO_TEXTS = {"nothing": "", "unicode": "数/\u202e½", "long": "x" * 5_000, "binary": "\x01\x7f"}
@@ -306,6 +313,8 @@ NO_TEXTS = {"nothing": "", "unicode": "数/\u202e½", "long": "x" * 5_000, "bina
 # Every option and argument that names a file, and what may lie there instead.
 FILES: dict[str, list[object]] = {
     "search --space": ["search", *SMALL, "--space"],
+    "bench search --curves": ["bench search", "--curves"],
+    "bench record --space": ["bench record", "--curves", "c.csv", "--dataset", "mnist-5k", "--space"],
     "search --recipe": ["search", *SMALL, "--recipe"],
     "reproduce --recipe": ["reproduce", "reference", *SMALL, "--recipe"],
     "reproduce FILE.json": ["reproduce"],
@@ -320,6 +329,7 @@ FILES: dict[str, list[object]] = {
 SUFFIXES = {
     "toml": ("--space", "--recipe"),
     "json": (".json",),
+    "csv": ("--curves",),
     "png": ("PICTURE",),
     "npz": ("npz",),
     "": ("idx",),
@@ -395,8 +405,8 @@ def test_bad_input_is_refused_in_one_line_with_nothing_written(name: str, work: 
 )
 def test_what_is_no_number_is_refused(option: tuple[str, str], text: str, work: Path, invoke: Runner) -> None:
     command, name = option
-    first = ["reference"] if command == "reproduce" else []
-    check(Case(command, [*first, *SMALL, name, text], [name, text[:40]]), work, invoke)
+    before = {"reproduce": ["reference", *SMALL], "bench record": ["--curves", "c.csv"], "bench search": []}
+    check(Case(command, [*before.get(command, SMALL), name, text], [name, text[:40]]), work, invoke)
 
 
 @pytest.mark.parametrize(
@@ -418,14 +428,25 @@ def test_what_is_no_text_for_an_option_is_refused(
 
 def options(command: str) -> list[Any]:
     module = importlib.import_module(
-        "nas_mnist.report.__main__" if command == "report" else f"nas_mnist.{command}"
+        "nas_mnist.report.__main__" if command == "report" else f"nas_mnist.{command.split(maxsplit=1)[0]}"
     )
     app = typer.Typer()
-    app.command()(getattr(module, command))
+    name, *words = command.split()
+    app.command()(module.OTHERS[words[0]] if words else getattr(module, name))
     return [option for option in typer.main.get_command(app).params if option.param_type_name == "option"]
 
 
-COMMANDS = ["search", "reproduce", "describe", "report", "export", "predict", "bench"]
+COMMANDS = [
+    "search",
+    "reproduce",
+    "describe",
+    "report",
+    "export",
+    "predict",
+    "bench",
+    "bench record",
+    "bench search",
+]
 FLAGS = [
     (command, name)
     for command in COMMANDS

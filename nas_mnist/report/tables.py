@@ -20,6 +20,7 @@ from ..retrain import Requirement, Run, Summary, summarise
 from .layers import layer_table
 
 if TYPE_CHECKING:
+    from ..replay import Worth
     from ..zoo import Entry
     from .page import Subject
 
@@ -186,6 +187,36 @@ def speed_table(name: str, found: Mapping[str, Any]) -> Table:
         f"convolutions {found['convolution_share_of_our_step']:.0%} of our step, "
         f"20 epochs in {found['seconds_for_20_epochs']:,} s"
     )
+    return table
+
+
+def ranks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """What `replay.ranks` found."""
+    table = Table(title="Rank correlation with the accuracy after the last epoch")
+    table.add_column("After")
+    for signal in ("training loss", "accuracy", "loss"):
+        table.add_column(signal.capitalize(), justify="right")
+    for after, signals in found.items():
+        cells = (signals.get(signal) for signal in ("training loss", "accuracy", "loss"))
+        table.add_row(after, *("" if cell is None else f"{cell:.2f}" for cell in cells))
+    return table
+
+
+def worth_table(found: Mapping[str, Mapping[str, Worth]]) -> Table:
+    """What `replay.compare` found; ratios are to the first of all ways."""
+    table = Table(title="Epochs trained until a candidate reaches the target (mean, its standard error)")
+    for heading in ("Sampler", "Stopped", "Epochs", "Error", "Share of the first", "Reached at once"):
+        table.add_column(heading, justify="left" if heading in ("Sampler", "Stopped") else "right")
+    first = next(iter(next(iter(found.values())).values())).epochs
+    for sampler, ways in found.items():
+        for rule, one in ways.items():
+            numbers = (
+                f"{one.epochs:.0f}",
+                f"{one.error:.0f}",
+                f"{one.epochs / first:.0%}",
+                f"{one.reached:.0%}",
+            )
+            table.add_row(sampler, rule, *numbers)
     return table
 
 

@@ -1,0 +1,161 @@
+"""``python -m nas_mnist.bench record`` and ``search``: learning curves, and searches replayed on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli import as_path, check_data_dir, whole
+from .cost import Budget
+from .errors import InputError
+from .files import check_new, check_writable, write_bytes
+from .recipe import MAX_EPOCHS, load_recipe
+from .search import space_for
+from .space import SearchSpace
+from .workers import auto_workers, parse_workers
+
+if TYPE_CHECKING:
+    from .curves import Curve
+
+CURVES = "reports/curves/mnist.csv"
+BEST = 0.95  # of the candidates are behind the target, unless one is given
+
+
+def record(
+    curves: Annotated[str, typer.Option(metavar="FILE.csv", help="The table; one that exists grows.")],
+    candidates: Annotated[
+        int, typer.Option(parser=whole(1, 100_000), metavar="N", help="That the table is to have.")
+    ] = 200,
+    max_params: Annotated[
+        int, typer.Option(parser=whole(1, 10**9), metavar="N", help="The budget.")
+    ] = 20_000,
+    space: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="Search space.")] = "default",
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="How to train.")] = "default",
+    epochs: Annotated[
+        int | None, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="Else the recipe's.")
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(parser=whole(100, 10**7), metavar="N", help="Trained on an epoch; else all."),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="mnist, fashion-mnist, idx:FOLDER, npz:FILE...")] = "mnist",
+    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    workers: Annotated[str, typer.Option(metavar="N|auto", help="Processes that train at once.")] = "auto",
+    seed: Annotated[int, typer.Option(parser=whole(0, 2**31 - 1), metavar="N", help="Of draws.")] = 0,
+) -> None:
+    """Train random candidates to the end and keep how they learn, to replay searches on it."""
+    path = _table(curves)
+    check_data_dir(data_dir, dataset)
+    processes = parse_workers(workers)
+    SearchSpace.load(space)  # what is wrong with it is said before any data is read
+    trained_by = load_recipe(recipe)
+    trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
+    check_writable(path.parent, "--curves")
+
+    from . import curves as tables
+    from .data import load
+    from .device import pick_device
+    from .report.live import screen
+    from .study import check_space
+    from .training import check_enough
+
+    where = pick_device(device)
+    data = load(dataset, as_path(data_dir))
+    drawn_from = space_for(space, data)
+    learn, _ = data.split()
+    if images is not None and images > len(learn):
+        raise InputError(f"--images: {images:,} (use at most {len(learn):,})")
+    check_enough(learn, trained_by)
+    budget = Budget(max_params)
+    check_space(drawn_from, budget, seed)
+    task = tables.RecordTask(
+        numbers=(),
+        space=drawn_from,
+        budget=budget,
+        recipe=trained_by,
+        images=images or len(learn),
+        seed=seed,
+        dataset=dataset,
+        data_dir=as_path(data_dir),
+        device=where.type,
+    )
+    tables.check_setting(path, tables.describe(task, f"{data.name} {data.fingerprint}"))
+    console = screen()
+
+    def heard(curve: Curve) -> None:
+        console.print(
+            f"candidate {curve.candidate}: {curve.n_params:,} parameters, {curve.accuracies[-1]:.2%}, "
+            f"{curve.seconds:.0f} s"
+        )
+
+    tables.record(task, path, candidates, processes or auto_workers(where.type), heard)
+    console.print(f"Written: {path}")
+
+
+def search(
+    curves: Annotated[
+        str, typer.Option(metavar="FILE.csv", help="A table that 'bench record' made.")
+    ] = CURVES,
+    repeats: Annotated[
+        int, typer.Option(parser=whole(2, 100_000), metavar="N", help="Replays of every way to search.")
+    ] = 100,
+    target: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="Validation accuracy; else what one in twenty reaches."),
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=whole(0, 2**31 - 1), metavar="N", help="Of the replays.")] = 0,
+    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="A new file.")] = None,
+) -> None:
+    """Compare samplers and rules of stopping on recorded learning curves."""
+    path = _table(curves)
+    keep = as_path(json_file)
+    if keep is not None:
+        check_new(keep, "--json")
+    if target is not None and not 0 < target <= 100:
+        raise InputError(f"--target: {target} (use a percentage above 0 and up to 100)")
+
+    import numpy as np
+    import optuna
+
+    from . import curves as tables
+    from . import replay
+    from .report.live import screen
+    from .report.tables import ranks_table, worth_table
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    setting, known = tables.read_curves(path)
+    finals = [curve.accuracies[-1] for curve in known]
+    goal = float(np.quantile(finals, BEST, method="higher")) if target is None else target / 100
+    if max(finals) < goal:
+        raise InputError(
+            f"--target: {goal:.2%} is more than the best candidate has (use up to {max(finals):.2%})"
+        )
+    space = SearchSpace.make(setting.space, str(path.with_suffix(".json")))
+    ranks = replay.ranks(known)
+    found = replay.compare(known, space, Budget(setting.max_params), goal, repeats, seed)
+    console = screen()
+    console.print(
+        f"{len(known)} random candidates of at most {setting.max_params:,} parameters, {setting.images:,} "
+        f"images an epoch, {setting.recipe['epochs']} epochs; target {goal:.2%}, which "
+        f"{sum(final >= goal for final in finals)} reach"
+    )
+    console.print(ranks_table(ranks))
+    console.print(worth_table(found))
+    if keep is not None:
+        told = {"candidates": len(known), "target": goal, "repeats": repeats, "ranks": ranks}
+        until = {
+            sampler: {rule: one._asdict() for rule, one in rules.items()} for sampler, rules in found.items()
+        }
+        told["until_target"] = until
+        write_bytes(keep, (json.dumps(told, indent=2) + "\n").encode())
+
+
+def _table(curves: str) -> Path:
+    path = as_path(curves)
+    if path is None or path.suffix != ".csv":
+        raise InputError(f"--curves: {curves!r} (use a path that ends in .csv)")
+    return path

@@ -1,0 +1,241 @@
+"""Searches replayed on recorded learning curves: what a sampler and a rule of stopping are worth.
+
+A replayed search has one worker. It draws recorded candidates, each one once, until one that is trained to
+the end reaches the target; what counts is the number of epochs that were trained until then. A sampler that
+makes up candidates (TPE) gets the recorded one that is nearest to its draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from .cost import Budget
+from .curves import Curve
+from .errors import InputError
+from .space import Draws, SearchSpace
+from .stopping import GO_ON, HALFWAY, Progress, falls_behind
+
+HALF = 0.5  # of an epoch, before the first look
+
+Rule = Callable[[Progress, Sequence[Progress]], bool]  # of a candidate and of those before: whether to stop
+
+
+class Sampler(Protocol):
+    """Chooses recorded candidates, each one once."""
+
+    def choose(self) -> int: ...
+
+    def hear(self, candidate: int, progress: Progress, trained: bool) -> None: ...
+
+
+class RandomOrder:
+    """Candidates in a random order."""
+
+    def __init__(self, curves: Sequence[Curve], rng: random.Random) -> None:
+        self.order = list(range(len(curves)))
+        rng.shuffle(self.order)
+
+    def choose(self) -> int:
+        """The next candidate."""
+        return self.order.pop()
+
+    def hear(self, candidate: int, progress: Progress, trained: bool) -> None:
+        """Learn nothing."""
+
+
+class NearestToTpe:
+    """What Optuna's TPE draws, as a search does; of the recorded candidates the nearest that is left."""
+
+    def __init__(
+        self, curves: Sequence[Curve], rng: random.Random, space: SearchSpace, budget: Budget
+    ) -> None:
+        self.curves, self.space, self.budget = curves, space, budget
+        self.left = set(range(len(curves)))
+        self.study = optuna.create_study(
+            direction="maximize", sampler=optuna.samplers.TPESampler(seed=rng.randrange(2**31))
+        )
+        self.distributions = [_distributions(space, budget, curve.draws) for curve in curves]
+        self.all = {name: kind for kinds in self.distributions for name, kind in kinds.items()}
+
+    def choose(self) -> int:
+        """The next candidate."""
+        trial = self.study.ask()
+        with contextlib.suppress(InputError):  # everything is drawn, whatever comes of it
+            self.space.draw(trial, self.budget)
+        self.study.tell(trial, state=TrialState.FAIL)
+        chosen = min(self.left, key=lambda at: (self._distance(trial.params, self.curves[at].draws), at))
+        self.left.remove(chosen)
+        return chosen
+
+    def hear(self, candidate: int, progress: Progress, trained: bool) -> None:
+        """Learn what came of a candidate."""
+        accuracies = dict(progress.accuracies)
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE if trained else TrialState.PRUNED,
+                value=accuracies[progress.rung] if trained else None,
+                params=self.curves[candidate].draws,
+                distributions=self.distributions[candidate],
+                intermediate_values=accuracies,
+            )
+        )
+
+    def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        return sum(_apart(self.all.get(name), one.get(name), other.get(name)) for name in {*one, *other})
+
+
+def _apart(kind: BaseDistribution | None, one: Any, other: Any) -> float:
+    """How far two draws of one choice are apart, 0 to 1."""
+    if one is None or other is None or not isinstance(kind, IntDistribution):
+        return 0.0 if one == other else 1.0
+    return abs(int(one) - int(other)) / max(kind.high - kind.low, 1)
+
+
+def _distributions(space: SearchSpace, budget: Budget, draws: Draws) -> dict[str, BaseDistribution]:
+    """What each of these draws was drawn from."""
+
+    class Recorder:
+        def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+            found[name] = IntDistribution(low, high, step=step)
+            return draws[name]  # type: ignore[return-value]
+
+        def suggest_categorical(self, name: str, choices: Sequence[Any], /) -> Any:
+            found[name] = CategoricalDistribution(choices)
+            return draws[name]
+
+    found: dict[str, BaseDistribution] = {}
+    space.draw(Recorder(), budget)
+    return found
+
+
+def never(own: Progress, others: Sequence[Progress]) -> bool:  # noqa: ARG001
+    """Stop nobody."""
+    return False
+
+
+def halving(own: Progress, others: Sequence[Progress], shares: Mapping[int, float] = GO_ON) -> bool:
+    """What a search does (`stopping`)."""
+    return falls_behind(own, others, shares)
+
+
+def median(own: Progress, others: Sequence[Progress], first: int = 5) -> bool:
+    """Optuna's `MedianPruner`: stop whoever is below the median of the others at the same epoch."""
+    known = [other.accuracies[own.rung] for other in others if own.rung in other.accuracies]
+    return own.rung > HALFWAY and len(known) >= first and own.accuracies[own.rung] < statistics.median(known)
+
+
+RULES: dict[str, Rule] = {
+    "nobody is stopped": never,
+    "below the median": median,
+    "thirds after 1, 3 and 9 epochs": partial(halving, shares={1: 1 / 3, 3: 1 / 3, 9: 1 / 3}),
+    "this program's halving": halving,
+    "without its look at half an epoch": partial(
+        halving, shares={rung: share for rung, share in GO_ON.items() if rung}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One replayed search."""
+
+    epochs: float  # of training images
+    reached: bool  # the target
+
+
+def replay(curves: Sequence[Curve], sampler: Sampler, rule: Rule, target: float) -> Replayed:
+    """One search until a candidate's last epoch has at least ``target``, or all are tried."""
+    spent = 0.0
+    before: list[Progress] = []
+    for _ in curves:
+        chosen = sampler.choose()
+        progress, stopped = _train(curves[chosen], rule, before)
+        trained = not stopped
+        before.append(progress)
+        spent += progress.rung or HALF
+        sampler.hear(chosen, progress, trained)
+        if trained and progress.accuracies[progress.rung] >= target:
+            return Replayed(spent, True)
+    return Replayed(spent, False)
+
+
+def _train(curve: Curve, rule: Rule, before: Sequence[Progress]) -> tuple[Progress, bool]:
+    """How far a candidate comes, and whether it was stopped."""
+    first = None if math.isnan(curve.first_loss) else curve.first_loss
+    progress = Progress(first, {})
+    for epoch in range(len(curve.accuracies)):
+        if rule(progress, before):
+            return progress, True
+        progress = Progress(first, dict(enumerate(curve.accuracies[: epoch + 1], 1)))
+    return progress, False
+
+
+class Worth(NamedTuple):
+    """What a way to search is worth, over many replays."""
+
+    epochs: float  # mean, until a search reaches the target; those that never do are begun anew
+    error: float  # standard error of that mean
+    reached: float  # share of the replays that reach it without beginning anew
+
+
+def worth(outcomes: Sequence[Replayed]) -> Worth:
+    """The mean effort for one success: all effort by the number of successes."""
+    successes = sum(one.reached for one in outcomes)
+    if not successes:
+        return Worth(math.inf, math.nan, 0.0)
+    mean = sum(one.epochs for one in outcomes) / successes
+    # Of a ratio of two means (the delta method): what each replay adds to effort and success.
+    spread = statistics.pstdev(one.epochs - mean * one.reached for one in outcomes)
+    share = successes / len(outcomes)
+    return Worth(mean, spread / share / math.sqrt(len(outcomes)), share)
+
+
+def compare(
+    curves: Sequence[Curve], space: SearchSpace, budget: Budget, target: float, repeats: int, seed: int
+) -> dict[str, dict[str, Worth]]:
+    """By sampler and by rule, what a search is worth; the same orders for every rule."""
+    samplers: dict[str, Callable[[random.Random], Sampler]] = {
+        "random": lambda rng: RandomOrder(curves, rng),
+        "TPE": lambda rng: NearestToTpe(curves, rng, space, budget),
+    }
+    return {
+        sampler: {
+            name: worth(
+                [
+                    replay(curves, make(random.Random(f"{seed}-{repeat}")), rule, target)
+                    for repeat in range(repeats)
+                ]
+            )
+            for name, rule in RULES.items()
+        }
+        for sampler, make in samplers.items()
+    }
+
+
+def ranks(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
+    """Spearman's rank correlation of early signals with the accuracy after the last epoch."""
+    from scipy.stats import spearmanr
+
+    def correlation(values: Sequence[float]) -> float:
+        return round(float(spearmanr(values, finals, nan_policy="omit").statistic), 3)
+
+    finals = [curve.accuracies[-1] for curve in curves]
+    found = {"half an epoch": {"training loss": -correlation([curve.first_loss for curve in curves])}}
+    for epoch in [1, 2, 3, 4, 8, 12, 16]:
+        if epoch < len(curves[0].accuracies):
+            found[f"epoch {epoch}"] = {
+                "accuracy": correlation([curve.accuracies[epoch - 1] for curve in curves]),
+                "loss": -correlation([curve.losses[epoch - 1] for curve in curves]),
+            }
+    return found

@@ -1,0 +1,183 @@
+"""Recorded learning curves, and searches replayed on them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from itertools import product
+from pathlib import Path
+
+import pytest
+from conftest import Runner
+
+from nas_mnist.cost import Budget, cost_of
+from nas_mnist.curves import Curve, candidates, read_curves
+from nas_mnist.replay import (
+    NearestToTpe,
+    RandomOrder,
+    Replayed,
+    compare,
+    halving,
+    median,
+    never,
+    ranks,
+    replay,
+    worth,
+)
+from nas_mnist.space import Replay, SearchSpace
+from nas_mnist.stopping import Progress
+
+SPACE = """
+[[stages]]
+blocks = 1
+channels = { min = 2, max = 6 }
+kernel = [3, 5]
+downsample = "stride"
+
+[[stages]]
+blocks = [0, 1]
+channels = { min = 2, max = 6 }
+downsample = "stride"
+"""
+RECORD = ["--curves", "c/t.csv", "--dataset", "mnist-5k", "--epochs", 2, "--images", 200, "--device", "cpu"]
+
+
+def curve(number: int, *accuracies: float, first_loss: float = 1.0) -> Curve:
+    losses = tuple(1 - accuracy for accuracy in accuracies)
+    return Curve(number, {}, 100, 1_000, 1.0, first_loss, accuracies, losses)
+
+
+class InOrder:
+    """Candidates as they come; remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int, bool]] = []
+
+    def choose(self) -> int:
+        return len(self.heard)
+
+    def hear(self, candidate: int, progress: Progress, trained: bool) -> None:
+        self.heard.append((candidate, progress.rung, trained))
+
+
+def test_a_replayed_search_counts_epochs_until_the_target() -> None:
+    curves = [curve(0, 0.5, 0.8), curve(1, 0.6, 0.9), curve(2, 0.7, 0.95)]
+    assert replay(curves, InOrder(), never, 0.9) == Replayed(4.0, True)
+    assert replay(curves, InOrder(), never, 0.95) == Replayed(6.0, True)
+    assert replay(curves, InOrder(), never, 0.99) == Replayed(6.0, False)
+
+
+def test_a_replayed_search_stops_whom_a_search_would_stop() -> None:
+    curves = [
+        curve(0, 0.5, 0.8, first_loss=1.0),
+        curve(1, 0.6, 0.9, first_loss=2.0),  # behind within the first epoch
+        curve(2, 0.4, 0.99, first_loss=0.5),  # behind after it: what it would have had is not seen
+        curve(3, 0.7, 0.95, first_loss=0.4),
+    ]
+    sampler = InOrder()
+    assert replay(curves, sampler, halving, 0.95) == Replayed(2 + 0.5 + 1 + 2, True)
+    assert sampler.heard == [(0, 2, True), (1, 0, False), (2, 1, False), (3, 2, True)]
+
+
+def test_the_median_rule_waits_for_five() -> None:
+    others = [Progress(1.0, {1: accuracy}) for accuracy in (0.1, 0.2, 0.3, 0.4)]
+    assert not median(Progress(1.0, {1: 0.05}), others)
+    others.append(Progress(1.0, {1: 0.5}))
+    assert median(Progress(1.0, {1: 0.25}), others)
+    assert not median(Progress(1.0, {1: 0.3}), others)
+
+
+def test_what_a_search_is_worth_by_hand() -> None:
+    always = worth([Replayed(10, True), Replayed(20, True)])
+    assert (always.epochs, always.reached) == (15, 1)
+    assert always.error == pytest.approx(5 / math.sqrt(2))
+    half = worth([Replayed(10, True), Replayed(20, False)])  # 30 epochs for one success
+    assert (half.epochs, half.reached) == (30, 0.5)
+    assert worth([Replayed(10, False)]).epochs == math.inf
+
+
+def test_early_signals_are_ranked_against_the_last_epoch() -> None:
+    curves = [curve(at, at / 10, 0.5 - at / 20, 0.5 + at / 10, first_loss=1 - at / 10) for at in range(5)]
+    assert ranks(curves) == {
+        "half an epoch": {"training loss": 1.0},
+        "epoch 1": {"accuracy": 1.0, "loss": 1.0},
+        "epoch 2": {"accuracy": -1.0, "loss": -1.0},
+    }
+
+
+def test_random_candidates_fit_and_are_the_same_every_time() -> None:
+    space, budget = SearchSpace.from_toml(SPACE), Budget(400)
+    first = list(candidates(space, budget, 0))
+    assert [one.key for _, one in first] == [one.key for _, one in candidates(space, budget, 0)]
+    every = [
+        {"stage1.channels1": one, "stage1.kernel": kernel, "stage2.blocks": blocks, "stage2.channels1": two}
+        for one, kernel, blocks, two in product(range(2, 7), (3, 5), (0, 1), range(2, 7))
+    ]
+    drawn = [space.draw(Replay(draws), budget) for draws in every]
+    assert {one.key for _, one in first} == {one.key for one in drawn if budget.fits(cost_of(one))}
+    assert [one.key for _, one in candidates(space, budget, 1)] != [one.key for _, one in first]
+
+
+def test_samplers_choose_every_candidate_once_and_tpe_learns() -> None:
+    space, budget = SearchSpace.from_toml(SPACE), Budget(10_000)
+    made = list(candidates(space, budget, 0))
+    wide = [draws["stage1.channels1"] for draws, _ in made]
+    curves = [
+        Curve(at, draws, 100, 1_000, 1.0, 1.0, (wide[at] / 10,), (1.0,)) for at, (draws, _) in enumerate(made)
+    ]
+    for sampler in (
+        RandomOrder(curves, random.Random(0)),
+        NearestToTpe(curves, random.Random(0), space, budget),
+    ):
+        chosen = []
+        for _ in curves:
+            chosen.append(sampler.choose())
+            sampler.hear(chosen[-1], Progress(1.0, {1: curves[chosen[-1]].accuracies[0]}), True)
+        assert sorted(chosen) == list(range(len(curves)))
+    later = chosen[10:20]  # TPE's, after its random start
+    assert sum(wide[at] for at in later) / 10 > sum(wide) / len(wide) + 0.5
+    found = compare(curves, space, budget, 0.6, repeats=3, seed=0)
+    assert set(found) == {"random", "TPE"}
+    assert found["random"]["nobody is stopped"].reached == 1
+
+
+def test_a_table_of_curves_is_recorded_grows_and_is_replayed(work: Path, invoke: Runner) -> None:
+    (work / "s.toml").write_text(SPACE)
+    record = [*RECORD, "--space", "s.toml", "--max-params", 400, "--workers", 1]
+    ended = invoke("bench record", *record, "--candidates", 2)
+    assert (ended.code, ended.err) == (0, "")
+    first = (work / "c" / "t.csv").read_text().splitlines()
+    assert len(first) == 3
+    assert first[0].startswith("candidate,n_params,macs,seconds,first_loss,accuracy_1,accuracy_2,loss_1,")
+    assert invoke("bench record", *record, "--candidates", 3).code == 0
+    assert (work / "c" / "t.csv").read_text().splitlines()[:3] == first
+    setting, curves = read_curves(work / "c" / "t.csv")
+    assert (setting.max_params, setting.images, len(curves)) == (400, 200, 3)
+    assert all(0 <= accuracy <= 1 for one in curves for accuracy in one.accuracies)
+
+    ended = invoke("bench search", "--curves", "c/t.csv", "--repeats", 3, "--json", "found.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "3 random candidates of at most 400 parameters, 200 images an epoch, 2 epochs" in ended.out
+    found = json.loads((work / "found.json").read_text())
+    assert found["until_target"]["random"]["nobody is stopped"]["reached"] == 1
+
+    before = {path: path.read_bytes() for path in (work / "c").iterdir()}
+    other = invoke("bench record", *record, "--candidates", 4, "--seed", 1)
+    assert other.code == 2
+    assert "c/t.csv was made with another seed (use a new file)" in other.err
+    lofty = invoke("bench search", "--curves", "c/t.csv", "--target", 99.9)
+    assert lofty.code == 2
+    assert "--target: 99.90% is more than the best candidate has" in lofty.err
+    assert {path: path.read_bytes() for path in (work / "c").iterdir()} == before
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "candidate\n0\n"])
+def test_what_is_no_table_of_curves_is_refused(text: str, work: Path, invoke: Runner) -> None:
+    setting = {"space": {}, "max_params": 1, "recipe": {"epochs": 1}, "data": "", "images": 1, "seed": 0}
+    (work / "t.json").write_text(json.dumps(setting))
+    (work / "t.csv").write_text(text)
+    ended = invoke("bench search", "--curves", "t.csv")
+    assert ended.code == 2
+    assert ended.err.startswith("error: --curves: t.csv ")
+    assert ended.err.count("\n") == 1
