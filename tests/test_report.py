@@ -125,6 +125,17 @@ def test_classes_are_called_by_their_names_where_they_have_some() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["ankle boot\nas sneaker\n80% sure"]
 
 
+def test_the_zoo_stands_beside_what_others_have_published(work: Path, invoke: Runner) -> None:
+    ended = invoke("report", "zoo")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Written: reports/zoo/report.html" in ended.out
+    page = (work / "reports" / "zoo" / "report.html").read_text()
+    assert all(name in page for name in zoo.names())
+    assert "published: last epoch" in (work / "reports" / "zoo" / "plots" / "comparison.svg").read_text()
+    alone = plots.comparison(["a"], [5], [{"mean": 0.9, "interval": None}])
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["a"]
+
+
 def test_pictures_come_as_png_and_svg(finished: tuple[Path, Ended]) -> None:
     files = list((finished[0] / "reports" / "nas_mnist" / "plots").iterdir())
     assert {path.stem for path in files if path.suffix == ".png"} == {

@@ -41,7 +41,8 @@ from nas_mnist.cost import cost_of
 from nas_mnist.data import DataSet
 from nas_mnist.errors import StorageLostError
 from nas_mnist.objective import Verdict, verdict_of
-from nas_mnist.report.tables import PUBLISHED_LOG, published_table
+from nas_mnist.published import PUBLISHED_LOG
+from nas_mnist.report.tables import published_table
 from nas_mnist.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
 from nas_mnist.scoring import Normalizer, Score, evaluate
 from nas_mnist.training import EpochResult

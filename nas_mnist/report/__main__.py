@@ -11,20 +11,25 @@ import typer
 from ..cli import STORAGE, STUDY, as_path, check_in_use, check_name, run
 from ..errors import stored_by_others
 from ..files import check_writable, new_folder
+from ..zoo import names as zoo_names
 
 REPORTS = Path("reports")
+ZOO = "zoo"  # stands for all of its networks
 
 
 def report(
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[WHAT]...", help="Folders of results, names of the zoo, or JSON files."),
+        typer.Argument(
+            metavar="[WHAT]...", help="Folders of results, names of the zoo (or 'zoo': all), or JSON files."
+        ),
     ] = None,
     study: Annotated[list[str] | None, typer.Option(help="A study; may be given several times.")] = None,
     storage: Annotated[str, typer.Option(help="Database URL of the studies.")] = STORAGE,
     data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
 ) -> None:
     """Report a study (without arguments: nas_mnist), a result, or several of them side by side."""
+    names = [name for one in what or [] for name in (zoo_names() if one == ZOO else [one])]
     studies = [check_name("--study", name) for name in study or ([] if what else [STUDY])]
     check_in_use("--storage", storage, STORAGE, bool(studies), "with a study")
     data_folder = as_path(data_dir)
@@ -38,17 +43,18 @@ def report(
     loaded = [load_study(storage, name) for name in studies]
     check_writable(REPORTS, "reports")
     console = screen()
-    with stored_by_others(f"report: {', '.join([*(what or []), *studies])}"):
-        subjects = [of_name(name, data_folder) for name in what or []]
+    with stored_by_others(f"report: {', '.join([*names, *studies])}"):
+        subjects = [of_name(name, data_folder) for name in names]
         subjects += [of_study(one, data_folder) for one in loaded]
         chapters = chapters_of(subjects)
         for subject in subjects:
             show(console, subject)
-    if len(subjects) > 1 or not (loaded or Path((what or [""])[0]).is_dir()):
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", "-and-".join(subject.name for subject in subjects))
+    if len(subjects) > 1 or not (loaded or Path(names[0]).is_dir()):
+        together = ZOO if what == [ZOO] else "-and-".join(subject.name for subject in subjects)
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", together)
         folder = new_folder(REPORTS, name.lstrip(".-")[:80] or "report")
     else:
-        folder = study_folder(REPORTS, loaded[0]) if loaded else Path((what or [])[0])
+        folder = study_folder(REPORTS, loaded[0]) if loaded else Path(names[0])
     console.print(f"Written: {write_report(folder, subjects, chapters)}")
 
 

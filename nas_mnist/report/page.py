@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from ..architecture import Architecture
 from ..classes import class_names
 from ..cost import cost_of
+from ..published import PUBLISHED_LOG, RESULTS
 from ..recipe import RECIPES
 from ..results import StudyResults, TrialRow, accuracies_of, best_rows
 from ..retrain import required_accuracy, requirements, summarise
 from . import plots
 from .layers import layer_table
 from .picture import draw
-from .tables import PUBLISHED_LOG, counts_line
+from .tables import counts_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,7 +203,8 @@ def comparison(chapters: Sequence[Chapter]) -> Figure | None:
         return None
     names = [one.subject.name for one, _ in tests]
     params = [one.cost["params"] for one, _ in tests]
-    return plots.comparison(names, params, [test for _, test in tests])
+    beside = RESULTS if all(one.subject.measured for one, _ in tests) else ()  # of the zoo, all
+    return plots.comparison(names, params, [test for _, test in tests], beside)
 
 
 def _test(subject: Subject) -> Mapping[str, Any] | None:

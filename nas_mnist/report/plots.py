@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ..objective import Verdict
+from ..published import Published
 from ..results import TrialRow, pareto_front
 
 if TYPE_CHECKING:
@@ -144,20 +145,42 @@ def accuracy_against_params(rows: Sequence[TrialRow], max_params: int) -> Figure
 
 
 @styled
-def comparison(names: Sequence[str], params: Sequence[int], tests: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test error against parameters of several results (``test_accuracy`` as in ``result.json``)."""
-    figure, axes = _axes(3.4)
+def comparison(
+    names: Sequence[str],
+    params: Sequence[int],
+    tests: Sequence[Mapping[str, Any]],
+    published: Sequence[Published] = (),
+) -> Figure:
+    """Test error against parameters of several results (``test_accuracy`` as in ``result.json``).
+
+    Beside them, in grey, ``published`` ones, by which score they are.
+    """
+    figure, axes = _axes(4.2 if published else 3.4)
+    for how, marker in zip(dict.fromkeys(one.how for one in published), "xP*+", strict=False):
+        of_kind = [one for one in published if one.how == how]
+        errors = [_error(one.accuracy) for one in of_kind]
+        axes.scatter(
+            *([one.params for one in of_kind], errors),
+            s=26, marker=marker, color=GREY, label=f"published: {how}",
+        )  # fmt: skip
     for position, (name, size, test) in enumerate(zip(names, params, tests, strict=True)):
         error = _error(test["mean"])
         low, high = test["interval"] or (test["mean"], test["mean"])
         reach = [[error - _error(high)], [_error(low) - error]]
-        colour, marker = (
-            (BLUE, ORANGE, GREEN, RED, SKY)[position % 5],
-            "os^Dv"[(position + position // 5) % 5],
-        )
-        axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=name, linestyle="")
-    axes.set_xlim(0, 1.1 * max(params))
+        colour = (BLUE, ORANGE, GREEN, RED, SKY)[position % 5]
+        marker, label = "os^Dv"[(position + position // 5) % 5], name
+        if published:  # all of ours are one kind of point
+            colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
+        axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
+    sizes = [*params, *(one.params for one in published)]
     _params_axis(axes)
+    if max(sizes) > 10 * min(sizes):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    else:
+        axes.set_xlim(0, 1.1 * max(sizes))
     _error_axis(axes, "Test error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..cost import cost_of
 from ..objective import Verdict
+from ..published import PUBLISHED_LOG
 from ..results import Finals, TrialRow, accuracies_of, best_rows
 from ..retrain import Requirement, Run, Summary, summarise
 from .layers import layer_table
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from .page import Subject
 
 SHOWN = 5  # candidates in the table of the best
-
-# Test loss and correct images of 10,000 after each epoch of the published run of the reference.
-PUBLISHED_LOG = (
-    (0.0613, 9775), (0.0426, 9852), (0.0303, 9905), (0.0242, 9922), (0.0279, 9914),
-    (0.0238, 9918), (0.0222, 9926), (0.0253, 9924), (0.0249, 9924), (0.0173, 9941),
-    (0.0186, 9934), (0.0191, 9939), (0.0184, 9947), (0.0164, 9951), (0.0206, 9945),
-    (0.0159, 9950), (0.0169, 9955), (0.0171, 9944), (0.0172, 9948), (0.0168, 9952),
-)  # fmt: skip
 
 
 def counts_line(counts: Counter[Verdict]) -> str:
