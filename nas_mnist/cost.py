@@ -20,6 +20,9 @@ from math import prod
 from .architecture import Architecture
 from .layers import ELEMENTWISE, IMAGE, Layer
 
+# What a search may look for: by the name of the aim, the cost that accuracy is weighed against.
+AIMS = {"accuracy": None, "params": "n_params", "macs": "macs", "memory": "peak_memory"}
+COST_NAMES = {"n_params": "parameters", "macs": "multiply-adds", "peak_memory": "bytes of peak memory"}
 BYTES_PER_VALUE = 4  # float32
 _IN_PLACE = ELEMENTWISE | {"Add"}
 

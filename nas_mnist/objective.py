@@ -68,6 +68,9 @@ class Objective:
 
     Returns the validation accuracy after the last epoch (0 to 1). Raises `optuna.TrialPruned` for a
     candidate that does not exist, is over budget, was seen before, failed, or was stopped early.
+
+    In a study of two aims it returns accuracy and cost, also of a candidate that was stopped early, with what
+    it had then: Optuna's samplers learn nothing from pruned trials of such studies.
     """
 
     space: SearchSpace
@@ -79,10 +82,11 @@ class Objective:
     watcher: Watcher
     total: int | None = None  # candidates that the study is to have
     vary_recipe: bool = False  # draw a few training choices as well, around the recipe
+    against: str | None = None  # user attribute: the cost that a study of two aims weighs accuracy against
     running: int = -1  # number of the newest trial
     interrupted: bool = False  # while a trial ended; its end comes first
 
-    def __call__(self, trial: Trial) -> float:
+    def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Run one trial."""
         self.running = trial.number
         trial.set_user_attr(OWNER, myself())
@@ -116,7 +120,7 @@ class Objective:
         key = architecture.key + (f"-{recipe.digest[:8]}" if self.vary_recipe else "")
         return Candidate(architecture, recipe, key)
 
-    def _train(self, trial: Trial, candidate: Candidate) -> float:
+    def _train(self, trial: Trial, candidate: Candidate) -> float | tuple[float, float]:
         from .model import build
         from .training import TrainingError, device_failure, train
 
@@ -136,16 +140,19 @@ class Objective:
                 else:
                     accuracy = result.score.accuracy
                     trial.set_user_attr("validation_loss", result.score.loss)
-                    trial.report(accuracy, result.epoch)  # of the last epoch: from here on it is trained
+                    _report(trial, accuracy, result.epoch)  # of the last epoch: from here on it is trained
                 trial.set_user_attr("epochs", result.epoch)
                 last = result.epoch == self.recipe.epochs
                 if last:
                     self._end(trial, Verdict.TRAINED)
                 if result.score is not None:
                     self._tell(self.watcher.epoch, trial.number, result, ending=last)
-                if not last and trial.should_prune():
+                if not last and _falls_behind(trial):
                     after = f"after epoch {result.epoch}" if result.epoch else "within epoch 1"
-                    raise self._end(trial, Verdict.STOPPED, after)
+                    stopped = self._end(trial, Verdict.STOPPED, after)
+                    if self.against is None or not result.epoch:
+                        raise stopped
+                    break
         except TrainingError as error:
             raise self._end(trial, Verdict.FAILED, str(error)) from None
         except (RuntimeError, MemoryError) as error:
@@ -153,7 +160,7 @@ class Objective:
                 raise
             gc.collect()
             raise self._end(trial, Verdict.FAILED, reason) from None
-        return accuracy
+        return values_of(trial, accuracy, self.against)
 
     def _end(self, trial: Trial, verdict: Verdict, reason: str = "") -> optuna.TrialPruned:
         """Store how a trial ends, and why; the exception that ends it where it is not trained."""
@@ -174,6 +181,23 @@ class Objective:
         except OSError:  # of a picture that cannot be written
             if not ending:
                 raise
+
+
+def values_of(
+    trial: Trial | FrozenTrial, accuracy: float, against: str | None
+) -> float | tuple[float, float]:
+    """What a trial's value is, or its values are in a study of two aims."""
+    return accuracy if against is None else (accuracy, float(trial.user_attrs[against]))
+
+
+def _report(trial: Trial, accuracy: float, epoch: int) -> None:
+    """What `Trial.report` does, which studies of two aims lack."""
+    trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, accuracy)
+
+
+def _falls_behind(trial: Trial) -> bool:
+    """What `Trial.should_prune` says, which studies of two aims lack."""
+    return trial.study.pruner.prune(trial.study, trial.storage.get_trial(trial._trial_id))
 
 
 def verdict_of(trial: FrozenTrial) -> Verdict | None:

@@ -183,6 +183,8 @@ class Plan:
             raise NoResultError("no candidate was trained to the last epoch (raise --trials or --timeout)")
         say = self.console.print
         say(best_table(rows[:SHOWN]))
+        if front := StudyResults.read(study).front:
+            say(best_table(front, "The front"))
         self._train_again(study, rows[: self.finals[0]])
         winner = StudyResults.read(study).winner
         assert winner is not None

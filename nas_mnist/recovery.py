@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from .objective import Verdict, verdict_of
+from .objective import Verdict, values_of, verdict_of
 from .owner import DEATHS, OWNER, RETRY_OF, is_gone
 
 UNSIGNED = 70  # seconds; a trial that nobody owns for so long, longer than any lock, died before it had drawn
@@ -68,5 +68,6 @@ def _end_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         verdict = Verdict.TRAINED
         study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
     if verdict is Verdict.TRAINED and last:
-        return {"values": trial.intermediate_values[last]}
+        against = study.user_attrs.get("identity", {}).get("against")
+        return {"values": values_of(trial, trial.intermediate_values[last], against)}
     return {"state": TrialState.FAIL if verdict in (None, Verdict.TRAINED) else TrialState.PRUNED}

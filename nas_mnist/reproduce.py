@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .architecture import Architecture
-from .cli import STORAGE, STUDY, as_path, check_data_dir, check_lookup, check_name, run, typed, whole
-from .errors import NoResultError, stored_by_others
+from .cli import (
+    STORAGE,
+    STUDY,
+    as_path,
+    check_data_dir,
+    check_in_use,
+    check_lookup,
+    check_name,
+    run,
+    typed,
+    whole,
+)
+from .errors import InputError, NoResultError, stored_by_others
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
 from .workers import auto_workers, parse_workers
@@ -42,6 +53,10 @@ def reproduce(
     ] = False,
     study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
     storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
+    trial: Annotated[
+        int | None,
+        typer.Option(parser=whole(0, 10**9), metavar="N", help="With 'best': another trial."),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(parser=whole(1, 1000), metavar="N", help="Trainings, each with its own seed.")
     ] = 1,
@@ -72,8 +87,9 @@ def reproduce(
 ) -> None:
     """Train an architecture on all training images and report the last epoch's test accuracy."""
     check_lookup(architecture, study, storage)
+    check_in_use("--trial", trial, None, architecture == "best", "with 'best'")
     processes = parse_workers(workers)
-    entry, its_recipe, its_data = _find(architecture, study, storage)
+    entry, its_recipe, its_data = _find(architecture, study, storage, trial)
     check_data_dir(data_dir, dataset or its_data)
     chosen = load_recipe(recipe) if recipe is not None else its_recipe
     chosen = chosen if epochs is None else chosen.with_epochs(epochs)
@@ -137,28 +153,35 @@ def _warn(console: Console, data: DataSet) -> None:
         console.print(f"[bold yellow]{data.note}[/bold yellow]")
 
 
-def _find(name: str, study: str, storage: str) -> tuple[Entry, Recipe, str]:
+def _find(name: str, study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe, str]:
     """What the argument stands for, and the recipe and the data set that belong to it."""
     if name == "best":
-        return _best_of(study, storage)
+        return _best_of(study, storage, trial)
     entry = load_from_zoo(name)
     if name.endswith(".json"):
         check_name("architecture", entry.name)
     return entry, load_recipe(entry.recipe), "mnist"
 
 
-def _best_of(study: str, storage: str) -> tuple[Entry, Recipe, str]:
-    """The best candidate that a study trained to the end, from the architecture that its trial stored."""
+def _best_of(study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe, str]:
+    """The best candidate that a study trained to the end, or that of a trial, as its trial stored it."""
     from .results import FINALS, trial_rows, winner_of
     from .study import load_study
 
     stored = load_study(storage, study)
     with stored_by_others(f"study: {study!r}"):
-        winner = winner_of(trial_rows(stored), stored.user_attrs.get(FINALS, {}))
+        rows = trial_rows(stored)
+        winner = winner_of(rows, stored.user_attrs.get(FINALS, {}))
+    if trial is not None:
+        chosen = [row for row in rows if row.trial == trial and row.architecture is not None]
+        if not chosen:
+            raise InputError(f"--trial: {trial} is no trial of study {study!r} that has ended with a network")
+        winner = chosen[0]
     if winner is None:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
-    about = f"best of study {study!r}, trial {winner.trial}"
-    entry = Entry(f"{study}-best", about, Architecture.make(winner.architecture), f"of study {study!r}")
+    about = f"{'best' if trial is None else 'one'} of study {study!r}, trial {winner.trial}"
+    name = f"{study}-best" if trial is None else f"{study}-trial-{trial}"
+    entry = Entry(name, about, Architecture.make(winner.architecture), f"of study {study!r}")
     used = winner.recipe or stored.user_attrs.get("recipe", {})
     recipe = make_recipe(used, f"study {study!r}: recipe")
     dataset = stored.user_attrs.get("dataset") or stored.user_attrs["identity"]["data"].rpartition(" ")[0]

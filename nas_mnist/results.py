@@ -132,6 +132,16 @@ class StudyResults:
         return stored
 
     @property
+    def against(self) -> str | None:
+        """The cost that accuracy was weighed against; None in a search for the best alone."""
+        return self.facts.get("identity", {}).get("against")  # type: ignore[no-any-return]
+
+    @property
+    def front(self) -> list[TrialRow]:
+        """The best for every such cost; empty in a search for the best alone."""
+        return pareto_front(self.rows, self.against) if self.against else []
+
+    @property
     def counts(self) -> Counter[Verdict]:
         """How many trials ended in which way."""
         return Counter(row.verdict for row in self.rows)
@@ -142,11 +152,11 @@ def budget_of(identity: Mapping[str, Any]) -> Budget:
     return Budget(identity["max_params"], identity.get("max_macs"), identity.get("max_memory"))
 
 
-def pareto_front(rows: list[TrialRow]) -> list[TrialRow]:
-    """The trained candidates that no other beats in both parameters and accuracy; the smallest first."""
+def pareto_front(rows: list[TrialRow], against: str = "n_params") -> list[TrialRow]:
+    """The trained candidates that no other beats in both a cost and accuracy; the smallest first."""
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
     front: list[TrialRow] = []
-    for row in sorted(trained, key=lambda row: (row.n_params or 0, -(row.validation_accuracy or 0))):
+    for row in sorted(trained, key=lambda row: (getattr(row, against) or 0, -(row.validation_accuracy or 0))):
         if not front or (row.validation_accuracy or 0) > (front[-1].validation_accuracy or 0):
             front.append(row)
     return front

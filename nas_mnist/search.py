@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .cli import STORAGE, STUDY, as_path, check_data_dir, check_in_use, check_name, run, typed, whole
-from .cost import Budget
+from .cost import AIMS, Budget
 from .errors import InputError
 from .files import check_new, check_writable
 from .plan import REPORTS, Plan
@@ -21,6 +21,9 @@ from .workers import auto_workers, parse_workers
 if TYPE_CHECKING:
     from .data import DataSet
 
+# Shares of the budget that the space 'filled' draws where networks of all sizes are looked for.
+FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
 
 def search(
     trials: Annotated[
@@ -29,6 +32,9 @@ def search(
     max_params: Annotated[
         int, typer.Option(parser=whole(1, 10**9), metavar="N", help="The budget.")
     ] = 20_000,
+    objective: Annotated[
+        str, typer.Option(metavar="|".join(AIMS), help="The best, or the best for every cost.")
+    ] = "accuracy",
     max_macs: Annotated[
         int | None, typer.Option(parser=whole(1, 10**12), metavar="N", help="Multiply-adds an image.")
     ] = None,
@@ -78,6 +84,8 @@ def search(
     check_name("--study", study)
     if timeout is not None and not 0 < timeout <= 1e6:
         raise InputError(f"--timeout: {timeout} (use minutes above 0)")
+    if objective not in AIMS:
+        raise InputError(f"--objective: {objective[:40]!r} (use {', '.join(AIMS)})")
     check_in_use("--finalists", finalists, 1, retrain, "without --no-retrain")
     check_in_use("--finalist-seeds", finalist_seeds, 1, finalists > 1, "with --finalists of 2 and more")
     check_data_dir(data_dir, dataset)
@@ -102,6 +110,8 @@ def search(
         where = pick_device(device)
         data = load(dataset, as_path(data_dir))
         drawn_from = space_for(space, data)
+        if AIMS[objective] and space == "filled":
+            drawn_from = drawn_from.model_copy(update={"fill": FRONT_FILL})
         check_enough(data.split()[0], trained_by)
         budget = Budget(max_params, max_macs, max_memory)
         survey = check_space(drawn_from, budget, seed)
@@ -112,6 +122,7 @@ def search(
             split=data.split_fingerprint,
             epochs=trained_by.epochs,
             search_recipe=search_recipe or None,
+            against=AIMS[objective],
             **asdict(budget),
         )
         task = SearchTask(
@@ -127,6 +138,7 @@ def search(
             seed=seed,
             timeout=None if timeout is None else timeout * 60,
             vary_recipe=search_recipe,
+            against=AIMS[objective],
         )
         count = processes or auto_workers(where.type)
         finals = (finalists, finalist_seeds) if retrain else (1, 0)

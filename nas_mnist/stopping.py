@@ -10,6 +10,7 @@ interrupted do not count: they begin again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -43,17 +44,25 @@ class Halving(optuna.pruners.BasePruner):
     """Stops a trial that is not among the better of those that have come as far.
 
     Within the first epoch nothing is reported yet, and the training loss decides; afterwards, what is
-    reported, of which more is better.
+    reported, of which more is better. Where accuracy is weighed ``against`` a cost, it is compared with those
+    that cost no more: what is stopped is behind the front as it was after as many epochs.
     """
+
+    def __init__(self, against: str | None = None) -> None:
+        self.against = against  # user attribute of a trial
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether to stop."""
+        cost = self._cost(trial)
         others = (
             _progress(other)
             for other in study.get_trials(deepcopy=False)
-            if other.state != TrialState.FAIL and other.number != trial.number
+            if other.state != TrialState.FAIL and other.number != trial.number and self._cost(other) <= cost
         )
         return falls_behind(_progress(trial), others, GO_ON)
+
+    def _cost(self, trial: FrozenTrial) -> float:
+        return 0.0 if self.against is None else trial.user_attrs.get(self.against, math.inf)
 
 
 def _progress(trial: FrozenTrial) -> Progress:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from .cost import Budget, cost_of
+from .cost import COST_NAMES, Budget, cost_of
 from .errors import InputError, NoResultError
 from .objective import Objective, Verdict, verdict_of
 from .owner import OWNER
@@ -52,6 +53,12 @@ class Identity:
     search_recipe: bool | None = None  # True: every candidate has a recipe of its own
     max_macs: int | None = None
     max_memory: int | None = None
+    against: str | None = None  # the cost that accuracy is weighed against: a user attribute of trials
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """Of the study's aims."""
+        return [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if self.against else [])]
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """In words, what ``stored`` (an earlier study's identity) has otherwise."""
@@ -62,6 +69,7 @@ class Identity:
         ]
 
 
+LATER = {"split", "search_recipe", "max_macs", "max_memory", "against"}  # not in every study
 _NO_IDENTITY = Identity("", "", "", "", 0, 0)
 
 
@@ -86,7 +94,7 @@ def _is_ours(study: optuna.Study) -> bool:
     verdicts = {trial.user_attrs.get("verdict", Verdict.TRAINED) for trial in trials}
     return (
         isinstance(identity, dict)
-        and set(vars(_NO_IDENTITY)) - {"split", "search_recipe", "max_macs", "max_memory"} <= set(identity)
+        and set(vars(_NO_IDENTITY)) - LATER <= set(identity)
         and type(identity["max_params"]) is int
         and isinstance(identity["data"], str)
         and all(isinstance(facts.get(name), dict) for name in ("recipe", "space"))
@@ -110,13 +118,13 @@ def open_study(
     """
     storage = open_storage(url, requeue_once)
     try:
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+        study = optuna.create_study(study_name=name, storage=storage, directions=identity.directions)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         deadline = time.monotonic() + MAKING
         while IDENTITY not in study.user_attrs and time.monotonic() < deadline:
             time.sleep(POLL)  # another process makes it just now, or died while it did
-    if not _may_be_ours(study):
+    if not _may_be_ours(study, identity):
         raise InputError(
             f"study: {name!r} in {shown(url)} was not made by this program (use --study NEW_NAME)"
         )
@@ -129,11 +137,11 @@ def open_study(
     return study
 
 
-def _may_be_ours(study: optuna.Study) -> bool:
+def _may_be_ours(study: optuna.Study, wanted: Identity) -> bool:
     """Whether a study is new, or has at least an identity as this program stores it."""
-    if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
-        return False
     identity = study.user_attrs.get(IDENTITY)
+    if identity is None and study.directions != wanted.directions:
+        return False
     waits = (TrialState.WAITING,)
     new = len(study.get_trials(deepcopy=False)) == len(study.get_trials(deepcopy=False, states=waits))
     return isinstance(identity, dict) or (identity is None and new)
@@ -143,7 +151,7 @@ def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], fir
     """Make a new study complete; its identity comes last and says that it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([METRIC])
+        study.set_metric_names([METRIC, *([COST_NAMES[identity.against]] if identity.against else [])])
     for key, value in facts.items():
         study.set_user_attr(key, value)
     if first is not None:
@@ -197,7 +205,7 @@ def search(
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
-    study.pruner = Halving()
+    study.pruner = Halving(objective.against)
     while deadline is None or time.monotonic() < deadline:
         recover(study)
         missing, others = total - counted(study), running(study)

@@ -47,6 +47,7 @@ class SearchTask:
     seed: int
     timeout: float | None  # seconds
     vary_recipe: bool  # draw a recipe of its own for every candidate, around this one
+    against: str | None = None  # as in `Objective`
 
     def __call__(self, desk: Desk) -> None:
         """Search until there is no further job."""
@@ -79,6 +80,7 @@ class SearchTask:
         objective = Objective(
             *(self.space, self.budget, self.recipe, learn, choose, self.seed, watcher, self.total),
             self.vary_recipe,
+            self.against,
         )
         with losing(self.storage):
             search(

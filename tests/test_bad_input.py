@@ -260,7 +260,7 @@ NUMBERS = {
         "--finalists",
         "--finalist-seeds",
     ],
-    "reproduce": ["--seeds", "--seed", "--epochs"],
+    "reproduce": ["--seeds", "--seed", "--epochs", "--trial"],
     "bench": ["--images", "--repeats", "--seeds"],
     "bench record": ["--candidates", "--max-params", "--epochs", "--images", "--seed"],
     "bench search": ["--repeats", "--seed"],
@@ -290,8 +290,8 @@ NO_NUMBERS = [
 TEXTS: dict[str, tuple[list[str], list[str]]] = {
     "search": (
         [],
-        ["--study", "--storage", "--space", "--recipe", "--dataset", "--data-dir", "--device", "--workers",
-         "--timeout", "--json"],
+        ["--objective", "--study", "--storage", "--space", "--recipe", "--dataset", "--data-dir", "--device",
+         "--workers", "--timeout", "--json"],
     ),
     "reproduce": (
         ["best"],

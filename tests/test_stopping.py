@@ -92,3 +92,20 @@ def test_the_best_so_far_goes_on_and_whoever_is_stopped_is_in_the_worse_half(val
         stopped = stops_after(study, 1, value)
         assert not (stopped and value == max(so_far))
         assert stopped == (better >= max(len(so_far) // 2, 1))
+
+
+def test_weighed_against_a_cost_a_trial_is_compared_with_those_that_cost_no_more() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    pruner = Halving("n_params")
+
+    def stops(params: int, accuracy: float) -> bool:
+        trial = study.ask()
+        trial.set_user_attr("n_params", params)
+        study._storage.set_trial_intermediate_value(trial._trial_id, 1, accuracy)
+        return pruner.prune(study, study.trials[-1])
+
+    assert not stops(500, 0.9)
+    assert stops(500, 0.8)  # no cheaper than one that is better
+    assert not stops(400, 0.7)  # cheaper than all others
+    assert stops(1000, 0.75)  # dearer than two that are better
+    assert not stops(1000, 0.95)

@@ -134,8 +134,13 @@ def figures(subject: Subject) -> dict[str, Figure]:
         epochs = study.facts["recipe"]["epochs"]
         asked = required_accuracy(study.facts["identity"]["data"])
         drawn["learning-curves"] = plots.learning_curves(study.curves, trained, epochs, asked)
-        budget = study.facts["identity"]["max_params"]
-        drawn["accuracy-parameters"] = plots.accuracy_against_params(study.rows, budget)
+        limits = study.facts["identity"]
+        drawn["accuracy-parameters"] = plots.accuracy_against(study.rows, limits["max_params"])
+        if study.against == "macs":
+            drawn["accuracy-cost"] = plots.accuracy_against(study.rows, limits.get("max_macs"), "macs")
+        elif study.against == "peak_memory":
+            limit = limits.get("max_memory")
+            drawn["accuracy-cost"] = plots.accuracy_against(study.rows, limit, "peak_memory")
     if study and study.rows:
         drawn["spending"] = plots.spending(study.rows)
     if study and study.importances:

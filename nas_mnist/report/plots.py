@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ..cost import COST_NAMES
 from ..objective import Verdict
 from ..published import Published
 from ..results import TrialRow, pareto_front
@@ -119,26 +120,27 @@ def seed_curves(
 
 
 @styled
-def accuracy_against_params(rows: Sequence[TrialRow], max_params: int) -> Figure:
-    """Validation error against parameters, with the Pareto front and the budget."""
+def accuracy_against(rows: Sequence[TrialRow], limit: int | None, cost: str = "n_params") -> Figure:
+    """Validation error against a cost (`COST_NAMES`), with the Pareto front and the limit."""
     figure, axes = _axes(3.4)
     stopped = [row for row in rows if row.verdict is Verdict.STOPPED and row.validation_accuracy is not None]
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
     if stopped:
         axes.scatter(
-            *_points(stopped), s=14, marker="x", linewidths=0.8, color=GREY, label="when stopped early"
+            *_points(stopped, cost), s=14, marker="x", linewidths=0.8, color=GREY, label="when stopped early"
         )
-    axes.scatter(*_points(trained), s=36, color=BLUE, label="trained to the end", zorder=3)
+    axes.scatter(*_points(trained, cost), s=36, color=BLUE, label="trained to the end", zorder=3)
     if trained:
-        sizes, errors = _points(pareto_front(trained))
+        sizes, errors = _points(pareto_front(trained, cost), cost)
         axes.scatter(sizes, errors, s=90, facecolor="none", edgecolor=ORANGE, linewidths=1.6, zorder=4)
         axes.step(
-            *([*sizes, max(max_params, sizes[-1])], [*errors, errors[-1]]),
+            *([*sizes, max(limit or 0, sizes[-1])], [*errors, errors[-1]]),
             where="post", color=ORANGE, linewidth=1.4, label="Pareto front",
         )  # fmt: skip
-    axes.axvline(max_params, color=RED, linestyle="--", linewidth=1.2, label=f"budget, {max_params:,}")
+    if limit is not None:
+        axes.axvline(limit, color=RED, linestyle="--", linewidth=1.2, label=f"budget, {limit:,}")
     axes.set_xlim(left=0)
-    _params_axis(axes)
+    _cost_axis(axes, COST_NAMES[cost].capitalize())
     _error_axis(axes, "Validation error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -173,7 +175,7 @@ def comparison(
             colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
     sizes = [*params, *(one.params for one in published)]
-    _params_axis(axes)
+    _cost_axis(axes)
     if max(sizes) > 10 * min(sizes):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -360,8 +362,9 @@ def _required(axes: Axes, accuracy: float | None) -> None:
         axes.axhline(error, color=RED, linestyle=":", linewidth=1.2, label=f"required, {error:.2g} %")
 
 
-def _points(rows: Sequence[TrialRow]) -> tuple[list[int], list[float]]:
-    return [row.n_params or 0 for row in rows], [_error(row.validation_accuracy or 0.0) for row in rows]
+def _points(rows: Sequence[TrialRow], cost: str) -> tuple[list[int], list[float]]:
+    costs = [getattr(row, cost) or 0 for row in rows]
+    return costs, [_error(row.validation_accuracy or 0.0) for row in rows]
 
 
 def _error(accuracy: float) -> float:
@@ -369,8 +372,8 @@ def _error(accuracy: float) -> float:
     return max(100 * (1 - accuracy), 0.01)
 
 
-def _params_axis(axes: Axes) -> None:
-    axes.set_xlabel("Parameters")
+def _cost_axis(axes: Axes, name: str = "Parameters") -> None:
+    axes.set_xlabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 

@@ -41,10 +41,10 @@ def counts_line(counts: Counter[Verdict]) -> str:
     return ", ".join(parts)
 
 
-def best_table(rows: Sequence[TrialRow]) -> Table:
-    """The best candidates by validation accuracy."""
-    table = Table(title="Best candidates (chosen on the validation images)")
-    for heading in ("Rank", "Trial", "Validation", "Parameters", "Multiply-adds", "Seconds"):
+def best_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Table:
+    """Some candidates, in their order."""
+    table = Table(title=f"{title} (chosen on the validation images)")
+    for heading in ("Rank", "Trial", "Validation", "Parameters", "Multiply-adds", "Memory", "Seconds"):
         table.add_column(heading, justify="right")
     for rank, row in enumerate(rows, 1):
         table.add_row(
@@ -53,6 +53,7 @@ def best_table(rows: Sequence[TrialRow]) -> Table:
             f"{row.validation_accuracy:.2%}",
             f"{row.n_params:,}",
             f"{row.macs:,}",
+            f"{row.peak_memory:,}",
             f"{row.seconds:.0f}",
         )
     return table
@@ -139,6 +140,8 @@ def show(console: Console, subject: Subject) -> None:
         console.print(f"Trials: {counts_line(subject.study.counts)}")
         if best := best_rows(subject.study.rows, SHOWN):
             console.print(best_table(best))
+        if front := subject.study.front:
+            console.print(best_table(front, "The front"))
     if subject.architecture:
         console.print(layer_table(subject.architecture), markup=False)
     if subject.result:

@@ -108,6 +108,7 @@ def summarise_study(study: StudyResults, told: Chapter) -> dict[str, Any]:
         "seconds": round(sum(row.seconds for row in study.rows), 3),
         "winner": asdict(winner) if winner else None,
         "finals": study.finals,
+        "front": [asdict(row) for row in study.front],
         "test_accuracy": result["test_accuracy"] if result else None,
         "requirements": result["requirements"] if result else None,
         "importances": study.importances,
