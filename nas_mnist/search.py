@@ -21,6 +21,7 @@ from .workers import auto_workers, parse_workers
 if TYPE_CHECKING:
     from .data import DataSet
 
+FINALISTS = 3  # candidates
 # Shares of the budget that the space 'filled' draws where networks of all sizes are looked for.
 FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
@@ -66,8 +67,13 @@ def search(
     ] = 0,
     timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start nothing later.")] = None,
     finalists: Annotated[
-        int, typer.Option(parser=whole(1, 100), metavar="N", help="The best that are trained again; 1: none.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            parser=whole(1, 100),
+            metavar="N",
+            help=f"The best that are trained again (1: none); else {FINALISTS}.",
+        ),
+    ] = None,
     finalist_seeds: Annotated[
         int, typer.Option(parser=whole(1, 100), metavar="N", help="Further seeds for each of them.")
     ] = 1,
@@ -86,7 +92,8 @@ def search(
         raise InputError(f"--timeout: {timeout} (use minutes above 0)")
     if objective not in AIMS:
         raise InputError(f"--objective: {objective[:40]!r} (use {', '.join(AIMS)})")
-    check_in_use("--finalists", finalists, 1, retrain, "without --no-retrain")
+    check_in_use("--finalists", finalists or 1, 1, retrain, "without --no-retrain")
+    finalists = finalists or (FINALISTS if retrain else 1)
     check_in_use("--finalist-seeds", finalist_seeds, 1, finalists > 1, "with --finalists of 2 and more")
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)

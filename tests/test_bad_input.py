@@ -93,7 +93,9 @@ CASES = {
         "search", ["--finalists", 3, "--no-retrain"], ["--finalists", "3", "without --no-retrain"]
     ),
     "seeds of no finalists": Case(
-        "search", ["--finalist-seeds", 3], ["--finalist-seeds", "3", "with --finalists of 2 and more"]
+        "search",
+        ["--finalists", 1, "--finalist-seeds", 3],
+        ["--finalist-seeds", "3", "with --finalists of 2 and more"],
     ),
     "a folder for data that lie elsewhere": Case(
         "search", [*SMALL, "--data-dir", "data"], ["--data-dir", "'data'"], {"data/x": ""}

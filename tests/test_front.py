@@ -90,7 +90,7 @@ def test_a_trial_whose_process_died_at_its_end_gets_both_values(
     trial.set_user_attr("macs", 77)
     study._storage.set_trial_intermediate_value(trial._trial_id, EPOCHS, 0.75)
     dead = optuna.load_study(study_name="nas_mnist", storage=URL)
-    import nas_mnist.recovery as recovery
+    from nas_mnist import recovery
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery, "is_gone", lambda _: True)
