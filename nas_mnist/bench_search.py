@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .cli import as_path, check_data_dir, whole
 from .cost import Budget
-from .errors import InputError
+from .errors import InputError, stored_by_others
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, load_recipe
 from .search import space_for
@@ -56,6 +57,8 @@ def record(
     trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
     check_writable(path.parent, "--curves")
 
+    import torch
+
     from . import curves as tables
     from .data import load
     from .device import pick_device
@@ -69,7 +72,7 @@ def record(
     learn, _ = data.split()
     if images is not None and images > len(learn):
         raise InputError(f"--images: {images:,} (use at most {len(learn):,})")
-    check_enough(learn, trained_by)
+    check_enough(learn.take(torch.arange(images or len(learn))), trained_by)
     budget = Budget(max_params)
     check_space(drawn_from, budget, seed)
     task = tables.RecordTask(
@@ -83,7 +86,8 @@ def record(
         data_dir=as_path(data_dir),
         device=where.type,
     )
-    tables.check_setting(path, tables.describe(task, f"{data.name} {data.fingerprint}"))
+    setting = tables.describe(task, f"{data.name} {data.fingerprint}")
+    tables.check_setting(path, setting)
     console = screen()
 
     def heard(curve: Curve) -> None:
@@ -92,7 +96,7 @@ def record(
             f"{curve.seconds:.0f} s"
         )
 
-    tables.record(task, path, candidates, processes or auto_workers(where.type), heard)
+    tables.record(task, setting, path, candidates, processes or auto_workers(where.type), heard)
     console.print(f"Written: {path}")
 
 
@@ -134,9 +138,10 @@ def search(
         raise InputError(
             f"--target: {goal:.2%} is more than the best candidate has (use up to {max(finals):.2%})"
         )
-    space = SearchSpace.make(setting.space, str(path.with_suffix(".json")))
-    ranks = replay.ranks(known)
-    found = replay.compare(known, space, Budget(setting.max_params), goal, repeats, seed)
+    with stored_by_others(f"--curves: {path}"):
+        space = SearchSpace.make(setting.space, str(path.with_suffix(".json")))
+        ranks = replay.ranks(known)
+        found = replay.compare(known, space, Budget(setting.max_params), goal, repeats, seed)
     console = screen()
     console.print(
         f"{len(known)} random candidates of at most {setting.max_params:,} parameters, {setting.images:,} "
@@ -151,7 +156,14 @@ def search(
             sampler: {rule: one._asdict() for rule, one in rules.items()} for sampler, rules in found.items()
         }
         told["until_target"] = until
-        write_bytes(keep, (json.dumps(told, indent=2) + "\n").encode())
+        write_bytes(keep, (json.dumps(_without_infinities(told), indent=2) + "\n").encode())
+
+
+def _without_infinities(told: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(told, dict):
+        return {name: _without_infinities(value) for name, value in told.items()}
+    return None if isinstance(told, float) and not math.isfinite(told) else told
 
 
 def _table(curves: str) -> Path:

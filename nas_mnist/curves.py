@@ -22,9 +22,9 @@ import pandas as pd
 
 from .architecture import Architecture
 from .cost import Budget, cost_of
-from .errors import InputError
+from .errors import InputError, NoResultError
 from .files import read_text, write_bytes
-from .recipe import Recipe
+from .recipe import Recipe, make_recipe
 from .space import Draws, RandomDraws, SearchSpace
 from .workers import Desk, run_workers
 
@@ -106,8 +106,10 @@ class RecordTask:
         drawn, at = candidates(self.space, self.budget, self.seed), 0
         while (job := desk.claim()) is not None:
             number = self.numbers[job]
-            draws, architecture = next(islice(drawn, number - at, None))
-            at = number + 1
+            found = next(islice(drawn, number - at, None), None)
+            if found is None:
+                raise NoResultError(f"the space has no candidate {number} within {self.budget}")
+            (draws, architecture), at = found, number + 1
             model = build(architecture, number).to(device)
             first_loss, seconds, scores = math.nan, 0.0, []
             try:
@@ -129,16 +131,24 @@ class RecordTask:
             desk.send("curve", curve)
 
 
-def record(task: RecordTask, path: Path, total: int, workers: int, heard: Callable[[Curve], None]) -> None:
+def record(
+    task: RecordTask,
+    setting: Setting,
+    path: Path,
+    total: int,
+    workers: int,
+    heard: Callable[[Curve], None],
+) -> None:
     """Train candidates until the table at ``path`` has ``total``; every one is written as it comes.
 
-    Raises `InputError` where the table was made with something else.
+    Raises `NoResultError` where the space has not so many within the budget.
     """
     curves = read_curves(path)[1] if path.exists() else []
     task = replace(task, numbers=tuple(sorted(set(range(total)) - {curve.candidate for curve in curves})))
 
     def keep(curve: Curve) -> None:
         curves.append(curve)
+        write_bytes(path.with_suffix(".json"), (json.dumps(asdict(setting), indent=2) + "\n").encode())
         write_bytes(path, _table(curves).to_csv(index=False, lineterminator="\n").encode())
         heard(curve)
 
@@ -153,12 +163,10 @@ def describe(task: RecordTask, data: str) -> Setting:
 
 
 def check_setting(path: Path, setting: Setting) -> None:
-    """Keep what a new table is made with beside it; raise `InputError` where an old one has another."""
-    about = path.with_suffix(".json")
-    if not path.exists() and not about.exists():
-        write_bytes(about, (json.dumps(asdict(setting), indent=2) + "\n").encode())
+    """Raise `InputError` where a table was made with something else."""
+    if not path.exists() and not path.with_suffix(".json").exists():
         return
-    stored = _setting(about)
+    stored = _setting(path.with_suffix(".json"))
     differ = [name for name, value in asdict(setting).items() if asdict(stored)[name] != value]
     if differ:
         raise InputError(f"--curves: {path} was made with another {', '.join(differ)} (use a new file)")
@@ -170,8 +178,8 @@ def read_curves(path: Path) -> tuple[Setting, list[Curve]]:
 
     setting = _setting(path.with_suffix(".json"))
     text = read_text(path, "--curves", MAX_TABLE_BYTES)
-    epochs = range(1, int(setting.recipe["epochs"]) + 1)
     try:
+        epochs = range(1, make_recipe(setting.recipe, "recipe").epochs + 1)
         table = pd.read_csv(io.StringIO(text))
         curves = [
             Curve(
@@ -182,7 +190,7 @@ def read_curves(path: Path) -> tuple[Setting, list[Curve]]:
             )
             for row in table.to_dict("records")
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"--curves: {path} is no table of curves ({error})") from None
     if not curves or len({curve.candidate for curve in curves}) < len(curves):
         raise InputError(f"--curves: {path} is no table of curves (empty, or a candidate comes twice)")

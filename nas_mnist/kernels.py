@@ -75,16 +75,15 @@ class _BFloat16(ir.Type):
         return hash(_BFloat16)
 
 
-# Without such an instruction LLVM calls a function that is in no library of ours.
-_ROUNDS_IN_HARDWARE = bool(binding.get_host_cpu_features().get("avx512bf16"))
-
-
-@_intrinsic
-def _rounded(_: Any, number: Any) -> Any:
-    def by_hardware(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _rounded_by_hardware(_: Any, number: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(builder.fptrunc(arguments[0], _BFloat16()), ir.IntType(16))
 
-    def by_hand(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    return types.uint16(types.float32), generate
+
+
+def _rounded_by_hand(_: Any, number: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
         bits = builder.bitcast(arguments[0], word)
         above = builder.lshr(bits, ir.Constant(word, 16))
@@ -95,7 +94,12 @@ def _rounded(_: Any, number: Any) -> Any:
         rounded = builder.select(not_a_number, quiet, builder.lshr(nearest, ir.Constant(word, 16)))
         return builder.trunc(rounded, ir.IntType(16))
 
-    return types.uint16(types.float32), by_hardware if _ROUNDS_IN_HARDWARE else by_hand
+    return types.uint16(types.float32), generate
+
+
+# Without such an instruction LLVM calls a function that is in no library of ours.
+ROUNDS_IN_HARDWARE = bool(binding.get_host_cpu_features().get("avx512bf16"))
+_rounded: Any = _intrinsic(_rounded_by_hardware if ROUNDS_IN_HARDWARE else _rounded_by_hand)
 
 
 def _load(number: Any) -> Any:

@@ -113,7 +113,8 @@ def side_by_side(models: Sequence[Network]) -> Network:
     """Networks of one architecture as one network of as many copies; a single one as it is."""
     if len(models) == 1:
         return models[0]
-    whole = Network(models[0].architecture, len(models)).to(next(models[0].parameters()).device)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced at once
+        whole = Network(models[0].architecture, len(models)).to(next(models[0].parameters()).device)
     states = [model.state_dict() for model in models]
     parts = {name: [state[name] for state in states] for name in states[0]}
     # A scalar is the number of batches that a normalisation has seen, the same in all.
@@ -121,12 +122,12 @@ def side_by_side(models: Sequence[Network]) -> Network:
     return whole
 
 
-def part(whole: Network, copy: int) -> Network:
-    """One of the networks that are side by side in ``whole``, with weights of its own."""
-    parts = {
-        name: tensor.chunk(whole.copies)[copy] if tensor.dim() else tensor
-        for name, tensor in whole.state_dict().items()
-    }
-    model = build(whole.architecture, 0).to(next(whole.parameters()).device)
-    model.load_state_dict(parts)
-    return model.to(memory_format=torch.channels_last)
+def take_apart(whole: Network, models: Sequence[Network]) -> None:
+    """Give networks the weights of those that are side by side in ``whole``."""
+    for copy, model in enumerate(models):
+        model.load_state_dict(
+            {
+                name: tensor.chunk(whole.copies)[copy] if tensor.dim() else tensor
+                for name, tensor in whole.state_dict().items()
+            }
+        )

@@ -69,8 +69,9 @@ class Objective:
     Returns the validation accuracy after the last epoch (0 to 1). Raises `optuna.TrialPruned` for a
     candidate that does not exist, is over budget, was seen before, failed, or was stopped early.
 
-    In a study of two aims it returns accuracy and cost, also of a candidate that was stopped early, with what
-    it had then: Optuna's samplers learn nothing from pruned trials of such studies.
+    In a study of two aims it returns accuracy and cost, also of a candidate that ends early after its first
+    epoch, with the accuracy that it had then, or 0 where it failed: Optuna's TPE cannot handle pruned trials
+    of such studies that have reported something.
     """
 
     space: SearchSpace
@@ -149,17 +150,23 @@ class Objective:
                     self._tell(self.watcher.epoch, trial.number, result, ending=last)
                 if not last and _falls_behind(trial):
                     after = f"after epoch {result.epoch}" if result.epoch else "within epoch 1"
-                    stopped = self._end(trial, Verdict.STOPPED, after)
-                    if self.against is None or not result.epoch:
-                        raise stopped
-                    break
+                    return self._cut_short(trial, Verdict.STOPPED, after, accuracy)
         except TrainingError as error:
-            raise self._end(trial, Verdict.FAILED, str(error)) from None
+            return self._cut_short(trial, Verdict.FAILED, str(error), 0.0)
         except (RuntimeError, MemoryError) as error:
             if (reason := device_failure(error)) is None:
                 raise
             gc.collect()
-            raise self._end(trial, Verdict.FAILED, reason) from None
+            return self._cut_short(trial, Verdict.FAILED, reason, 0.0)
+        return values_of(trial, accuracy, self.against)
+
+    def _cut_short(
+        self, trial: Trial, verdict: Verdict, reason: str, accuracy: float
+    ) -> float | tuple[float, float]:
+        """End a trial before its last epoch."""
+        ended = self._end(trial, verdict, reason)
+        if self.against is None or not trial.user_attrs["epochs"]:
+            raise ended from None
         return values_of(trial, accuracy, self.against)
 
     def _end(self, trial: Trial, verdict: Verdict, reason: str = "") -> optuna.TrialPruned:

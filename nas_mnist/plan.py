@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .architecture import Architecture
+from .cost import COST_NAMES
 from .errors import InputError, NoResultError, StorageLostError
 from .files import write_bytes
 from .recipe import Recipe, make_recipe, unvaried
@@ -92,7 +93,7 @@ class Plan:
 
         say = self.console.print
         say(
-            f"[bold]Searching[/bold] for at most {self.task.budget}: study "
+            f"[bold]Searching[/bold] for at most {self.task.budget}{self._weighed()}: study "
             f"{study.study_name!r}, {self.trials} candidates, {self.task.recipe.epochs} epochs, "
             f"{describe_device(self.device)}, {self.workers} worker{'s' * (self.workers > 1)}",
         )
@@ -100,6 +101,10 @@ class Plan:
         self._warn()
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
+
+    def _weighed(self) -> str:
+        against = self.task.against
+        return f", accuracy against {COST_NAMES[against]}" if against else ""
 
     def _search(self, study: optuna.Study) -> None:
         """Train candidates until the total is reached."""
@@ -183,8 +188,8 @@ class Plan:
             raise NoResultError("no candidate was trained to the last epoch (raise --trials or --timeout)")
         say = self.console.print
         say(best_table(rows[:SHOWN]))
-        if front := StudyResults.read(study).front:
-            say(best_table(front, "The front"))
+        if self.task.against:
+            say(best_table(StudyResults.read(study).front, "The front"))
         self._train_again(study, rows[: self.finals[0]])
         winner = StudyResults.read(study).winner
         assert winner is not None
@@ -224,9 +229,10 @@ class Plan:
         from .results import FINALS
         from .tasks import Final, FinalsTask
 
-        if len(rows) < 2:
-            return
         finals: dict[str, dict[str, float]] = study.user_attrs.get(FINALS, {})
+        judged = not finals and study.user_attrs.get("winner", {}).get("key") == rows[0].key
+        if len(rows) < 2 or judged:  # the test images were read for the best of them, by an earlier search
+            return
         first = self.task.seed + 1
         jobs = [
             Final(

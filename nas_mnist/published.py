@@ -1,4 +1,7 @@
-"""What others have published: to be shown beside our results, never among them."""
+"""What others have published: to be shown beside our results, never among them.
+
+The figures were collected from public notebooks when this program was begun; their addresses were not kept.
+"""
 
 from __future__ import annotations
 

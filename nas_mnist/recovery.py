@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from .cost import AIMS
 from .objective import Verdict, values_of, verdict_of
 from .owner import DEATHS, OWNER, RETRY_OF, is_gone
 
@@ -67,7 +68,10 @@ def _end_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     if last and last == study.user_attrs.get("identity", {}).get("epochs") and verdict is None:
         verdict = Verdict.TRAINED
         study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
+    against = AIMS[study.user_attrs.get("identity", {}).get("objective") or "accuracy"]
     if verdict is Verdict.TRAINED and last:
-        against = study.user_attrs.get("identity", {}).get("against")
         return {"values": values_of(trial, trial.intermediate_values[last], against)}
+    if against and verdict and last:  # as `Objective` would have ended it
+        accuracy = 0.0 if verdict is Verdict.FAILED else trial.intermediate_values[last]
+        return {"values": values_of(trial, accuracy, against)}
     return {"state": TrialState.FAIL if verdict in (None, Verdict.TRAINED) else TrialState.PRUNED}

@@ -55,17 +55,22 @@ class RandomOrder:
 
 
 class NearestToTpe:
-    """What Optuna's TPE draws, as a search does; of the recorded candidates the nearest that is left."""
+    """What Optuna's TPE draws; of the recorded candidates the nearest that is left."""
 
     def __init__(
-        self, curves: Sequence[Curve], rng: random.Random, space: SearchSpace, budget: Budget
+        self,
+        curves: Sequence[Curve],
+        rng: random.Random,
+        space: SearchSpace,
+        budget: Budget,
+        distributions: Sequence[dict[str, BaseDistribution]],  # of every curve's draws
     ) -> None:
         self.curves, self.space, self.budget = curves, space, budget
         self.left = set(range(len(curves)))
         self.study = optuna.create_study(
             direction="maximize", sampler=optuna.samplers.TPESampler(seed=rng.randrange(2**31))
         )
-        self.distributions = [_distributions(space, budget, curve.draws) for curve in curves]
+        self.distributions = list(distributions)
         self.all = {name: kind for kinds in self.distributions for name, kind in kinds.items()}
 
     def choose(self) -> int:
@@ -102,7 +107,7 @@ def _apart(kind: BaseDistribution | None, one: Any, other: Any) -> float:
     return abs(int(one) - int(other)) / max(kind.high - kind.low, 1)
 
 
-def _distributions(space: SearchSpace, budget: Budget, draws: Draws) -> dict[str, BaseDistribution]:
+def distributions_of(space: SearchSpace, budget: Budget, draws: Draws) -> dict[str, BaseDistribution]:
     """What each of these draws was drawn from."""
 
     class Recorder:
@@ -130,7 +135,7 @@ def halving(own: Progress, others: Sequence[Progress], shares: Mapping[int, floa
 
 
 def median(own: Progress, others: Sequence[Progress], first: int = 5) -> bool:
-    """Optuna's `MedianPruner`: stop whoever is below the median of the others at the same epoch."""
+    """Stop whoever is below the median of those that came as far, once there are ``first`` of them."""
     known = [other.accuracies[own.rung] for other in others if own.rung in other.accuracies]
     return own.rung > HALFWAY and len(known) >= first and own.accuracies[own.rung] < statistics.median(known)
 
@@ -205,9 +210,10 @@ def compare(
     curves: Sequence[Curve], space: SearchSpace, budget: Budget, target: float, repeats: int, seed: int
 ) -> dict[str, dict[str, Worth]]:
     """By sampler and by rule, what a search is worth; the same orders for every rule."""
+    drawn_from = [distributions_of(space, budget, curve.draws) for curve in curves]
     samplers: dict[str, Callable[[random.Random], Sampler]] = {
         "random": lambda rng: RandomOrder(curves, rng),
-        "TPE": lambda rng: NearestToTpe(curves, rng, space, budget),
+        "TPE": lambda rng: NearestToTpe(curves, rng, space, budget, drawn_from),
     }
     return {
         sampler: {

@@ -129,7 +129,7 @@ def search(
             split=data.split_fingerprint,
             epochs=trained_by.epochs,
             search_recipe=search_recipe or None,
-            against=AIMS[objective],
+            objective=objective if AIMS[objective] else None,
             **asdict(budget),
         )
         task = SearchTask(

@@ -41,14 +41,14 @@ class Step:
         generators: Sequence[torch.Generator],
         plain: bool = False,
     ) -> None:
-        """``plain``: torch's own modules in float32, to hold the fast passes against."""
+        """``plain``: torch's own modules in float32, step by step, to hold the fast ways against."""
         device = data.images.device
         self.model, self.data, self.recipe, self.generators = model, data, recipe, generators
         self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
         self.forward = model if plain else forward_on(model, device)
         self.kind = torch.float32 if plain else number_type(device)
         self.normalize = Normalizer.of(data.images)
-        self.done = torch.zeros((), dtype=torch.long, device=device)  # steps
+        self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps
         shape = (model.copies, self.steps * recipe.batch_size)
         self.order = torch.zeros(shape, dtype=torch.long, device=device)  # of images, by copy
         self.places = torch.arange(recipe.batch_size, device=device)
@@ -57,6 +57,7 @@ class Step:
         self.optimizer = _optimizer(model, recipe, self.rate)
         self.loss = torch.zeros(model.copies, device=device)  # sums over the epoch's batches so far
         self.calls = 0
+        self.recorded = device.type == "cuda" and not plain
         self.graph: torch.cuda.CUDAGraph | None = None
         self.average = copy.deepcopy(model) if recipe.average else None
         if self.average is not None:
@@ -81,7 +82,7 @@ class Step:
         """Train on the next batches, at most to the end of the epoch."""
         self.model.train()
         for _ in range(steps):
-            if self.order.device.type == "cuda" and self.calls == EAGER:
+            if self.recorded and self.calls == EAGER:
                 self.graph = _record(self)
             if self.graph is None:
                 self()
@@ -104,11 +105,11 @@ class Step:
         loss = losses.view(self.model.copies, -1).mean(1)
         self.optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
-        self.rate.copy_(self.rates[self.done])
+        self.rate.copy_(self.rates.index_select(0, self.done)[0])  # an index of no dimension would be read
         self.optimizer.step()
         self.loss += loss.detach()
         if self.average is not None:
-            share = self.shares[self.done]
+            share = self.shares.index_select(0, self.done)[0]
             torch._foreach_mul_(self.averaged, 1 - share)
             torch._foreach_add_(self.averaged, torch._foreach_mul(self.newest, share))
         self.done += 1

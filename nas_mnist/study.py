@@ -14,7 +14,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from .cost import COST_NAMES, Budget, cost_of
+from .cost import AIMS, COST_NAMES, Budget, cost_of
 from .errors import InputError, NoResultError
 from .objective import Objective, Verdict, verdict_of
 from .owner import OWNER
@@ -53,12 +53,12 @@ class Identity:
     search_recipe: bool | None = None  # True: every candidate has a recipe of its own
     max_macs: int | None = None
     max_memory: int | None = None
-    against: str | None = None  # the cost that accuracy is weighed against: a user attribute of trials
+    objective: str | None = None  # one of `AIMS`; None: accuracy
 
     @property
     def directions(self) -> list[StudyDirection]:
         """Of the study's aims."""
-        return [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if self.against else [])]
+        return [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if self.objective else [])]
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """In words, what ``stored`` (an earlier study's identity) has otherwise."""
@@ -69,7 +69,7 @@ class Identity:
         ]
 
 
-LATER = {"split", "search_recipe", "max_macs", "max_memory", "against"}  # not in every study
+LATER = {"split", "search_recipe", "max_macs", "max_memory", "objective"}  # not in every study
 _NO_IDENTITY = Identity("", "", "", "", 0, 0)
 
 
@@ -151,7 +151,8 @@ def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], fir
     """Make a new study complete; its identity comes last and says that it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([METRIC, *([COST_NAMES[identity.against]] if identity.against else [])])
+        against = AIMS[identity.objective or "accuracy"]
+        study.set_metric_names([METRIC, *([COST_NAMES[against]] if against else [])])
     for key, value in facts.items():
         study.set_user_attr(key, value)
     if first is not None:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .architecture import Architecture
-from .cost import Budget, Cost
+from .cost import BYTES_PER_VALUE, Budget, Cost
 from .recipe import Recipe
 from .space import SearchSpace
 from .workers import Desk, run_workers
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from .training import EpochResult
 
 
-TOGETHER = 10  # seeds that a GPU trains at once
+TOGETHER = 10  # seeds that CUDA trains at once, at most
+TOGETHER_BYTES = 8e9  # that their maps and gradients may take, at most
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,15 @@ class RetrainTask:
             weights = {name: tensor.numpy() for name, tensor in run.model.state_dict().items()}
             desk.send("done", seed, run.epochs, weights, run.normalizer, run.judgement)
 
+    @property
+    def at_once(self) -> int:
+        """Seeds that one process trains at once."""
+        if self.device != "cuda" or self.plain:
+            return 1
+        numbers = sum(prod(layer.out_shape) for layer in self.architecture.layers)  # of an image's maps
+        each = 2 * BYTES_PER_VALUE * numbers * self.recipe.batch_size
+        return max(1, min(TOGETHER, int(TOGETHER_BYTES / each)))
+
     def retrain(
         self, seeds: Sequence[int], data: DataSet, on_epoch: Callable[[int, EpochResult], None]
     ) -> list[Run]:
@@ -193,7 +204,7 @@ def retrain_seeds(
 ) -> list[Run]:
     """The runs of a task in the order of its seeds, by that many processes at once; one: by this process.
 
-    On a GPU one process trains up to `TOGETHER` seeds at once, as one network. ``data`` is the task's data
+    With CUDA one process trains up to `TOGETHER` seeds at once, as one network. ``data`` is the task's data
     set; ``on_epoch`` hears of every seed's epochs. Raises what `retrain.retrain` raises.
     """
     import torch
@@ -209,7 +220,7 @@ def retrain_seeds(
         runs[seed] = Run(seed, tuple(epochs), model.eval(), *rest)
 
     if min(workers, len(task.seeds)) == 1:
-        at_once = TOGETHER if task.device == "cuda" else 1
+        at_once = task.at_once
         parts = [task.seeds[first : first + at_once] for first in range(0, len(task.seeds), at_once)]
         return [run for part in parts for run in task.retrain(part, data, on_epoch)]
     run_workers(task, workers, len(task.seeds), {"epoch": on_epoch, "done": done})

@@ -16,7 +16,7 @@ import torch
 from .data import Images
 from .device import keep_memory
 from .errors import InputError, NoResultError
-from .model import Network, part, side_by_side
+from .model import Network, side_by_side, take_apart
 from .recipe import Recipe
 from .scoring import Score, evaluate
 from .step import Step
@@ -65,7 +65,7 @@ def train(
     """Train ``model`` on ``data``, both on one device; yields one result an epoch.
 
     With ``halfway`` there is one more before those, half-way through the first epoch, without a score.
-    ``plain`` trains with torch's own modules in float32: slower, to hold the fast passes against.
+    ``plain`` trains with torch's own modules in float32: slower, to hold the fast ways against.
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
     Every epoch is scored on ``score_on``, or the last one only: the last in float32, those before it in
@@ -98,9 +98,9 @@ def train_together(
 ) -> Iterator[list[EpochResult]]:
     """Train networks of one architecture, a seed each, as one network of their copies; as `train` does.
 
-    This is for GPUs, which one network of this size leaves mostly idle: the number of kernels a step stays
-    that of one network. Yields their results after every epoch; losses are those of separate trainings but
-    for rounding and for dropout, which draws from one generator for all.
+    This is for CUDA, where one network of this size leaves the device mostly idle: most kernels of a step
+    then do the work of all. Yields their results after every epoch; losses are those of separate trainings
+    but for rounding and for dropout, which draws from one generator for all.
     """
     try:
         yield from _train(models, data, recipe, seeds, score_on, last_only, halfway, plain)
@@ -125,6 +125,8 @@ def _train(
     check_enough(data, recipe)
     device = data.images.device
     keep_memory()
+    for one in models:
+        one.to(memory_format=torch.channels_last)
     model = side_by_side(models).to(memory_format=torch.channels_last)
     torch.manual_seed(seeds[0])  # dropout draws from the global generator
     step = Step(model, data, recipe, [torch.Generator(device).manual_seed(seed) for seed in seeds], plain)
@@ -137,17 +139,14 @@ def _train(
         last = epoch == recipe.epochs
         if score_on is not None and (last or not last_only):
             kind = torch.float32 if last else step.kind
-            scored = (_part(step.result, copy) for copy in range(len(models)))
+            if len(models) > 1:
+                take_apart(step.result, models)
+            scored = models if len(models) > 1 else [step.result]
             scores = [evaluate(one, score_on, step.normalize, kind) for one in scored]
             results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
-        if last:
-            for copy, one in enumerate(models):
-                one.load_state_dict(_part(step.result, copy).state_dict())
+        if last and step.result is not models[0]:
+            take_apart(step.result, models)
         yield results
-
-
-def _part(whole: Network, copy: int) -> Network:
-    return whole if whole.copies == 1 else part(whole, copy)
 
 
 def _run(step: Step, steps: int, so_far: int, epoch: int) -> list[EpochResult]:

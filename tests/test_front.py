@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
-from conftest import EPOCHS, SEARCH, Runner, furnish, run_module
+from conftest import EPOCHS, SEARCH, TINY_SPACE, Runner, furnish, run_module
 from optuna.trial import TrialState
+from optuna_dashboard import get_note
 
+from nas_mnist.cost import Budget
+from nas_mnist.data import DataSet
+from nas_mnist.objective import Objective, Verdict, Watcher
+from nas_mnist.recipe import Recipe
 from nas_mnist.recovery import recover
 from nas_mnist.results import pareto_front, trial_rows
+from nas_mnist.scoring import Score
+from nas_mnist.space import SearchSpace
+from nas_mnist.stopping import Halving
 from nas_mnist.study import load_study
+from nas_mnist.training import EpochResult, TrainingError
 
 FRONT = [*SEARCH, "--objective", "macs", "--max-macs", 10**7]
 URL = "sqlite:///studies/nas_mnist.db"
@@ -22,7 +34,7 @@ URL = "sqlite:///studies/nas_mnist.db"
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which the front was searched, and what was said."""
     folder = furnish(tmp_path_factory.mktemp("front"))
-    ended = run_module("search", *FRONT, "--trials", 8, "--workers", 1, "--no-retrain", cwd=folder)
+    ended = run_module("search", *FRONT, "--trials", 14, "--workers", 1, "--no-retrain", cwd=folder)
     assert (ended.code, ended.err) == (0, "")
     return folder, ended.out
 
@@ -48,6 +60,7 @@ def test_the_sampler_learns_from_both_values_of_every_trial_that_was_scored(
     study = load_study(URL, "nas_mnist")
     assert [way.name for way in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == ["validation accuracy", "multiply-adds"]
+    assert "accuracy on the validation images after its last epoch and its multiply-adds" in get_note(study)
     scored = [trial for trial in study.trials if trial.intermediate_values]
     assert scored
     for trial in scored:
@@ -63,12 +76,17 @@ def test_the_sampler_learns_from_both_values_of_every_trial_that_was_scored(
 def test_another_aim_is_another_study_and_a_trial_can_be_trained_again(
     searched: tuple[Path, str], work: Path, invoke: Runner
 ) -> None:
-    import shutil
-
     shutil.copytree(searched[0], work, dirs_exist_ok=True)
     ended = invoke("search", *SEARCH, "--max-macs", 10**7, "--trials", 9)
     assert ended.code == 2
-    assert "was made with against 'macs', not None" in ended.err
+    assert "was made with objective 'macs', not None" in ended.err
+    again = invoke("search", *FRONT, "--trials", 14, "--workers", 1, "--no-retrain")
+    assert (again.code, again.err) == (0, "")
+    assert "The study has its 14 candidates" in again.out
+    ended = invoke("report")
+    assert (ended.code, ended.err) == (0, "")
+    ended = invoke("export", "best", "--to", "safetensors")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)  # it was not trained again
     number = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())["front"][0]["trial"]
     ended = invoke("reproduce", "best", "--trial", number, "--device", "cpu")
     assert (ended.code, ended.err) == (0, "")
@@ -78,21 +96,61 @@ def test_another_aim_is_another_study_and_a_trial_can_be_trained_again(
     assert "--trial: 999 is no trial" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("verdict", "accuracy"), [(None, 0.75), ("trained", 0.75), ("stopped early", 0.75), ("failed", 0.0)]
+)
 def test_a_trial_whose_process_died_at_its_end_gets_both_values(
-    searched: tuple[Path, str], work: Path
+    verdict: str | None,
+    accuracy: float,
+    searched: tuple[Path, str],
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import shutil
-
     shutil.copytree(searched[0] / "studies", work / "studies")
     study = load_study(URL, "nas_mnist")
     trial = study.ask()
-    trial.set_user_attr("owner", {"host": "", "pid": 0})
+    trial.set_user_attr("owner", "somebody")
     trial.set_user_attr("macs", 77)
+    if verdict:
+        trial.set_user_attr("verdict", verdict)
     study._storage.set_trial_intermediate_value(trial._trial_id, EPOCHS, 0.75)
-    dead = optuna.load_study(study_name="nas_mnist", storage=URL)
-    from nas_mnist import recovery
+    monkeypatch.setattr("nas_mnist.recovery.is_gone", lambda _: True)
+    recover(study)
+    assert study.trials[trial.number].values == [accuracy, 77]
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=3)  # the sampler can go on
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recovery, "is_gone", lambda _: True)
-        recover(dead)
-    assert dead.trials[trial.number].values == [0.75, 77]
+
+def test_trials_that_fail_or_are_stopped_leave_a_study_in_which_the_sampler_draws(
+    tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, choose = tiny_data.split()
+    told: list[int] = []
+
+    def train(*_: object, **__: object) -> Iterator[EpochResult]:
+        told.append(len(told))
+        yield EpochResult(0, 1.0, 0.1, 1.0, 10, None)
+        if told[-1] % 3 == 0:
+            raise TrainingError("loss not finite in epoch 1")
+        yield EpochResult(1, 1.0, 0.1, 1.0, 10, Score(1.0, 5 + len(told) % 2, 10))
+        raise TrainingError("loss not finite in epoch 2")
+
+    monkeypatch.setattr("nas_mnist.training.train", train)
+    space, recipe = SearchSpace.from_toml(TINY_SPACE), Recipe(epochs=3, batch_size=50, learning_rate=0.1)
+    watcher = Watcher(lambda *_: None, lambda *_: None)
+    objective = Objective(*(space, Budget(10_000), recipe, learn, choose, 0, watcher), against="n_params")
+    study = optuna.create_study(
+        directions=["maximize", "minimize"],
+        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4),
+        pruner=Halving("n_params"),
+    )
+    study.optimize(objective, n_trials=24)
+    rows = trial_rows(study)
+    ends = Counter((row.verdict, trial.state.name) for row, trial in zip(rows, study.trials, strict=True))
+    assert ends[Verdict.FAILED, "PRUNED"] > 3  # before its first epoch was over
+    assert ends[Verdict.FAILED, "COMPLETE"] + ends[Verdict.STOPPED, "COMPLETE"] > 3
+    for row, trial in zip(rows, study.trials, strict=True):
+        if row.epochs:
+            accuracy = 0.0 if row.verdict is Verdict.FAILED else row.validation_accuracy
+            assert trial.values == [accuracy, row.n_params]
+        else:
+            assert trial.values is None

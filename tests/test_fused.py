@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
+from numba.extending import intrinsic
 from torch import nn
 
 from nas_mnist import fused, kernels
@@ -251,16 +252,23 @@ def test_what_is_not_finite_is_passed_on_in_silence(value):
     assert result[:, 0].isfinite().all()
 
 
-@njit
-def _round_all(numbers, bits):
-    for i in range(len(numbers)):
-        bits[i] = kernels._rounded(numbers[i])
+WAYS = {"by hand": kernels._rounded_by_hand} | (
+    {"by hardware": kernels._rounded_by_hardware} if kernels.ROUNDS_IN_HARDWARE else {}
+)
 
 
-def test_numbers_are_rounded_to_bfloat16_as_torch_does():
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_are_rounded_to_bfloat16_as_torch_does(way):
+    rounded = intrinsic(WAYS[way])
+
+    @njit
+    def round_all(numbers, bits):
+        for i in range(len(numbers)):
+            bits[i] = rounded(numbers[i])
+
     ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 3.3895e38, 1e-40, 0.0, -0.0, math.inf, -math.inf])
     numbers = torch.cat([ties, torch.randn(10_000) * torch.logspace(-38, 37, 10_000)])
     bits = np.zeros(len(numbers) + 1, dtype=np.uint16)
-    _round_all(torch.cat([numbers, torch.tensor([math.nan])]).numpy(), bits)
+    round_all(torch.cat([numbers, torch.tensor([math.nan])]).numpy(), bits)
     assert bits[:-1].tolist() == numbers.bfloat16().view(torch.uint16).tolist()
     assert torch.from_numpy(bits[-1:]).view(torch.bfloat16).isnan().all()

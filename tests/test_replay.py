@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import tomllib
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nas_mnist.replay import (
     RandomOrder,
     Replayed,
     compare,
+    distributions_of,
     halving,
     median,
     never,
@@ -126,9 +128,10 @@ def test_samplers_choose_every_candidate_once_and_tpe_learns() -> None:
     curves = [
         Curve(at, draws, 100, 1_000, 1.0, 1.0, (wide[at] / 10,), (1.0,)) for at, (draws, _) in enumerate(made)
     ]
+    drawn_from = [distributions_of(space, budget, draws) for draws, _ in made]
     for sampler in (
         RandomOrder(curves, random.Random(0)),
-        NearestToTpe(curves, random.Random(0), space, budget),
+        NearestToTpe(curves, random.Random(0), space, budget, drawn_from),
     ):
         chosen = []
         for _ in curves:
@@ -162,6 +165,9 @@ def test_a_table_of_curves_is_recorded_grows_and_is_replayed(work: Path, invoke:
     found = json.loads((work / "found.json").read_text())
     assert found["until_target"]["random"]["nobody is stopped"]["reached"] == 1
 
+    many = invoke("bench record", *record, "--candidates", 60)  # the space has fewer
+    assert many.code == 1
+    assert "the space has no candidate" in many.err
     before = {path: path.read_bytes() for path in (work / "c").iterdir()}
     other = invoke("bench record", *record, "--candidates", 4, "--seed", 1)
     assert other.code == 2
@@ -172,12 +178,33 @@ def test_a_table_of_curves_is_recorded_grows_and_is_replayed(work: Path, invoke:
     assert {path: path.read_bytes() for path in (work / "c").iterdir()} == before
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "candidate\n0\n"])
-def test_what_is_no_table_of_curves_is_refused(text: str, work: Path, invoke: Runner) -> None:
-    setting = {"space": {}, "max_params": 1, "recipe": {"epochs": 1}, "data": "", "images": 1, "seed": 0}
-    (work / "t.json").write_text(json.dumps(setting))
+ROW = "candidate,n_params,macs,seconds,first_loss,accuracy_1,loss_1,draws\n0,1,1,1,1,0.5,1,{}\n"
+SETTING = {"space": {}, "max_params": 1, "recipe": {"epochs": 1}, "data": "", "images": 1, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("", {}),
+        ("a,b\n1,2\n", {}),
+        ("candidate\n0\n", {}),
+        (ROW, {}),  # without a space
+        (ROW, {"space": tomllib.loads(SPACE)}),  # without draws
+        (ROW, {"space": tomllib.loads(SPACE), "max_params": "many"}),
+        (ROW.replace("0.5", "half"), {}),
+        (ROW, {"recipe": {}}),
+        (ROW, {"recipe": 5}),
+        (ROW, {"recipe": {"epochs": 0}}),
+        (ROW, {"recipe": {"epochs": 2}}),
+        (ROW, {"unknown": 0}),
+    ],
+)
+def test_what_is_no_table_of_curves_is_refused(
+    text: str, changed: dict[str, object], work: Path, invoke: Runner
+) -> None:
+    (work / "t.json").write_text(json.dumps(SETTING | changed))
     (work / "t.csv").write_text(text)
     ended = invoke("bench search", "--curves", "t.csv")
     assert ended.code == 2
-    assert ended.err.startswith("error: --curves: t.csv ")
+    assert ended.err.startswith(("error: --curves: t.", "error: t.json: "))
     assert ended.err.count("\n") == 1

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas_mnist import Architecture
 from nas_mnist.augment import affine
 from nas_mnist.data import DataSet, Images
 from nas_mnist.errors import InputError
-from nas_mnist.model import Network, build, part, side_by_side
+from nas_mnist.model import Network, build, side_by_side, take_apart
 from nas_mnist.recipe import FACTORS, VALUES, Augmentation, Recipe, load_recipe, make_recipe, unvaried, vary
 from nas_mnist.retrain import retrain, summarise
 from nas_mnist.scoring import Normalizer, Score, evaluate, predict
 from nas_mnist.space import RandomDraws, Replay
-from nas_mnist.step import schedule
+from nas_mnist.step import Step, schedule
+from nas_mnist.tasks import RetrainTask, retrain_seeds
 from nas_mnist.training import EpochResult, TrainingError, train, train_together
 
 SMALL = Architecture.make(
@@ -198,9 +202,58 @@ def test_networks_side_by_side_have_the_scores_they_have_apart() -> None:
     images = torch.rand(5, 3, 28, 28)  # one image a network
     expected = torch.cat([model(images[:, [at]]) for at, model in enumerate(models)], dim=1)
     torch.testing.assert_close(whole(images), expected)
-    for at, model in enumerate(models):
-        taken = part(whole, at).state_dict()
+    others = [build(MIXED, seed) for seed in range(3, 6)]
+    take_apart(whole, others)
+    for model, other in zip(models, others, strict=True):
+        taken = other.state_dict()
         assert all(torch.equal(tensor, taken[name]) for name, tensor in model.state_dict().items())
+
+
+def test_seeds_trained_together_draw_dropout_apart_from_each_other(tiny_data: DataSet) -> None:
+    models = [build(SMALL, 0), build(SMALL, 0)]  # equal but for what they draw
+    losses = [
+        [epoch.train_loss for epoch in epochs]
+        for epochs in train_together(models, tiny_data.train, PLAIN, seeds=(1, 2))
+    ]
+    assert all(one != other and math.isfinite(one + other) for one, other in losses)
+
+
+def test_cuda_trains_seeds_at_once_as_far_as_memory_allows(tiny_data: DataSet) -> None:
+    heard: list[Sequence[int]] = []
+
+    class Heard(RetrainTask):
+        def retrain(self, seeds: Sequence[int], *_: Any) -> list[Any]:
+            heard.append(seeds)
+            return list(seeds)
+
+    task = Heard(SMALL, PLAIN, range(3, 27), "mnist", None, "cuda", True)
+    assert retrain_seeds(task, tiny_data, 1, lambda *_: None) == list(range(3, 27))
+    assert heard == [range(3, 13), range(13, 23), range(23, 27)]
+    assert replace(task, plain=True).at_once == 1
+    assert replace(task, device="cpu").at_once == 1
+    wide = Architecture.make({"blocks": [{"kind": "conv", "channels": 1024}] * 3})
+    assert replace(task, architecture=wide).at_once == 2  # 7.2 million numbers an image, batches of 60
+
+
+def test_a_step_reads_nothing_back(tiny_data: DataSet) -> None:
+    """CUDA records a step, and cannot record one in which the host reads a number of the device's."""
+    recipe = RICH.fitted(len(tiny_data.train))
+    step = Step(build(SMALL, 0), tiny_data.train, recipe, [torch.Generator().manual_seed(0)], plain=True)
+    step.begin_epoch()
+    step()
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            read.append(str(func)) if "_local_scalar_dense" in str(func) else None
+            return func(*args, **(kwargs or {}))
+
+    read: list[str] = []
+    with Reads():
+        assert float(torch.ones(1)) == 1
+        assert read  # it notices
+        read.clear()
+        step()
+    assert read == []
 
 
 def test_a_seed_whose_loss_is_not_finite_ends_the_training_of_all(tiny_data: DataSet) -> None:

@@ -12,6 +12,7 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial, Trial
 
 from ..architecture import Architecture
+from ..cost import AIMS, COST_NAMES
 from ..objective import ARCHITECTURE, Verdict
 from ..results import budget_of
 from .layers import layer_table
@@ -27,15 +28,14 @@ def note_study(study: optuna.Study, dashboard: str) -> None:
 
 def study_note(facts: dict[str, Any], dashboard: str) -> str:
     """What is looked for, in what, how the search goes on and how it is looked at; Markdown."""
-    identity, recipe = facts["identity"], facts["recipe"]
+    identity = facts["identity"]
     return f"""\
 # At most {budget_of(identity)}
 
 The best all-convolutional network, without a fully connected layer, in at most 20 epochs. (Of MNIST it is
-asked that it classifies 99.4 % of the test images, with fewer than 20,000 parameters.) A trial's value is its
-accuracy on the validation images after epoch {recipe["epochs"]}; the test images are read once, for the
-winner. The user attribute `verdict` says how a trial ended; `n_params` and
-the other numbers sort.
+asked that it classifies 99.4 % of the test images, with fewer than 20,000 parameters.) {_values(facts)}
+The test images are read once, for the winner. The user attribute `verdict` says how a trial ended; `n_params`
+and the other numbers sort.
 
 Data: {facts["data"]} {facts["data_note"]}
 
@@ -53,6 +53,18 @@ Search space:
 {json.dumps(facts["space"], indent=1)}
 ```
 """
+
+
+def _values(facts: dict[str, Any]) -> str:
+    """What a trial's values are."""
+    against = AIMS[facts["identity"].get("objective") or "accuracy"]
+    if against is None:
+        last = facts["recipe"]["epochs"]
+        return f"A trial's value is its accuracy on the validation images after epoch {last}."
+    return (
+        f"A trial's values are its accuracy on the validation images after its last epoch and its "
+        f"{COST_NAMES[against]}: looked for is the most accurate network for every such cost."
+    )
 
 
 def note_trial(study: optuna.Study, number: int) -> None:

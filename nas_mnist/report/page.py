@@ -23,6 +23,7 @@ from ..published import PUBLISHED_LOG, RESULTS
 from ..recipe import RECIPES
 from ..results import StudyResults, TrialRow, accuracies_of, best_rows
 from ..retrain import required_accuracy, requirements, summarise
+from ..zoo import names as zoo_names
 from . import plots
 from .layers import layer_table
 from .picture import draw
@@ -208,7 +209,8 @@ def comparison(chapters: Sequence[Chapter]) -> Figure | None:
         return None
     names = [one.subject.name for one, _ in tests]
     params = [one.cost["params"] for one, _ in tests]
-    beside = RESULTS if all(one.subject.measured for one, _ in tests) else ()  # of the zoo, all
+    whole_zoo = sum(bool(one.subject.measured) for one, _ in tests) == len(tests) == len(zoo_names())
+    beside = RESULTS if whole_zoo else ()
     return plots.comparison(names, params, [test for _, test in tests], beside)
 
 

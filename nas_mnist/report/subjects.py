@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import zoo
 from ..architecture import Architecture
+from ..cost import COST_NAMES
 from ..errors import InputError
 from ..files import read_text
 from ..results import StudyResults, budget_of
@@ -47,7 +48,8 @@ def of_study(study: optuna.Study, data_dir: Path | None) -> Subject:
         path = Path(stored["folder"]) / "result.json"
         result = read_result(path) if path.is_file() else None
     budget = budget_of(results.facts["identity"])
-    about = f"A search for the best all-convolutional network with at most {budget}."
+    best = f"the front of accuracy against {COST_NAMES[results.against]}" if results.against else "the best"
+    about = f"A search for {best} of all-convolutional networks with at most {budget}."
     images = mistaken_images(result, data_dir) if result else None
     return Subject(results.name, architecture, results, result, images, about)
 

@@ -44,7 +44,7 @@ def counts_line(counts: Counter[Verdict]) -> str:
 def best_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Table:
     """Some candidates, in their order."""
     table = Table(title=f"{title} (chosen on the validation images)")
-    for heading in ("Rank", "Trial", "Validation", "Parameters", "Multiply-adds", "Memory", "Seconds"):
+    for heading in ("", "Trial", "Validation", "Parameters", "Multiply-adds", "Memory", "Seconds"):
         table.add_column(heading, justify="right")
     for rank, row in enumerate(rows, 1):
         table.add_row(
