@@ -90,11 +90,11 @@ def picture_trial(trial: Trial, artifacts: Path) -> None:
     stored = trial.study.get_trials(deepcopy=False)[trial.number]
     if not stored.intermediate_values:
         return
-    from . import plots
+    from . import canvas, plots
 
     curve = {trial.number: stored.intermediate_values}
     trained = [trial.number] if trial.user_attrs["verdict"] == Verdict.TRAINED else []
-    picture = plots.png(plots.learning_curves(curve, trained, max(stored.intermediate_values)))
+    picture = canvas.png(plots.learning_curves(curve, trained, max(stored.intermediate_values)))
     artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"learning-curve-{trial.number}.png"

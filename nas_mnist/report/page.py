@@ -24,7 +24,7 @@ from ..recipe import RECIPES
 from ..results import StudyResults, TrialRow, accuracies_of, best_rows
 from ..retrain import required_accuracy, requirements, summarise
 from ..zoo import names as zoo_names
-from . import plots
+from . import canvas, plots
 from .layers import layer_table
 from .picture import draw
 from .tables import counts_line
@@ -190,14 +190,14 @@ def page(chapters: Sequence[Chapter]) -> str:
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2)
     template = environment.get_template("page.html.j2")
     svgs = [
-        {name: plots.inline_svg(figure, f"{number}-{name}") for name, figure in one.figures.items()}
+        {name: canvas.inline_svg(figure, f"{number}-{name}") for name, figure in one.figures.items()}
         for number, one in enumerate(chapters)
     ]
     together = comparison(chapters)
     return template.render(
         chapters=list(zip(chapters, svgs, strict=True)),
         compared=_compared(chapters),
-        comparison=plots.inline_svg(together, "comparison") if together else "",
+        comparison=canvas.inline_svg(together, "comparison") if together else "",
         shown=MISTAKES,
     )
 

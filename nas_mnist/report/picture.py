@@ -16,7 +16,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from ..architecture import Architecture, Conv, Pool, Residual, Separable
 from ..cost import cost_of
 from ..layers import Shape
-from .plots import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, WIDTH, styled
+from .canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, WIDTH, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

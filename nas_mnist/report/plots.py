@@ -1,20 +1,12 @@
-"""Plots. Each function takes data and returns a matplotlib figure; `png`, `svg` and `inline_svg` render it.
-
-Figures are 4.6 inches wide, so that their text stays legible on a telephone. Colours are those of Okabe and
-Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; whatever a colour says is also said
-by a line's weight, a marker or a word.
-"""
+"""Plots. Each function takes data and returns a matplotlib figure; `canvas` says how they look."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -23,33 +15,26 @@ from ..cost import COST_NAMES
 from ..objective import Verdict
 from ..published import Published
 from ..results import TrialRow, pareto_front
+from .canvas import (
+    BLUE,
+    DARK,
+    FAINT,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    SKY,
+    SOFT,
+    cost_axis,
+    error_axis,
+    error_of,
+    new_axes,
+    styled,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-WIDTH = 4.6  # inches
-BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
-INK, SOFT, FAINT = "#1a2530", "#5b6874", "#d5dbe1"  # text and axes, details, grid lines; a page sets its own
-GREY = "#98a4b0"  # what matters less
-DARK = "#18222c"  # text on a colour, on every page
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
-}
-styled = mpl.rc_context(_STYLE)  # a decorator
 _SPENT_ON = (
     (Verdict.TRAINED, BLUE, ""),
     (Verdict.STOPPED, GREY, "//"),
@@ -72,7 +57,7 @@ def learning_curves(
 
     ``required`` is the accuracy that is asked for, 0 to 1.
     """
-    figure, axes = _axes(3.4)
+    figure, axes = new_axes(3.4)
     _required(axes, required)
     stopped = [trial for trial in curves if trial not in trained]
     for trial in stopped:
@@ -88,7 +73,7 @@ def learning_curves(
     axes.set_xlim(0.5, epochs + 0.5)
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _error_axis(axes, "Validation error (%)")
+    error_axis(axes, "Validation error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -101,7 +86,7 @@ def seed_curves(
 
     ``required`` is the accuracy that is asked for, 0 to 1.
     """
-    figure, axes = _axes(3.2)
+    figure, axes = new_axes(3.2)
     _required(axes, required)
     if published:
         curve = dict(enumerate(published, 1))
@@ -114,7 +99,7 @@ def seed_curves(
         label = "_"  # said once
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _error_axis(axes, "Test error (%)")
+    error_axis(axes, "Test error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -122,7 +107,7 @@ def seed_curves(
 @styled
 def accuracy_against(rows: Sequence[TrialRow], limit: int | None, cost: str = "n_params") -> Figure:
     """Validation error against a cost (`COST_NAMES`), with the Pareto front and the limit."""
-    figure, axes = _axes(3.4)
+    figure, axes = new_axes(3.4)
     stopped = [row for row in rows if row.verdict is Verdict.STOPPED and row.validation_accuracy is not None]
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
     if stopped:
@@ -140,8 +125,8 @@ def accuracy_against(rows: Sequence[TrialRow], limit: int | None, cost: str = "n
     if limit is not None:
         axes.axvline(limit, color=RED, linestyle="--", linewidth=1.2, label=f"budget, {limit:,}")
     axes.set_xlim(left=0)
-    _cost_axis(axes, COST_NAMES[cost].capitalize())
-    _error_axis(axes, "Validation error (%)")
+    cost_axis(axes, COST_NAMES[cost].capitalize())
+    error_axis(axes, "Validation error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -157,25 +142,25 @@ def comparison(
 
     Beside them, in grey, ``published`` ones, by which score they are.
     """
-    figure, axes = _axes(4.2 if published else 3.4)
+    figure, axes = new_axes(4.2 if published else 3.4)
     for how, marker in zip(dict.fromkeys(one.how for one in published), "xP*+", strict=False):
         of_kind = [one for one in published if one.how == how]
-        errors = [_error(one.accuracy) for one in of_kind]
+        errors = [error_of(one.accuracy) for one in of_kind]
         axes.scatter(
             *([one.params for one in of_kind], errors),
             s=26, marker=marker, color=GREY, label=f"published: {how}",
         )  # fmt: skip
     for position, (name, size, test) in enumerate(zip(names, params, tests, strict=True)):
-        error = _error(test["mean"])
+        error = error_of(test["mean"])
         low, high = test["interval"] or (test["mean"], test["mean"])
-        reach = [[error - _error(high)], [_error(low) - error]]
+        reach = [[error - error_of(high)], [error_of(low) - error]]
         colour = (BLUE, ORANGE, GREEN, RED, SKY)[position % 5]
         marker, label = "os^Dv"[(position + position // 5) % 5], name
         if published:  # all of ours are one kind of point
             colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
     sizes = [*params, *(one.params for one in published)]
-    _cost_axis(axes)
+    cost_axis(axes)
     if max(sizes) > 10 * min(sizes):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -183,7 +168,7 @@ def comparison(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     else:
         axes.set_xlim(0, 1.1 * max(sizes))
-    _error_axis(axes, "Test error (%)")
+    error_axis(axes, "Test error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -192,7 +177,7 @@ def comparison(
 def importance_bars(importances: Mapping[str, float]) -> Figure:
     """Shares of importance, the greatest first."""
     names = list(importances)[::-1]
-    figure, axes = _axes(0.7 + 0.24 * len(names))
+    figure, axes = new_axes(0.7 + 0.24 * len(names))
     shares = [importances[name] for name in names]
     axes.barh(names, shares, color=BLUE, height=0.65)
     for position, share in enumerate(shares):
@@ -215,7 +200,7 @@ def spending(rows: Sequence[TrialRow]) -> Figure:
         sums["Trials"][row.verdict] += 1
         sums["Images"][row.verdict] += row.images
         sums["Seconds"][row.verdict] += round(row.seconds)
-    figure, axes = _axes(2.4)
+    figure, axes = new_axes(2.4)
     left = dict.fromkeys(sums, 0.0)
     for verdict, colour, hatch in _SPENT_ON:
         shares = [counts[verdict] / max(counts.total(), 1) for counts in sums.values()]
@@ -237,7 +222,7 @@ def spending(rows: Sequence[TrialRow]) -> Figure:
 @styled
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     """How often a class (rows) was taken for another (columns); ``names`` of the classes."""
-    figure, axes = _axes(4.2)
+    figure, axes = new_axes(4.2)
     size = len(matrix)
     wrong = [
         [math.nan if row == column or not count else count for column, count in enumerate(line)]
@@ -283,7 +268,7 @@ def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]], names: Sequ
     # A picture is one unit wide and high, its words stand above it.
     high, between = (1.42, " ") if max(map(len, names)) <= 3 else (1.6, "\n")
     rows = -(-len(found) // columns)
-    figure, axes = _axes(0.69 * high * rows)
+    figure, axes = new_axes(0.69 * high * rows)
     axes.axis("off")
     colours = "gray_r" if images.mean() < 127.5 else "gray"  # dark on light, as the page is
     for position, (image, mistake) in enumerate(zip(images, found, strict=False)):
@@ -300,95 +285,23 @@ def mistakes(images: np.ndarray, found: Sequence[Mapping[str, Any]], names: Sequ
     return figure
 
 
-def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
-    """The figure on white."""
-    stream = io.BytesIO()
-    _lay_out(figure)
-    figure.savefig(stream, format="png", dpi=dots_per_inch, facecolor="white", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def svg(figure: Figure, name: str) -> str:
-    """The figure on white; ``name`` keeps its parts' identifiers apart from those of other figures."""
-    return _svg(figure, name, facecolor="white")
-
-
-def inline_svg(figure: Figure, name: str) -> str:
-    """The figure as an element of a page, without a background, in the page's text and grid colours."""
-    text = _svg(figure, name, transparent=True)
-    text = text[text.index("<svg") :]
-    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    used = set(re.findall(r'#([\w-]+)["\')]', text))
-    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    names = {INK: "currentColor", SOFT: "var(--soft)", FAINT: "var(--faint)"}
-    names |= {BLUE: "var(--blue)", SKY: "var(--sky)", RED: "var(--red)"}
-    for colour, variable in names.items():
-        text = text.replace(colour.lower(), variable)
-    return text
-
-
-def _svg(figure: Figure, name: str, **options: Any) -> str:
-    stream = io.StringIO()
-    _lay_out(figure)
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", metadata={"Date": None}, **options)
-    return stream.getvalue()
-
-
-def _lay_out(figure: Figure) -> None:
-    """Find a place for everything, once: that takes longer than drawing it."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-
-
-def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _curve(axes: Axes, curve: Mapping[int, float], colour: str, width: float, **options: Any) -> None:
     """Errors in percent of accuracies from 0 to 1."""
     epochs = sorted(curve)
     marker = "." if len(epochs) == 1 else None
-    errors = [_error(curve[epoch]) for epoch in epochs]
+    errors = [error_of(curve[epoch]) for epoch in epochs]
     axes.plot(epochs, errors, color=colour, linewidth=width, marker=marker, **options)
 
 
 def _required(axes: Axes, accuracy: float | None) -> None:
     if accuracy is not None:
-        error = _error(accuracy)
+        error = error_of(accuracy)
         axes.axhline(error, color=RED, linestyle=":", linewidth=1.2, label=f"required, {error:.2g} %")
 
 
 def _points(rows: Sequence[TrialRow], cost: str) -> tuple[list[int], list[float]]:
     costs = [getattr(row, cost) or 0 for row in rows]
-    return costs, [_error(row.validation_accuracy or 0.0) for row in rows]
-
-
-def _error(accuracy: float) -> float:
-    """In percent; a perfect score is drawn as 0.01 % on the logarithmic axis."""
-    return max(100 * (1 - accuracy), 0.01)
-
-
-def _cost_axis(axes: Axes, name: str = "Parameters") -> None:
-    axes.set_xlabel(name)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def _error_axis(axes: Axes, label: str) -> None:
-    low, high = axes.dataLim.intervaly
-    if high > 3 * low:  # otherwise a logarithmic axis would have hardly a number on it
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(
-            LogLocator(10, subs=(1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 5, 7))
-        )
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel(label)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    return costs, [error_of(row.validation_accuracy or 0.0) for row in rows]
 
 
 def _short(number: int) -> str:

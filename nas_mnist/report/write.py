@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..files import new_folder, read_text, write_bytes
 from ..results import StudyResults, to_frame
-from . import plots
+from . import canvas
 from .page import Chapter, Subject, chapter, comparison, page
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def write_report(folder: Path, subjects: Sequence[Subject], told: Sequence[Chapt
     if together := comparison(chapters):
         figures["comparison"] = together
     for name, figure in figures.items():
-        write_bytes(folder / "plots" / f"{name}.png", plots.png(figure))
-        write_bytes(folder / "plots" / f"{name}.svg", plots.svg(figure, name).encode())
+        write_bytes(folder / "plots" / f"{name}.png", canvas.png(figure))
+        write_bytes(folder / "plots" / f"{name}.svg", canvas.svg(figure, name).encode())
     study = subjects[0].study if len(subjects) == 1 else None
     if study:
         table = to_frame(study.rows).to_csv(index=False, lineterminator="\n")
