@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,46 +21,24 @@ from unittest import mock
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch import Tensor
 
 from .architecture import Architecture
+from .contenders import Contender, convolutions, in_memory, loaded, ours, plain
 from .cost import Budget, cost_of
 from .data import DataSet, Images
-from .device import keep_memory, number_type
+from .device import keep_memory
 from .errors import InputError
-from .layers import Layer, expand
+from .layers import expand
 from .model import Network, build
-from .recipe import Recipe, load_recipe
+from .recipe import load_recipe
 from .scoring import Normalizer, evaluate
 from .space import RandomDraws, SearchSpace
 from .tasks import TOGETHER
 from .training import train, train_together
 from .workers import Desk, auto_workers, run_workers
 
-BATCH = 64  # images a step, as in the published log, for every contender
 CANDIDATES = 3_000
-Contender = Callable[[], float]  # one turn: images a second
-
-
-class _Pictures(Dataset[tuple[Tensor, int]]):
-    """What torchvision's MNIST class does: a picture through transforms, one at a time."""
-
-    def __init__(self, data: Images, normalize: Normalizer) -> None:
-        self.pixels = data.images[:, 0].cpu()
-        self.labels = data.labels.tolist()
-        self.transform = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize((normalize.mean / 255,), (normalize.std / 255,))]
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index].numpy())), self.labels[index]
 
 
 def measure_training(architecture: Architecture, data: Images, check: Images, repeats: int) -> dict[str, Any]:
@@ -76,10 +54,10 @@ def measure_training(architecture: Architecture, data: Images, check: Images, re
     keep_memory()
     trained: dict[str, Network] = {}  # by the newest turn
     contenders: dict[str, Contender] = {
-        "plain": lambda: _plain(trained, "plain", architecture, _loaded(data, normalize), device),
-        "in memory": lambda: _plain(trained, "in memory", architecture, _in_memory(data, normalize), device),
-        "ours": lambda: _ours(trained, architecture, data),
-        "convolutions": _convolutions(architecture, device),
+        "plain": lambda: plain(trained, "plain", architecture, loaded(data, normalize), device),
+        "in memory": lambda: plain(trained, "in memory", architecture, in_memory(data, normalize), device),
+        "ours": lambda: ours(trained, architecture, data),
+        "convolutions": convolutions(architecture, device),
     }
     speeds = turns(contenders, repeats)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
@@ -113,42 +91,6 @@ def turns(contenders: dict[str, Contender], repeats: int) -> dict[str, list[floa
 def _ratio(ours: list[float], theirs: list[float]) -> float:
     """The median of the ratios, turn by turn."""
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
-
-
-def _plain(
-    trained: dict[str, Network], name: str, architecture: Architecture, batches: Any, device: torch.device
-) -> float:
-    """A tutorial's loop over one epoch."""
-    model = trained[name] = build(architecture, 0).to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    started, count = time.perf_counter(), 0
-    for batch in batches:
-        images, labels = (part.to(device) for part in batch)
-        optimizer.zero_grad()
-        loss = F.nll_loss(F.log_softmax(model(images), dim=1), labels)
-        loss.backward()
-        optimizer.step()
-        loss.item()  # for the progress bar
-        count += len(labels)
-    return count / (time.perf_counter() - started)
-
-
-def _loaded(data: Images, normalize: Normalizer) -> DataLoader[tuple[Tensor, int]]:
-    return DataLoader(_Pictures(data, normalize), BATCH, shuffle=True)
-
-
-def _in_memory(data: Images, normalize: Normalizer) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(data), device=data.images.device)
-    for picked in order.split(BATCH):
-        yield normalize(data.images[picked]), data.labels[picked]
-
-
-def _ours(trained: dict[str, Network], architecture: Architecture, data: Images) -> float:
-    recipe = load_recipe("seed").with_epochs(1)
-    recipe = Recipe.model_validate({**recipe.model_dump(), "batch_size": BATCH})
-    model = trained["ours"] = build(architecture, 0).to(data.images.device)
-    (epoch,) = train(model, data, recipe, seed=0)
-    return epoch.images / epoch.seconds
 
 
 def measure_together(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
@@ -185,51 +127,6 @@ def measure_together(architecture: Architecture, data: Images, repeats: int) -> 
     }
 
 
-def _convolutions(architecture: Architecture, device: torch.device) -> Contender:
-    """The sum of every convolution's fastest forward and backward pass on one batch."""
-    runs = []
-    for position, layer in enumerate(architecture.layers):
-        if layer.kind != "Conv2d":
-            continue
-        variants = [
-            _one_convolution(layer, position > 0, device, layout, kind)
-            for layout in (torch.contiguous_format, torch.channels_last)
-            for kind in {torch.float32, number_type(device)}
-        ]
-        runs.append(min(variants, key=lambda variant: min(variant() for _ in range(4))))
-    return lambda: BATCH / sum(statistics.median(once() for _ in range(10)) for once in runs)
-
-
-def _one_convolution(
-    layer: Layer, needs_gradient: bool, device: torch.device, layout: torch.memory_format, kind: torch.dtype
-) -> Callable[[], float]:
-    """A function that runs one convolution forward and backward and says how many seconds that took."""
-    convolution = nn.Conv2d(
-        layer.in_shape[0], layer.out_shape[0], layer.kernel, layer.stride, layer.padding,
-        groups=layer.groups, bias=layer.bias, device=device, dtype=kind,
-    ).to(memory_format=layout)  # fmt: skip
-    maps = torch.randn(BATCH, *layer.in_shape, device=device, dtype=kind).contiguous(memory_format=layout)
-    maps.requires_grad_(needs_gradient)
-    gradient = torch.randn(BATCH, *layer.out_shape, device=device, dtype=kind).contiguous(
-        memory_format=layout
-    )
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def once() -> float:
-        convolution.zero_grad()
-        maps.grad = None
-        wait()
-        started = time.perf_counter()
-        torch.autograd.backward(convolution(maps), gradient)
-        wait()
-        return time.perf_counter() - started
-
-    return once
-
-
 def _unfused(network: Network) -> Callable[[Tensor], Tensor]:
     """The plain modules under autocast."""
 
@@ -254,9 +151,9 @@ def measure_tricks(architecture: Architecture, data: Images, repeats: int) -> di
 
     def without(trick: str) -> float:
         with mock.patch(*TRICKS[trick]):
-            return _ours({}, architecture, data)
+            return ours({}, architecture, data)
 
-    contenders: dict[str, Contender] = {"all": lambda: _ours({}, architecture, data)}
+    contenders: dict[str, Contender] = {"all": lambda: ours({}, architecture, data)}
     contenders |= {trick: partial(without, trick) for trick in TRICKS}
     speeds = turns(contenders, repeats)
     return {trick: _ratio(speeds["all"], speeds[trick]) for trick in TRICKS}
@@ -275,9 +172,9 @@ class TurnTask:
         torch.set_num_threads(desk.threads)
         if not self.keep_memory:
             mock.patch("nas_mnist.training.keep_memory", lambda: None).start()
-        _ours({}, self.architecture, self.data)
+        ours({}, self.architecture, self.data)
         while desk.claim() is not None:
-            desk.send("trained", _ours({}, self.architecture, self.data))
+            desk.send("trained", ours({}, self.architecture, self.data))
 
 
 def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ import torch
 
 from nas_mnist import measure
 from nas_mnist.architecture import Architecture
+from nas_mnist.contenders import Contender
 from nas_mnist.data import DataSet
 
 SMALL = Architecture.make(
@@ -29,7 +30,7 @@ SMALL_PARAMS = 8 * 9 + 16 + 8 * 9 + 8 * 12 + 24 + 10 * 12 + 10
 def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
     calls: list[str] = []
 
-    def contender(name: str) -> measure.Contender:
+    def contender(name: str) -> Contender:
         return lambda: float(len(calls)) if calls.append(name) is None else 0.0
 
     speeds = measure.turns({"a": contender("a"), "b": contender("b")}, repeats=3)
@@ -76,3 +77,13 @@ def test_every_trick_is_measured_and_put_back(tiny_data: DataSet) -> None:
     assert set(found) == {"bfloat16", "fused layers", "own depthwise gradients"}
     assert min(found.values()) > 0
     assert before == (step.number_type, scoring.FusedNetwork, fused.is_slow)
+
+
+def test_seeds_are_measured_one_after_the_other_and_at_once(tiny_data: DataSet) -> None:
+    found = measure.measure_together(SMALL, tiny_data.train, repeats=1)
+    assert set(found) == {
+        "one after the other",
+        "2 seeds at once",
+        "times faster at once than one after the other",
+    }
+    assert min(found.values()) > 0

@@ -1,0 +1,125 @@
+"""Ways to train one network that the benchmark compares: each is a function that trains for one turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from .architecture import Architecture
+from .data import Images
+from .device import number_type
+from .layers import Layer
+from .model import Network, build
+from .recipe import Recipe, load_recipe
+from .scoring import Normalizer
+from .training import train
+
+BATCH = 64  # images a step, as in the published log, for every contender
+Contender = Callable[[], float]  # one turn: images a second
+
+
+class _Pictures(Dataset[tuple[Tensor, int]]):
+    """What torchvision's MNIST class does: a picture through transforms, one at a time."""
+
+    def __init__(self, data: Images, normalize: Normalizer) -> None:
+        self.pixels = data.images[:, 0].cpu()
+        self.labels = data.labels.tolist()
+        self.transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize((normalize.mean / 255,), (normalize.std / 255,))]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index].numpy())), self.labels[index]
+
+
+def plain(
+    trained: dict[str, Network], name: str, architecture: Architecture, batches: Any, device: torch.device
+) -> float:
+    """A tutorial's loop over one epoch."""
+    model = trained[name] = build(architecture, 0).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    started, count = time.perf_counter(), 0
+    for batch in batches:
+        images, labels = (part.to(device) for part in batch)
+        optimizer.zero_grad()
+        loss = F.nll_loss(F.log_softmax(model(images), dim=1), labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()  # for the progress bar
+        count += len(labels)
+    return count / (time.perf_counter() - started)
+
+
+def loaded(data: Images, normalize: Normalizer) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(_Pictures(data, normalize), BATCH, shuffle=True)
+
+
+def in_memory(data: Images, normalize: Normalizer) -> Iterator[tuple[Tensor, Tensor]]:
+    order = torch.randperm(len(data), device=data.images.device)
+    for picked in order.split(BATCH):
+        yield normalize(data.images[picked]), data.labels[picked]
+
+
+def ours(trained: dict[str, Network], architecture: Architecture, data: Images) -> float:
+    recipe = load_recipe("seed").with_epochs(1)
+    recipe = Recipe.model_validate({**recipe.model_dump(), "batch_size": BATCH})
+    model = trained["ours"] = build(architecture, 0).to(data.images.device)
+    (epoch,) = train(model, data, recipe, seed=0)
+    return epoch.images / epoch.seconds
+
+
+def convolutions(architecture: Architecture, device: torch.device) -> Contender:
+    """The sum of every convolution's fastest forward and backward pass on one batch."""
+    runs = []
+    for position, layer in enumerate(architecture.layers):
+        if layer.kind != "Conv2d":
+            continue
+        variants = [
+            _one_convolution(layer, position > 0, device, layout, kind)
+            for layout in (torch.contiguous_format, torch.channels_last)
+            for kind in {torch.float32, number_type(device)}
+        ]
+        runs.append(min(variants, key=lambda variant: min(variant() for _ in range(4))))
+    return lambda: BATCH / sum(statistics.median(once() for _ in range(10)) for once in runs)
+
+
+def _one_convolution(
+    layer: Layer, needs_gradient: bool, device: torch.device, layout: torch.memory_format, kind: torch.dtype
+) -> Callable[[], float]:
+    """A function that runs one convolution forward and backward and says how many seconds that took."""
+    convolution = nn.Conv2d(
+        layer.in_shape[0], layer.out_shape[0], layer.kernel, layer.stride, layer.padding,
+        groups=layer.groups, bias=layer.bias, device=device, dtype=kind,
+    ).to(memory_format=layout)  # fmt: skip
+    maps = torch.randn(BATCH, *layer.in_shape, device=device, dtype=kind).contiguous(memory_format=layout)
+    maps.requires_grad_(needs_gradient)
+    gradient = torch.randn(BATCH, *layer.out_shape, device=device, dtype=kind).contiguous(
+        memory_format=layout
+    )
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def once() -> float:
+        convolution.zero_grad()
+        maps.grad = None
+        wait()
+        started = time.perf_counter()
+        torch.autograd.backward(convolution(maps), gradient)
+        wait()
+        return time.perf_counter() - started
+
+    return once
