@@ -23,7 +23,7 @@ GREY = "#98a4b0"  # what matters less
 DARK = "#18222c"  # text on a colour, on every page
 
 _STYLE: dict[Any, Any] = {
-    "font.size": 9,
+    "font.size": 10,
     "font.family": "sans-serif",
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -35,7 +35,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
 }
 styled = mpl.rc_context(_STYLE)  # a decorator
