@@ -243,7 +243,7 @@ def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wake
         return 0.5
 
     objective: Any = sleepy
-    objective.interrupted = False
+    objective.interrupted, objective.against = False, None
     search(study, objective, 2, seed="0")
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
 

@@ -106,8 +106,8 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     assert summary["images"] == table["images"].sum() > 0
     assert summary["winner"]["validation_accuracy"] == table["validation_accuracy"].max()
     assert set(summary) == {
-        "study", "trials", "epochs", "images", "seconds", "winner", "finals", "test_accuracy", "requirements",
-        "importances", "identity", "seed", "recipe", "space", "data", "device", "versions",
+        "study", "trials", "epochs", "images", "seconds", "winner", "finals", "front", "test_accuracy",
+        "requirements", "importances", "identity", "seed", "recipe", "space", "data", "device", "versions",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -88,5 +89,5 @@ def test_a_search_says_when_it_only_waits_for_others(monkeypatch) -> None:
         "nas_mnist.study.counted", lambda study: len(study.get_trials(states=[TrialState.PRUNED]))
     )
     monkeypatch.setattr("nas_mnist.study.time.sleep", others_end)
-    studies.search(study, None, 2, seed="0", waiting=told.append)
+    studies.search(study, SimpleNamespace(against=None), 2, seed="0", waiting=told.append)
     assert told == [True, True]
