@@ -9,12 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from filelock import FileLock
+
+from nas_mnist.workers import Desk
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
 
@@ -166,6 +168,23 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+def run_here(work: Any, _count: int, jobs: int, handlers: Mapping[str, Callable[..., None]]) -> None:
+    """What `workers.run_workers` does, in this process."""
+    waiting = iter([*range(jobs), None])
+
+    def send(name: str, *rest: Any) -> None:
+        handlers[name](*rest)
+
+    work(Desk(0, 1, lambda: next(waiting), lambda _: None, lambda: 1, send))
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker processes: to start them takes seconds, and other tests do."""
+    for module in ("plan", "tasks", "curves"):
+        monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 
 
 @pytest.fixture

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
-from conftest import EPOCHS, SEARCH, TINY_SPACE, Runner, furnish, run_module
+from conftest import EPOCHS, SEARCH, TINY_SPACE, Runner, furnish, run_here
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
+from nas_mnist.cli import run
 from nas_mnist.cost import Budget
 from nas_mnist.data import DataSet
 from nas_mnist.objective import Objective, Verdict, Watcher
@@ -21,6 +25,7 @@ from nas_mnist.recipe import Recipe
 from nas_mnist.recovery import recover
 from nas_mnist.results import pareto_front, trial_rows
 from nas_mnist.scoring import Score
+from nas_mnist.search import search
 from nas_mnist.space import SearchSpace
 from nas_mnist.stopping import Halving
 from nas_mnist.study import load_study
@@ -33,10 +38,16 @@ URL = "sqlite:///studies/nas_mnist.db"
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which the front was searched, and what was said."""
-    folder = furnish(tmp_path_factory.mktemp("front"))
-    ended = run_module("search", *FRONT, "--trials", 14, "--workers", 1, "--no-retrain", cwd=folder)
-    assert (ended.code, ended.err) == (0, "")
-    return folder, ended.out
+    folder, told = furnish(tmp_path_factory.mktemp("front")), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setattr("nas_mnist.plan.run_workers", run_here)
+        patch.setattr(sys, "argv", ["search", *map(str, FRONT), "--trials", "14", "--no-retrain"])
+        with pytest.raises(SystemExit) as ended:
+            run(search)
+    assert ended.value.code == 0
+    return folder, told.getvalue()
 
 
 def test_the_front_is_told_and_no_candidate_of_it_is_beaten_in_both(searched: tuple[Path, str]) -> None:

@@ -6,10 +6,8 @@ import json
 import math
 import random
 import tomllib
-from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Runner
@@ -31,7 +29,6 @@ from nas_mnist.replay import (
 )
 from nas_mnist.space import Replay, SearchSpace
 from nas_mnist.stopping import Progress
-from nas_mnist.workers import Desk
 
 SPACE = """
 [[stages]]
@@ -148,17 +145,8 @@ def test_samplers_choose_every_candidate_once_and_tpe_learns() -> None:
     assert found["random"]["nobody is stopped"].reached == 1
 
 
-def here(work: Any, count: int, jobs: int, handlers: Mapping[str, Callable[..., None]]) -> None:
-    """What `run_workers` does, in this process."""
-    waiting = iter([*range(jobs), None])
-    nothing: Any = None
-    work(Desk(0, count, lambda: next(waiting), nothing, nothing, lambda name, *rest: handlers[name](*rest)))
-
-
-def test_a_table_of_curves_is_recorded_grows_and_is_replayed(
-    work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nas_mnist.curves.run_workers", here)
+@pytest.mark.usefixtures("one_process")
+def test_a_table_of_curves_is_recorded_grows_and_is_replayed(work: Path, invoke: Runner) -> None:
     (work / "s.toml").write_text(SPACE)
     record = [*RECORD, "--space", "s.toml", "--max-params", 400, "--workers", 1]
     ended = invoke("bench record", *record, "--candidates", 2)

@@ -210,6 +210,7 @@ def test_the_same_command_again_trains_nothing_and_writes_nothing(copied: Path) 
     assert len(stored(copied).trials) == trials
 
 
+@pytest.mark.usefixtures("one_process")
 def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: Runner) -> None:
     furnish(work)
     (work / "recipe.toml").write_text("batch_size = 3000\n")  # one step an epoch: nobody is stopped half-way
@@ -313,6 +314,7 @@ def test_a_storage_that_is_lost_ends_the_search_and_trains_no_winner(
     assert listing(copied) == before
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_search_may_choose_the_recipe_too(work: Path, invoke: Runner) -> None:
     furnish(work)
     ended = invoke("search", *SEARCH, "--epochs", 1, "--trials", 2, "--search-recipe", "--workers", 1)
