@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .depthwise import depthwise, is_slow
 from .epilogue import Epilogue
 from .layers import IMAGE, Layer
-from .model import Network
+from .model import Network, StridedPoint
 
 Step = Callable[..., Tensor]
 
@@ -77,13 +77,17 @@ def _plain(module: nn.Module) -> Step:
 
 def _convolution(module: nn.Conv2d) -> Step:
     """The weights stay float32 and are cast once a step, for less than autocast's bookkeeping costs."""
-    slow = is_slow(module)
+    stride, pad = module.stride[0], int(module.padding[0])
+    apart = stride if isinstance(module, StridedPoint) else 1  # of the pixels that are read at all
+    slow = is_slow(module) and apart == 1
 
     def step(maps: Tensor) -> Tensor:
         weight = module.weight.to(maps.dtype)
         bias = None if module.bias is None else module.bias.to(maps.dtype)
         if slow:
-            return depthwise(maps, weight, bias, module.stride[0], int(module.padding[0]))
-        return F.conv2d(maps, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+            return depthwise(maps, weight, bias, stride, pad)
+        if apart > 1:
+            return F.conv2d(maps[:, :, ::apart, ::apart], weight, bias, groups=module.groups)
+        return F.conv2d(maps, weight, bias, stride, pad, groups=module.groups)
 
     return step

@@ -15,7 +15,7 @@ from torch import nn
 from nas_mnist import fused, kernels
 from nas_mnist.architecture import Architecture
 from nas_mnist.epilogue import Epilogue
-from nas_mnist.model import build
+from nas_mnist.model import StridedPoint, build
 from nas_mnist.zoo import load
 
 SHAPES = [(2, 1, 4, 6), (1, 3, 2, 2), (3, 5, 7, 5), (2, 12, 4, 4), (5, 16, 5, 3), (1, 33, 4, 2)]
@@ -250,6 +250,26 @@ def test_what_is_not_finite_is_passed_on_in_silence(value):
         result.sum().backward()
     assert not result[:, 1].isfinite().all()
     assert result[:, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5, 8])
+@pytest.mark.parametrize("block", ["conv", "separable", "residual"])
+def test_a_strided_convolution_of_single_pixels_stays_within_its_maps(block, channels):
+    """Torch's own crashes with three channels side by side, on some processors."""
+    part = {"kind": "conv" if block == "residual" else block, "channels": channels, "stride": 2}
+    part |= {"kernel": 3} if block == "residual" else {"kernel": 1}
+    strided = {"kind": "residual", "body": [part]} if block == "residual" else part
+    architecture = Architecture.make({"blocks": [{"kind": "conv", "channels": channels}, strided]})
+    ours, theirs = build(architecture, 0), build(architecture, 0)
+    assert any(isinstance(module, StridedPoint) for module in ours.modules())
+    images = torch.randn(104, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        scores, expected = fused.FusedNetwork(ours)(images), theirs(images.contiguous())
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+        scores.square().sum().backward()
+        expected.square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-2)
 
 
 WAYS = {"by hand": kernels._rounded_by_hand} | (
