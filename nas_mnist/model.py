@@ -94,7 +94,7 @@ def _module(layer: Layer, copies: int) -> nn.Module:
     channels = copies * layer.in_shape[0]
     match layer.kind:
         case "Conv2d":
-            kind = StridedPoint if layer.kernel == (1, 1) and layer.stride != (1, 1) else nn.Conv2d
+            kind = StridedPoint if layer.kernel == (1, 1) and layer.stride > 1 else nn.Conv2d
             return kind(
                 channels,
                 copies * layer.out_shape[0],
