@@ -41,7 +41,8 @@ def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
     ``tags`` are the discriminator values of unions, which pydantic puts into the location and which
     the user never wrote.
     """
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a misspelt one
     message = first["msg"].removeprefix("Value error, ")
     where = ""
     for part in first["loc"]:

@@ -38,6 +38,7 @@ class Verdict(StrEnum):
     DUPLICATE = "duplicate"  # of a candidate that was trained or stopped before
     FAILED = "failed"  # in training, for a reason that is stored
     INTERRUPTED = "interrupted"
+    UNNEEDED = "not needed"  # drawn while others trained the last candidates
 
     @property
     def counts(self) -> bool:
@@ -107,7 +108,7 @@ class Objective:
         if (first := _seen_before(trial, candidate.key)) is not None:
             raise self._end(trial, Verdict.DUPLICATE, f"of trial {first}")
         if self.total is not None and _is_surplus(trial, self.total):
-            raise self._end(trial, Verdict.INTERRUPTED, "others train the last candidates")
+            raise self._end(trial, Verdict.UNNEEDED, "others train the last candidates")
         trial.set_user_attr("epochs", 0)
         self.watcher.candidate(trial.number, cost)
         return self._train(trial, candidate)

@@ -189,7 +189,11 @@ class Plan:
         say = self.console.print
         say(best_table(rows[:SHOWN]))
         if self.task.against:
-            say(best_table(StudyResults.read(study).front, "The front"))
+            front = StudyResults.read(study).front
+            say(best_table(front, "The front"))
+            rows = best_rows(front, self.finals[0])
+        if self.finals[0] > 1 and len(rows) == 1:
+            say("One candidate came to the last epoch: there is nothing to choose among by further seeds")
         self._train_again(study, rows[: self.finals[0]])
         winner = StudyResults.read(study).winner
         assert winner is not None

@@ -66,7 +66,7 @@ def classify(picture: Path, classifier: Classifier) -> list[float]:
     if len(image.getcolors(1 << 8) or []) == 1:
         raise InputError(f"picture: {picture} shows nothing: all of it is of one colour")
     dark = classifier.normalizer.mean < MIDDLE
-    pixels = torch.from_numpy(prepare(image, height, width, dark=dark, digit=_of_digits(classifier.data)))
+    pixels = torch.tensor(prepare(image, height, width, dark=dark, digit=_of_digits(classifier.data)))
     found: list[float] = classifier(pixels[None, None])[0].tolist()
     return found
 

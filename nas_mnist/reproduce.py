@@ -173,9 +173,9 @@ def _best_of(study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe
         rows = trial_rows(stored)
         winner = winner_of(rows, stored.user_attrs.get(FINALS, {}))
     if trial is not None:
-        chosen = [row for row in rows if row.trial == trial and row.architecture is not None]
+        chosen = [row for row in rows if row.trial == trial and row.verdict.counts]
         if not chosen:
-            raise InputError(f"--trial: {trial} is no trial of study {study!r} that has ended with a network")
+            raise InputError(f"--trial: {trial} is no trial of study {study!r} that was trained")
         winner = chosen[0]
     if winner is None:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")

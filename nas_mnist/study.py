@@ -131,8 +131,10 @@ def open_study(
     if IDENTITY not in study.user_attrs:
         _furnish(study, identity, facts, first)
     if differences := identity.differences(study.user_attrs[IDENTITY]):
+        made = study.user_attrs.get("command")
+        same = f"the same, as {made}," if isinstance(made, str) else "the same,"
         raise InputError(
-            f"study: {name!r} was made with {'; '.join(differences)} (use the same, or --study NEW_NAME)"
+            f"study: {name!r} was made with {'; '.join(differences)} (use {same} or --study NEW_NAME)"
         )
     return study
 

@@ -25,6 +25,11 @@ def find_classifier(
         return path.stem, Classifier.load(path)
     if path.is_dir():
         return path.name, Classifier.load(_in_folder(path))
+    if not what.endswith(".json") and what not in zoo.names():
+        known = ", ".join(zoo.names())
+        raise InputError(
+            f"network: {what!r} is not known (use best, {known}, a folder of results, or a .safetensors file)"
+        )
     zoo.load(what)
     with resources.as_file(resources.files("nas_mnist.zoo") / f"{what}.safetensors") as file:
         if not file.is_file():

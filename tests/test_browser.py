@@ -6,6 +6,7 @@ Needs Chromium and its driver (Debian: ``chromium chromium-driver``), and so run
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -124,8 +125,12 @@ def dashboard(request: pytest.FixtureRequest, finished: tuple[Path, Ended]) -> I
     server.wait(10)
 
 
-def test_the_dashboard_shows_a_trials_note_and_picture(browser, dashboard: tuple[str, bool]) -> None:
+def test_the_dashboard_shows_a_trials_note_and_picture(
+    browser, dashboard: tuple[str, bool], finished: tuple[Path, Ended]
+) -> None:
     address, pictures = dashboard
+    summary = json.loads((finished[0] / "reports" / "nas_mnist" / "summary.json").read_text())
+    trial = f"//*[starts-with(normalize-space(text()), 'Trial {summary['winner']['trial']}')]"
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -144,8 +149,8 @@ def test_the_dashboard_shows_a_trials_note_and_picture(browser, dashboard: tuple
     study = re.search(r"/studies/(\d+)", browser.current_url)
     assert study
     browser.get(f"{address}/dashboard/studies/{study[1]}/trials")
-    wait.until(lambda found: found.find_elements(By.XPATH, TRIAL))
-    browser.find_element(By.XPATH, TRIAL).click()
+    wait.until(lambda found: found.find_elements(By.XPATH, trial))
+    browser.find_element(By.XPATH, trial).click()
     wait.until(lambda found: "parameters" in found.find_element(By.TAG_NAME, "body").text)
     text = browser.find_element(By.TAG_NAME, "body").text
     assert "Total params:" in text
@@ -158,9 +163,6 @@ def test_the_dashboard_shows_a_trials_note_and_picture(browser, dashboard: tuple
     wait.until(lambda found: "At most 20,000 parameters" in found.find_element(By.TAG_NAME, "body").text)
     keep(browser, "dashboard-note")
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
-
-
-TRIAL = "//*[starts-with(normalize-space(text()), 'Trial 0')]"
 
 
 def shows_a_picture(browser) -> bool:

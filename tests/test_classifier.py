@@ -150,7 +150,7 @@ def test_export_writes_what_it_says_and_overwrites_nothing(
     ("arguments", "says"),
     [
         (["reference", "--to", "tflite"], "--to: 'tflite' (use safetensors, onnx, torch)"),
-        (["nobody", "--to", "torch"], "architecture: 'nobody' is not known"),
+        (["nobody", "--to", "torch"], "network: 'nobody' is not known"),
         (["missing.safetensors", "--to", "torch"], "missing.safetensors does not exist"),
         (["best", "--to", "torch"], "studies/nas_mnist.db does not exist"),
         ([".", "--to", "torch"], "holds no weights-seed-N.safetensors"),

@@ -149,12 +149,12 @@ def test_of_two_that_begin_the_last_candidate_at_once_one_gives_way(url: str, ti
     objective = Objective(space, Budget(10**6), RECIPE, learn, choose, 0, NOBODY, total=1)
     study.optimize(objective, n_trials=1)
     second = load(url).trials[1]
-    assert (second.user_attrs["verdict"], second.intermediate_values) == ("interrupted", {})
+    assert (second.user_attrs["verdict"], second.intermediate_values) == ("not needed", {})
     study.tell(first, state=TrialState.FAIL)
     study.optimize(objective, n_trials=1)
     assert load(url).trials[2].user_attrs["verdict"] == "trained"
     study.optimize(objective, n_trials=1)
-    assert load(url).trials[3].user_attrs["verdict"] in ("interrupted", "duplicate")
+    assert load(url).trials[3].user_attrs["verdict"] in ("not needed", "duplicate")
 
 
 def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study, SearchSpace, int]) -> None:

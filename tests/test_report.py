@@ -16,6 +16,7 @@ import pytest
 from conftest import STUDY_FACTS, TRIALS, Ended, Runner
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.patches import FancyArrowPatch
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 from rich.console import Console
@@ -27,7 +28,7 @@ from nas_mnist.objective import Verdict
 from nas_mnist.report import plots
 from nas_mnist.report.live import SearchDisplay, screen
 from nas_mnist.report.notes import trial_note
-from nas_mnist.report.picture import parts
+from nas_mnist.report.picture import draw, parts
 from nas_mnist.report.write import study_folder
 from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows, winner_of
 from nas_mnist.scoring import Score
@@ -136,6 +137,38 @@ def test_the_zoo_stands_beside_what_others_have_published(work: Path, invoke: Ru
     assert [text.get_text() for text in alone.legends[0].get_texts()] == ["a"]
 
 
+def test_no_mistake_at_all_is_drawn_as_no_error() -> None:
+    figure = plots.learning_curves({0: {1: 0.9, 2: 1.0}, 1: {1: 1.0}}, [0], 2)
+    (axes,) = figure.axes
+    assert min(min(line.get_ydata(), default=1) for line in axes.lines) == 0
+    assert (axes.get_yscale(), axes.get_ylim()[0]) == ("linear", 0)
+
+
+def test_the_shortcut_of_a_residual_block_is_drawn_within_the_picture() -> None:
+    block = {"kind": "residual", "body": [{"kind": "conv", "channels": 8, "stride": 2}]}
+    figure = draw(Architecture.make({"blocks": [{"kind": "conv", "channels": 4}, block]}))
+    figure.draw_without_rendering()
+    (arrow,) = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
+    inside, drawn = figure.axes[0].get_window_extent(), arrow.get_window_extent()
+    assert inside.x0 <= drawn.x0 < drawn.x1 <= inside.x1
+    assert drawn.height > 10
+
+
+def test_a_studys_own_budget_is_among_the_requirements(finished: tuple[Path, Ended]) -> None:
+    from nas_mnist.report.page import requirements_of
+    from nas_mnist.report.subjects import of_study
+    from nas_mnist.study import load_study
+
+    study = load_study(f"sqlite:///{finished[0]}/studies/nas_mnist.db", "nas_mnist")
+    subject = of_study(study, None)
+    assert subject.study is not None
+    facts = {**subject.study.facts, "identity": {**subject.study.facts["identity"], "max_params": 5}}
+    small = replace(subject, study=replace(subject.study, facts=facts))
+    assert {"parameters <= 5, the budget": False}.items() <= {
+        one["what"]: one["met"] for one in requirements_of(small)
+    }.items()
+
+
 def test_pictures_come_as_png_and_svg(finished: tuple[Path, Ended]) -> None:
     files = list((finished[0] / "reports" / "nas_mnist" / "plots").iterdir())
     assert {path.stem for path in files if path.suffix == ".png"} == {
@@ -177,7 +210,7 @@ def test_several_subjects_stand_side_by_side(copied: Path, invoke: Runner) -> No
     assert "Side by side" in text
     table = text[: text.index("</table>")]
     assert "19,122" in table
-    assert table.count("<tr><td>") == 3
+    assert table.count('<tr><td class="name">') == 3
 
 
 def test_the_same_result_twice_has_two_names_and_a_picture_that_compares(

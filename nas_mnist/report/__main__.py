@@ -36,8 +36,9 @@ def report(
 
     from ..study import load_study
     from .live import screen
+    from .page import compared
     from .subjects import of_name, of_study
-    from .tables import show
+    from .tables import compared_table, show
     from .write import chapters_of, study_folder, write_report
 
     loaded = [load_study(storage, name) for name in studies]
@@ -49,6 +50,8 @@ def report(
         chapters = chapters_of(subjects)
         for subject in subjects:
             show(console, subject)
+        if len(chapters) > 1:
+            console.print(compared_table(compared(chapters)))
     if len(subjects) > 1 or not (loaded or Path(names[0]).is_dir()):
         together = ZOO if what == [ZOO] else "-and-".join(subject.name for subject in subjects)
         name = re.sub(r"[^A-Za-z0-9._-]", "-", together)

@@ -47,8 +47,8 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
 
 
 def error_of(accuracy: float) -> float:
-    """In percent; a perfect score is drawn as 0.01 % on the logarithmic axis."""
-    return max(100 * (1 - accuracy), 0.01)
+    """In percent."""
+    return 100 * (1 - accuracy)
 
 
 def cost_axis(axes: Axes, name: str = "Parameters") -> None:
@@ -59,13 +59,15 @@ def cost_axis(axes: Axes, name: str = "Parameters") -> None:
 
 def error_axis(axes: Axes, label: str) -> None:
     low, high = axes.dataLim.intervaly
-    if high > 3 * low:  # otherwise a logarithmic axis would have hardly a number on it
+    if low > 0 and high > 3 * low:  # otherwise a logarithmic axis would have hardly a number on it
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(
             LogLocator(10, subs=(1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 5, 7))
         )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
+    elif low <= 0:  # somebody made no mistake
+        axes.set_ylim(0, 1.05 * high or 1)
     axes.set_ylabel(label)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
 

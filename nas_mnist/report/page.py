@@ -47,6 +47,7 @@ class Subject:
     images: np.ndarray | None = None  # (N, H, W) uint8: the first run's mistakes, in their order
     about: str = ""
     measured: Sequence[float] = ()  # of a network of the zoo: accuracies on MNIST's test images, a seed each
+    recipe_name: str = ""  # that it was trained with, where the recipe has one
 
     @property
     def winner(self) -> TrialRow | None:
@@ -97,7 +98,7 @@ def chapter(subject: Subject) -> Chapter:
         headline,
         sentence,
         note,
-        result["requirements"] if result else _requirements(subject),
+        requirements_of(subject),
         best_rows(study.rows, BEST) if study else [],
         _means(study) if study else {},
         counts_line(study.counts) if study else "",
@@ -108,12 +109,13 @@ def chapter(subject: Subject) -> Chapter:
     )
 
 
-def _requirements(subject: Subject) -> list[dict[str, Any]]:
-    """The verdict on a study's best candidate, while that is not trained on all images."""
-    winner, study = subject.winner, subject.study
+def requirements_of(subject: Subject) -> list[dict[str, Any]]:
+    """The verdict: of a study by its own budget, too, and by the validation images until the test is read."""
+    winner, study, result = subject.winner, subject.study, subject.result
     if study is None or winner is None or subject.architecture is None:
-        return []
-    identity, accuracy = study.facts["identity"], winner.validation_accuracy or 0.0
+        return list(result["requirements"]) if result else []
+    identity = study.facts["identity"]
+    accuracy = result["test_accuracy"]["mean"] if result else winner.validation_accuracy or 0.0
     epochs = study.facts["recipe"]["epochs"]
     met = requirements(subject.architecture, epochs, accuracy, identity["data"], identity["max_params"])
     return [asdict(requirement) for requirement in met]
@@ -196,7 +198,7 @@ def page(chapters: Sequence[Chapter]) -> str:
     together = comparison(chapters)
     return template.render(
         chapters=list(zip(chapters, svgs, strict=True)),
-        compared=_compared(chapters),
+        compared=compared(chapters),
         comparison=canvas.inline_svg(together, "comparison") if together else "",
         shown=MISTAKES,
     )
@@ -241,9 +243,11 @@ def _headline(subject: Subject) -> tuple[str, str]:
         if test["interval"]:
             low, high = (f"{end:.2%}" for end in test["interval"])
             sentence += f"; 95% interval of the mean {low} to {high}"
-        return f"{test['mean']:.2%}", sentence
+        return f"{test['mean']:.2%}", sentence + (f"; the winner is trial {winner.trial}" if winner else "")
     if winner:
-        sentence = "of the validation images after the last epoch; the test images are unread"
+        sentence = (
+            f"of the validation images after the last epoch, trial {winner.trial}; the test images are unread"
+        )
         return f"{winner.validation_accuracy or 0:.2%}", sentence
     if subject.study:
         return "no winner yet", "no candidate was trained to the last epoch"
@@ -256,7 +260,7 @@ def _headline(subject: Subject) -> tuple[str, str]:
     )
 
 
-def _compared(chapters: Sequence[Chapter]) -> list[dict[str, Any]]:
+def compared(chapters: Sequence[Chapter]) -> list[dict[str, Any]]:
     """One row a chapter, where there are several."""
     rows = []
     for one in chapters if len(chapters) > 1 else ():
@@ -266,6 +270,7 @@ def _compared(chapters: Sequence[Chapter]) -> list[dict[str, Any]]:
             {
                 "name": one.subject.name,
                 "data": _data(one.subject),
+                "recipe": one.subject.recipe_name,
                 **one.cost,
                 "validation": winner.validation_accuracy if winner else None,
                 "test": test,
@@ -286,6 +291,9 @@ def _again(subject: Subject) -> list[str]:
         )
         best = shlex.join([*module, "nas_mnist.reproduce", "best", "--seeds", "3", "--study", subject.name])
         lines.append(facts.get("reproduce") or best)
+    elif subject.measured:
+        seeds = ["--recipe", subject.recipe_name, "--seeds", str(len(subject.measured))]
+        lines.append(shlex.join([*module, "nas_mnist.reproduce", subject.name, *seeds]))
     elif subject.result and subject.result.get("command"):
         lines.append(str(subject.result["command"]))
     elif subject.result:

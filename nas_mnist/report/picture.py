@@ -74,7 +74,7 @@ def draw(architecture: Architecture) -> Figure:
     total = cost_of(architecture).params
     figure = Figure(figsize=(WIDTH, _LINE * (len(lines) + 0.9)), layout="constrained")
     axes = figure.subplots()
-    axes.set_xlim(0, 10)
+    axes.set_xlim(-0.4, 10)
     axes.set_ylim(len(lines) + 0.05, -0.85)
     axes.axis("off")
     widest = max(line.shape[2] for line in lines)
@@ -96,8 +96,9 @@ def _draw_part(axes: Axes, position: int, line: Part, widest: int, total: int) -
     corner = (_LEFT - long / 2, position - thick / 2)
     axes.add_patch(Rectangle(corner, long, thick, facecolor=_COLOURS[line.kind], edgecolor="none"))
     if line.kind == "residual":
-        start, end = ((0.05, position - 0.42), (0.05, position + 0.3))
-        bow = "arc3,rad=0.6"
+        at = _LEFT - 1.05
+        start, end = ((at, position - 0.42), (at, position + 0.3))
+        bow = "arc3,rad=0.3"
         axes.add_patch(
             FancyArrowPatch(start, end, connectionstyle=bow, arrowstyle="->", mutation_scale=7, color=INK)
         )

@@ -43,6 +43,7 @@ _SPENT_ON = (
     (Verdict.IMPOSSIBLE, SKY, "\\\\"),
     (Verdict.DUPLICATE, GREEN, "--"),
     (Verdict.INTERRUPTED, SOFT, "oo"),
+    (Verdict.UNNEEDED, FAINT, ""),
 )
 
 
@@ -69,10 +70,11 @@ def learning_curves(
     if len(trained) > 1:
         axes.plot([], [], color=SKY, linewidth=1.4, label="trained to the end")
     if trained:
-        _curve(axes, curves[trained[0]], BLUE, 2.4, label=f"the best, trial {trained[0]}")
+        best = f"the best, trial {trained[0]}" if len(curves) > 1 else f"trial {trained[0]}"
+        _curve(axes, curves[trained[0]], BLUE, 2.4, label=best)
     axes.set_xlim(0.5, epochs + 0.5)
     axes.set_xlabel("Epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     error_axis(axes, "Validation error (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -117,7 +119,8 @@ def accuracy_against(rows: Sequence[TrialRow], limit: int | None, cost: str = "n
     axes.scatter(*_points(trained, cost), s=36, color=BLUE, label="trained to the end", zorder=3)
     if trained:
         sizes, errors = _points(pareto_front(trained, cost), cost)
-        axes.scatter(sizes, errors, s=90, facecolor="none", edgecolor=ORANGE, linewidths=1.6, zorder=4)
+        ring = axes.scatter(sizes, errors, s=90, facecolor="none", edgecolor=ORANGE, linewidths=1.6, zorder=4)
+        ring.set_clip_on(False)
         axes.step(
             *([*sizes, max(limit or 0, sizes[-1])], [*errors, errors[-1]]),
             where="post", color=ORANGE, linewidth=1.4, label="Pareto front",
@@ -142,7 +145,7 @@ def comparison(
 
     Beside them, in grey, ``published`` ones, by which score they are.
     """
-    figure, axes = new_axes(4.2 if published else 3.4)
+    figure, axes = new_axes(4.6 if published else 3.4)
     for how, marker in zip(dict.fromkeys(one.how for one in published), "xP*+", strict=False):
         of_kind = [one for one in published if one.how == how]
         errors = [error_of(one.accuracy) for one in of_kind]
@@ -158,6 +161,7 @@ def comparison(
         marker, label = "os^Dv"[(position + position // 5) % 5], name
         if published:  # all of ours are one kind of point
             colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
+            axes.annotate(name, (size, error), (-7, 0), textcoords="offset points", ha="right", fontsize=8)
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
     sizes = [*params, *(one.params for one in published)]
     cost_axis(axes)
@@ -169,7 +173,7 @@ def comparison(
     else:
         axes.set_xlim(0, 1.1 * max(sizes))
     error_axis(axes, "Test error (%)")
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=1 if published else 2)
     return figure
 
 

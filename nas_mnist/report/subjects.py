@@ -48,8 +48,8 @@ def of_study(study: optuna.Study, data_dir: Path | None) -> Subject:
         path = Path(stored["folder"]) / "result.json"
         result = read_result(path) if path.is_file() else None
     budget = budget_of(results.facts["identity"])
-    best = f"the front of accuracy against {COST_NAMES[results.against]}" if results.against else "the best"
-    about = f"A search for {best} of all-convolutional networks with at most {budget}."
+    weighed = f", for every number of {COST_NAMES[results.against]}" if results.against else ""
+    about = f"A search for the best all-convolutional network with at most {budget}{weighed}."
     images = mistaken_images(result, data_dir) if result else None
     return Subject(results.name, architecture, results, result, images, about)
 
@@ -65,14 +65,21 @@ def of_name(what: str, data_dir: Path | None) -> Subject:
         entry = zoo.load(what)
     except InputError as error:
         raise InputError(f"{error}, or a folder that holds a result.json") from None
-    return Subject(entry.name, entry.architecture, about=entry.about, measured=entry.test_accuracies)
+    return Subject(
+        entry.name,
+        entry.architecture,
+        about=entry.about,
+        measured=entry.test_accuracies,
+        recipe_name=entry.recipe if entry.test_accuracies else "",
+    )
 
 
 def of_result(result: Mapping[str, Any], name: str, data_dir: Path | None) -> Subject:
     """A trained architecture."""
     about = f"{result['name']}, trained on all training images of {result['data']['name']}."
     architecture = Architecture.make(result["architecture"])
-    return Subject(name, architecture, None, result, mistaken_images(result, data_dir), about)
+    images, recipe = mistaken_images(result, data_dir), str(result.get("recipe_name") or "")
+    return Subject(name, architecture, None, result, images, about, recipe_name=recipe)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -132,6 +133,8 @@ def published_table(run: Run) -> Table:
 
 def show(console: Console, subject: Subject) -> None:
     """What a report tells of a subject, on a screen."""
+    from .page import requirements_of
+
     console.rule(subject.name)
     data = subject.result["data"] if subject.result else {}
     if note := data.get("note") or (subject.study.facts.get("data_note") if subject.study else ""):
@@ -144,10 +147,31 @@ def show(console: Console, subject: Subject) -> None:
             console.print(best_table(front, "The front"))
     if subject.architecture:
         console.print(layer_table(subject.architecture), markup=False)
+    if subject.winner:
+        console.print(f"The winner: trial {subject.winner.trial}")
     if subject.result:
-        met = [Requirement(**requirement) for requirement in subject.result["requirements"]]
+        met = [Requirement(**requirement) for requirement in requirements_of(subject)]
         console.print(requirement_table(met, "The requirements (test images, last epoch)"))
         console.print(summary_line(Summary(**subject.result["test_accuracy"])))
+
+
+def compared_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Several subjects side by side: `page.compared`."""
+    table = Table(title="Side by side: test accuracy after the last epoch", box=box.SIMPLE_HEAD)
+    for heading in ("Name", "Data", "Recipe", "Params", "Mean %", "95 % interval", "Seeds"):
+        table.add_column(heading, justify="left" if heading in ("Name", "Data", "Recipe") else "right")
+    for row in rows:
+        test = row["test"] or {}
+        low, high = (f"{100 * end:.2f}" for end in test["interval"]) if test.get("interval") else ("", "")
+        table.add_row(
+            *(row["name"], row["data"], row["recipe"], f"{row['params']:,}" if "params" in row else ""),
+            *(
+                f"{100 * test['mean']:.3f}" if test else "",
+                f"{low}-{high}".strip("-"),
+                str(test.get("runs", "")),
+            ),
+        )
+    return table
 
 
 def summary_line(summary: Summary) -> str:
@@ -206,13 +230,10 @@ def worth_table(found: Mapping[str, Mapping[str, Worth]]) -> Table:
     first = next(iter(next(iter(found.values())).values())).epochs
     for sampler, ways in found.items():
         for rule, one in ways.items():
-            numbers = (
-                f"{one.epochs:.0f}",
-                f"{one.error:.0f}",
-                f"{one.epochs / first:.0%}",
-                f"{one.reached:.0%}",
-            )
-            table.add_row(sampler, rule, *numbers)
+            known = one.reached > 0
+            effort = (f"{one.epochs:.0f}", f"{one.error:.0f}") if known else ("never", "")
+            share = f"{one.epochs / first:.0%}" if known and math.isfinite(first) else ""
+            table.add_row(sampler, rule, *effort, share, f"{one.reached:.0%}")
     return table
 
 
