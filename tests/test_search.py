@@ -371,7 +371,9 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> N
     assert LOOK in out
     study = stored(work)
     assert len(counted(study)) < 2
-    lost = {trial.user_attrs["key"] for trial in study.trials if verdict_of(trial) is Verdict.INTERRUPTED}
+    ends = (None, Verdict.INTERRUPTED)  # None: on a machine with much to do there was no time to put it back
+    unfinished = [trial for trial in study.trials if verdict_of(trial) in ends]
+    lost = {trial.user_attrs["key"] for trial in unfinished if "key" in trial.user_attrs}
     assert lost
 
     running = begin(work, *command)  # interrupted while the winner is retrained
