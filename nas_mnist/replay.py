@@ -11,6 +11,7 @@ import contextlib
 import math
 import random
 import statistics
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -234,7 +235,8 @@ def ranks(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
     from scipy.stats import spearmanr
 
     def correlation(values: Sequence[float]) -> float:
-        return round(float(spearmanr(values, finals, nan_policy="omit").statistic), 3)
+        with warnings.catch_warnings(action="ignore"):  # of equal values, which have no ranks
+            return round(float(spearmanr(values, finals, nan_policy="omit").statistic), 3)
 
     finals = [curve.accuracies[-1] for curve in curves]
     found = {"half an epoch": {"training loss": -correlation([curve.first_loss for curve in curves])}}

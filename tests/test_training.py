@@ -139,8 +139,9 @@ MIXED = Architecture.make(
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-3}
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "seed"), [(torch.float32, 0), (torch.float32, 1), (torch.bfloat16, 0)], ids=str
+)  # in bfloat16 one seed: processors without it take half a minute
 def test_losses_agree_with_those_of_a_plain_float32_loop_for_a_hundred_steps(
     seed: int, kind: torch.dtype, five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
