@@ -26,7 +26,9 @@ BEST = 0.95  # of the candidates are behind the target, unless one is given
 
 
 def record(
-    curves: Annotated[str, typer.Option(metavar="FILE.csv", help="The table; one that exists grows.")],
+    curves: Annotated[
+        str, typer.Option(metavar="FILE.csv", help="The table; one that exists grows.")
+    ] = CURVES,
     candidates: Annotated[
         int, typer.Option(parser=whole(1, 100_000), metavar="N", help="That the table is to have.")
     ] = 200,

@@ -27,6 +27,11 @@ BYTES_PER_VALUE = 4  # float32
 _IN_PLACE = ELEMENTWISE | {"Add"}
 
 
+def weighed_against(objective: str | None) -> str | None:
+    """The cost that accuracy is weighed against; None for accuracy alone, which studies store as None."""
+    return AIMS[objective or "accuracy"]
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """The price of one candidate."""

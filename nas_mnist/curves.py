@@ -9,6 +9,7 @@ its name that says what it was made with.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -26,6 +27,7 @@ from .errors import InputError, NoResultError
 from .files import read_text, write_bytes
 from .recipe import Recipe, make_recipe
 from .space import Draws, RandomDraws, SearchSpace
+from .tasks import begin
 from .workers import Desk, run_workers
 
 if TYPE_CHECKING:
@@ -95,13 +97,11 @@ class RecordTask:
         """Train until there is no further job."""
         import torch
 
-        from .data import load
         from .model import build
         from .training import TrainingError, train
 
-        torch.set_num_threads(desk.threads)
-        device = torch.device(self.device)
-        learn, choose = (part.to(device) for part in load(self.dataset, self.data_dir).split())
+        learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
+        device = learn.images.device
         learn = learn.take(torch.arange(self.images, device=device))
         drawn, at = candidates(self.space, self.budget, self.seed), 0
         while (job := desk.claim()) is not None:
@@ -174,8 +174,6 @@ def check_setting(path: Path, setting: Setting) -> None:
 
 def read_curves(path: Path) -> tuple[Setting, list[Curve]]:
     """A recorded table and what it was made with; raises `InputError` where it is none."""
-    import io
-
     setting = _setting(path.with_suffix(".json"))
     text = read_text(path, "--curves", MAX_TABLE_BYTES)
     try:

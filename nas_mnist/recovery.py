@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from .cost import AIMS
+from .cost import weighed_against
 from .objective import Verdict, values_of, verdict_of
 from .owner import DEATHS, OWNER, RETRY_OF, is_gone
 
@@ -68,7 +68,7 @@ def _end_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     if last and last == study.user_attrs.get("identity", {}).get("epochs") and verdict is None:
         verdict = Verdict.TRAINED
         study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
-    against = AIMS[study.user_attrs.get("identity", {}).get("objective") or "accuracy"]
+    against = weighed_against(study.user_attrs.get("identity", {}).get("objective"))
     if verdict is Verdict.TRAINED and last:
         return {"values": values_of(trial, trial.intermediate_values[last], against)}
     if against and verdict and last:  # as `Objective` would have ended it

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from .cost import Budget
 from .curves import Curve
 from .errors import InputError
-from .space import Draws, SearchSpace
+from .space import Draws, Replay, SearchSpace
 from .stopping import GO_ON, HALFWAY, Progress, falls_behind
 
 HALF = 0.5  # of an epoch, before the first look
@@ -111,17 +111,17 @@ def _apart(kind: BaseDistribution | None, one: Any, other: Any) -> float:
 def distributions_of(space: SearchSpace, budget: Budget, draws: Draws) -> dict[str, BaseDistribution]:
     """What each of these draws was drawn from."""
 
-    class Recorder:
+    class Recorder(Replay):
         def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
             found[name] = IntDistribution(low, high, step=step)
-            return draws[name]  # type: ignore[return-value]
+            return super().suggest_int(name, low, high, step=step)
 
         def suggest_categorical(self, name: str, choices: Sequence[Any], /) -> Any:
             found[name] = CategoricalDistribution(choices)
-            return draws[name]
+            return super().suggest_categorical(name, choices)
 
     found: dict[str, BaseDistribution] = {}
-    space.draw(Recorder(), budget)
+    space.draw(Recorder(draws), budget)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from .cost import AIMS, Budget
+from .cost import Budget, weighed_against
 from .objective import ARCHITECTURE, RECIPE, Verdict, verdict_of
 from .stopping import FIRST_LOSS
 
@@ -134,7 +134,7 @@ class StudyResults:
     @property
     def against(self) -> str | None:
         """The cost that accuracy was weighed against; None in a search for the best alone."""
-        return AIMS[self.facts.get("identity", {}).get("objective") or "accuracy"]
+        return weighed_against(self.facts.get("identity", {}).get("objective"))
 
     @property
     def front(self) -> list[TrialRow]:

@@ -14,7 +14,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from .cost import AIMS, COST_NAMES, Budget, cost_of
+from .cost import COST_NAMES, Budget, cost_of, weighed_against
 from .errors import InputError, NoResultError
 from .objective import Objective, Verdict, verdict_of
 from .owner import OWNER
@@ -153,7 +153,7 @@ def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], fir
     """Make a new study complete; its identity comes last and says that it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        against = AIMS[identity.objective or "accuracy"]
+        against = weighed_against(identity.objective)
         study.set_metric_names([METRIC, *([COST_NAMES[against]] if against else [])])
     for key, value in facts.items():
         study.set_user_attr(key, value)

@@ -20,13 +20,24 @@ from .space import SearchSpace
 from .workers import Desk, run_workers
 
 if TYPE_CHECKING:
-    from .data import DataSet
+    from .data import DataSet, Images
     from .retrain import Run
     from .training import EpochResult
 
 
 TOGETHER = 10  # seeds that CUDA trains at once, at most
 TOGETHER_BYTES = 8e9  # that their maps and gradients may take, at most
+
+
+def begin(desk: Desk, dataset: str, data_dir: Path | None, device: str) -> tuple[Images, Images]:
+    """Take the desk's threads; the images that train and those that choose, on the device."""
+    import torch
+
+    from .data import load
+
+    torch.set_num_threads(desk.threads)
+    learn, choose = load(dataset, data_dir).split()
+    return learn.to(torch.device(device)), choose.to(torch.device(device))
 
 
 @dataclass(frozen=True)
@@ -55,16 +66,13 @@ class SearchTask:
         """Search until there is no further job."""
         import torch
 
-        from .data import load
         from .objective import Objective, Watcher
         from .report.notes import picture_trial
         from .results import trial_row
         from .storages import artifact_folder, losing
         from .study import load_study, search
 
-        torch.set_num_threads(desk.threads)
-        device = torch.device(self.device)
-        learn, choose = (part.to(device) for part in load(self.dataset, self.data_dir).split())
+        learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
 
         def epoch(trial: int, result: EpochResult) -> None:
             torch.set_num_threads(desk.share())  # more where another worker waits for this one
@@ -178,18 +186,13 @@ class FinalsTask:
 
     def __call__(self, desk: Desk) -> None:
         """Train until there is no further job."""
-        import torch
-
-        from .data import load
         from .model import build
         from .training import TrainingError, train
 
-        torch.set_num_threads(desk.threads)
-        device = torch.device(self.device)
-        learn, choose = (part.to(device) for part in load(self.dataset, self.data_dir).split())
+        learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
         while (job := desk.claim()) is not None:
             name, key, architecture, recipe, seed = self.jobs[job]
-            model, accuracy = build(architecture, seed).to(device), 0.0
+            model, accuracy = build(architecture, seed).to(learn.images.device), 0.0
             try:
                 for result in train(model, learn, recipe, seed=seed, score_on=choose, last_only=True):
                     desk.send("epoch", name, result)

@@ -137,15 +137,14 @@ def _train(
             yield _run(step, half, half, 0)
         results = _run(step, step.steps - half, step.steps, epoch)
         last = epoch == recipe.epochs
+        together = len(models) > 1
+        if step.result is not models[0] and (last or together):
+            take_apart(step.result, models)
         if score_on is not None and (last or not last_only):
             kind = torch.float32 if last else step.kind
-            if len(models) > 1:
-                take_apart(step.result, models)
-            scored = models if len(models) > 1 else [step.result]
+            scored = models if together else [step.result]
             scores = [evaluate(one, score_on, step.normalize, kind) for one in scored]
             results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
-        if last and step.result is not models[0]:
-            take_apart(step.result, models)
         yield results
 
 

@@ -12,7 +12,7 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial, Trial
 
 from ..architecture import Architecture
-from ..cost import AIMS, COST_NAMES
+from ..cost import COST_NAMES, weighed_against
 from ..objective import ARCHITECTURE, Verdict
 from ..results import budget_of
 from ..stopping import FIRST_LOSS
@@ -58,7 +58,7 @@ Search space:
 
 def _values(facts: dict[str, Any]) -> str:
     """What a trial's values are."""
-    against = AIMS[facts["identity"].get("objective") or "accuracy"]
+    against = weighed_against(facts["identity"].get("objective"))
     if against is None:
         last = facts["recipe"]["epochs"]
         return f"A trial's value is its accuracy on the validation images after epoch {last}."
