@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -17,11 +18,15 @@ from torchvision import transforms
 from .architecture import Architecture
 from .data import Images
 from .device import number_type
+from .engine import own_threads, run
 from .layers import Layer
+from .maps import Maps
 from .model import Network, build
+from .operations import Convolution
 from .recipe import Recipe, load_recipe
 from .scoring import Normalizer
 from .training import train
+from .vectors import LANES, Program
 
 BATCH = 64  # images a step, as in the published log, for every contender
 Contender = Callable[[], float]  # one turn: images a second
@@ -81,7 +86,7 @@ def ours(trained: dict[str, Network], architecture: Architecture, data: Images) 
 
 
 def convolutions(architecture: Architecture, device: torch.device) -> Contender:
-    """The sum of every convolution's fastest forward and backward pass on one batch."""
+    """The sum of every convolution's fastest forward and backward pass on one batch, torch's or ours."""
     runs = []
     for position, layer in enumerate(architecture.layers):
         if layer.kind != "Conv2d":
@@ -91,8 +96,42 @@ def convolutions(architecture: Architecture, device: torch.device) -> Contender:
             for layout in (torch.contiguous_format, torch.channels_last)
             for kind in {torch.float32, number_type(device)}
         ]
+        if device.type == "cpu":
+            variants.append(_own_convolution(layer, position > 0))
         runs.append(min(variants, key=lambda variant: min(variant() for _ in range(4))))
     return lambda: BATCH / sum(statistics.median(once() for _ in range(10)) for once in runs)
+
+
+def _own_convolution(layer: Layer, needs_gradient: bool) -> Callable[[], float]:
+    """The same with the kernels of `engine`."""
+    kind, groups, count = np.dtype(np.float32), -(-BATCH // LANES), torch.get_num_threads()
+    module = nn.Conv2d(
+        *(layer.in_shape[0], layer.out_shape[0], layer.kernel, layer.stride, layer.padding),
+        groups=layer.groups, bias=layer.bias,
+    )  # fmt: skip
+    convolution = Convolution(layer, module, kind, count)
+    source = Maps(layer.in_shape, kind, groups, layer.padding, (layer.padding, layer.padding))
+    target = Maps(layer.out_shape, kind, groups)
+    memory = [(convolution.place_for_gradient(), Maps(layer.in_shape, kind)) for _ in range(count)]
+    forward = [Program([convolution.forward(source, target)], source, target)] * count
+    backward = [
+        Program(
+            convolution.weight_gradient(source, gradient, thread)
+            + [convolution.backward(gradient, into)] * needs_gradient,
+            *(source, gradient, into),
+        )
+        for thread, (gradient, into) in enumerate(memory)
+    ]
+
+    def once() -> float:
+        convolution.begin()
+        started = time.perf_counter()
+        with own_threads():
+            run(forward, groups)
+            run(backward, groups)
+        return time.perf_counter() - started
+
+    return once
 
 
 def _one_convolution(

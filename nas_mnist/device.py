@@ -62,20 +62,17 @@ def describe_processor() -> str:
 
 
 def number_type(device: torch.device) -> torch.dtype:
-    """What activations are computed in: bfloat16 where the device is faster in it, else float32.
+    """What activations are computed in: bfloat16 on a CUDA device that has it, else float32.
 
     bfloat16 has the exponent range of float32, so losses need no scaling.
     """
-    if device.type == "cpu":
-        fast = _cpu_has_bfloat16()
-    else:  # not every version of MPS has it
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
 
 
-@functools.cache
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def layout(device: torch.device) -> torch.memory_format:
+    """How torch's own modules are to find maps on a device."""
+    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
 
 @functools.cache

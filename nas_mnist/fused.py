@@ -1,93 +1,72 @@
-"""The forward pass that is fast on a CPU, in training and in scoring; it computes what the plain modules do.
+"""The pass that is fast on a CPU, in training and in scoring; it computes what torch's modules do.
 
-Where the time goes in a network this small: convolutions take a fifth of a plain training step, the rest is
-memory traffic in normalisation, activation, dropout and pooling. So what follows a convolution is one step
-(`epilogue`), and depthwise convolutions have gradients of their own where torch computes them slowly
-(`depthwise`). Everything else runs as the plain modules, under autocast.
+The layers before the head are programs of compiled kernels (`engine`); the head, which is small, and the
+loss are torch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .depthwise import depthwise, is_slow
-from .epilogue import Epilogue
-from .layers import IMAGE, Layer
-from .model import Network, StridedPoint
-
-Step = Callable[..., Tensor]
+from .engine import Body, Plan, threads
+from .model import Network
+from .stages import UnknownLayerError, stages_of
 
 
 class FusedNetwork:
-    """A network's forward pass with neighbouring layers run as one; shares the network's weights and mode."""
+    """A network's forward pass; shares the network's weights and mode.
+
+    Memory is kept from call to call: a backward pass must come before the next forward pass.
+    """
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.steps: list[tuple[tuple[int, ...], int, Step]] = []  # read from, written to, what to do
-        layers = network.architecture.layers
-        position = 0
-        while position < network.head_starts:
-            step, length = _step(network, layers, position)
-            self.steps.append((layers[position].inputs, position + length - 1, step))
-            position += length
+        before, head = network.layers[: network.head_starts], network.layers[network.head_starts :]
+        self.parameters = [parameter for layer in before for parameter in layer.parameters()]
+        self.convolution = next(layer for layer in head if isinstance(layer, nn.Conv2d))
+        normalised = any(isinstance(layer, nn.BatchNorm2d) for layer in head)
+        # The mean of a 1x1 convolution is the 1x1 convolution of the mean.
+        averaged = self.convolution.kernel_size == (1, 1) and not normalised
+        try:
+            self.plan: Plan | None = Plan(*stages_of(network), averaged)
+        except UnknownLayerError:
+            self.plan = None  # torch's modules have to do
+        self.bodies: dict[tuple[Any, ...], Body] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of normalised images (N, C, H, W).
+        """Class scores (N, classes) of normalised images (N, C, H, W), float32 or float64."""
+        if self.plan is None:
+            return self.network(images)  # type: ignore[no-any-return]
+        maps: Tensor = _Fused.apply(images, self, self.plan, *self.parameters)
+        if not self.plan.averaged:
+            return self.network.head(maps)
+        return F.linear(maps.flatten(1), self.convolution.weight.flatten(1), self.convolution.bias)
 
-        The layers before the head compute in the images' number type: float32 or bfloat16.
-        """
-        latest = images.contiguous(memory_format=torch.channels_last)
-        at, kept = IMAGE, {IMAGE: latest}
-        for sources, position, step in self.steps:
-            latest = step(*(latest if source == at else kept[source] for source in sources))
-            at = position
-            if self.network.is_kept(position):
-                kept[position] = latest
-        return self.network.head(latest)
-
-
-def _step(network: Network, layers: tuple[Layer, ...], position: int) -> tuple[Step, int]:
-    """What runs at a position, and how many layers it covers."""
-    chain = _chain(network, layers, position)
-    if isinstance(chain[0], nn.Conv2d):
-        return _convolution(chain[0]), 1
-    epilogue, length = Epilogue.of(chain)
-    return (epilogue, length) if length else (_plain(chain[0]), 1)
+    def body(self, plan: Plan, images: Tensor) -> Body:
+        """The programs for as many images."""
+        kind = np.dtype(np.float64 if images.dtype == torch.float64 else np.float32)
+        key = (len(images), kind, threads())
+        if key not in self.bodies:
+            self.bodies[key] = Body(plan, *key)
+        return self.bodies[key]
 
 
-def _chain(network: Network, layers: tuple[Layer, ...], position: int) -> list[nn.Module]:
-    """The layers from a position on of which each reads the one before, and nothing else does."""
-    end = position + 1
-    while end < network.head_starts and layers[end].inputs == (end - 1,) and not network.is_kept(end - 1):
-        end += 1
-    return list(network.layers[position:end])
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, fused: FusedNetwork, plan: Plan, *_: Tensor) -> Tensor:
+        body = fused.body(plan, images)
+        body.passes += 1
+        ctx.parameters, ctx.body, ctx.passes = fused.parameters, body, body.passes
+        return torch.from_numpy(body.forward(images.detach().numpy(), fused.network.training))
 
-
-def _plain(module: nn.Module) -> Step:
-    def step(*maps: Tensor) -> Tensor:
-        with torch.autocast(maps[0].device.type, torch.bfloat16, enabled=maps[0].dtype == torch.bfloat16):
-            return module(*maps)  # type: ignore[no-any-return]
-
-    return step
-
-
-def _convolution(module: nn.Conv2d) -> Step:
-    """The weights stay float32 and are cast once a step, for less than autocast's bookkeeping costs."""
-    stride, pad = module.stride[0], int(module.padding[0])
-    apart = stride if isinstance(module, StridedPoint) else 1  # of the pixels that are read at all
-    slow = is_slow(module) and apart == 1
-
-    def step(maps: Tensor) -> Tensor:
-        weight = module.weight.to(maps.dtype)
-        bias = None if module.bias is None else module.bias.to(maps.dtype)
-        if slow:
-            return depthwise(maps, weight, bias, stride, pad)
-        if apart > 1:
-            return F.conv2d(maps[:, :, ::apart, ::apart], weight, bias, groups=module.groups)
-        return F.conv2d(maps, weight, bias, stride, pad, groups=module.groups)
-
-    return step
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        if ctx.passes != ctx.body.passes:
+            raise AssertionError("a forward pass came between a forward pass and its way back")
+        found = ctx.body.backward(gradients[0].numpy())
+        return None, None, None, *(torch.from_numpy(found[parameter]) for parameter in ctx.parameters)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .architecture import Architecture
 from .contenders import Contender, convolutions, in_memory, loaded, ours, plain
@@ -127,21 +126,11 @@ def measure_together(architecture: Architecture, data: Images, repeats: int) -> 
     }
 
 
-def _unfused(network: Network) -> Callable[[Tensor], Tensor]:
-    """The plain modules under autocast."""
-
-    def forward(images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=images.dtype == torch.bfloat16):
-            return network(images)  # type: ignore[no-any-return]
-
-    return forward
-
-
 # What makes training fast on a CPU: the name that is replaced, and by what, to go without it.
 TRICKS: dict[str, tuple[str, Any]] = {
-    "bfloat16": ("nas_mnist.step.number_type", lambda _: torch.float32),
-    "fused layers": ("nas_mnist.scoring.FusedNetwork", _unfused),
-    "own depthwise gradients": ("nas_mnist.fused.is_slow", lambda _: False),
+    "compiled kernels": ("nas_mnist.scoring.FusedNetwork", lambda network: network),
+    "two convolutions a stage": ("nas_mnist.stages.LONGEST", 1),
+    "torch's threads for programs": ("nas_mnist.step.own_threads", nullcontext),
 }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .architecture import Architecture
 from .cost import cost_of
@@ -62,18 +61,6 @@ class Network(nn.Module):
         return maps.flatten(1)  # (N, classes, 1, 1) -> (N, classes)
 
 
-class StridedPoint(nn.Conv2d):
-    """A 1x1 convolution with a stride, as one without on the pixels that it reads.
-
-    oneDNN's own (in torch 2.14) writes beyond its maps where channels are few and lie side by side.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """What `nn.Conv2d` computes."""
-        step_y, step_x = self.stride
-        return F.conv2d(maps[:, :, ::step_y, ::step_x], self.weight, self.bias, groups=self.groups)
-
-
 class Add(nn.Module):
     """The sum of a residual block's body and shortcut."""
 
@@ -94,8 +81,7 @@ def _module(layer: Layer, copies: int) -> nn.Module:
     channels = copies * layer.in_shape[0]
     match layer.kind:
         case "Conv2d":
-            kind = StridedPoint if layer.kernel == (1, 1) and layer.stride > 1 else nn.Conv2d
-            return kind(
+            return nn.Conv2d(
                 channels,
                 copies * layer.out_shape[0],
                 layer.kernel,

@@ -171,7 +171,7 @@ def requirements(
 
 def versions() -> dict[str, str]:
     """What the result was computed with."""
-    packages = ("nas-mnist", "torch", "torchvision", "numba", "numpy", "optuna")
+    packages = ("nas-mnist", "torch", "torchvision", "llvmlite", "numpy", "optuna")
     found = {"python": platform.python_version(), **{package: version(package) for package in packages}}
     return found | ({"commit": commit} if (commit := _commit()) else {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Images
+from .device import layout
+from .engine import own_threads
 from .fused import FusedNetwork
 from .model import Network
 
-CPU_BATCH, GPU_BATCH = 1_000, 10_000  # images a forward pass when scoring
+CPU_BATCH, GPU_BATCH = 256, 10_000  # images a forward pass when scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,8 @@ class Judgement:
 def forward_on(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The function that runs a network fast on a device, in the number type of its input.
 
-    It takes normalised images (N, C, H, W), float32 or bfloat16, and returns class scores (N, classes)
-    float32; it follows the network's mode, training or evaluation.
+    It takes normalised images (N, C, H, W), float32 or, not on a CPU, bfloat16, and returns class scores
+    (N, classes) float32; it follows the network's mode, training or evaluation.
     """
     if device.type == "cpu":
         return FusedNetwork(model)
@@ -112,7 +115,9 @@ def predict(
     model.eval()
     forward = forward_on(model, images.device)
     parts = images.split(CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
-    return torch.cat([forward(normalize(part).to(kind, memory_format=torch.channels_last)) for part in parts])
+    form = layout(images.device)
+    with own_threads() if isinstance(forward, FusedNetwork) else nullcontext():
+        return torch.cat([forward(normalize(part).to(kind, memory_format=form)) for part in parts])
 
 
 def evaluate(model: Network, data: Images, normalize: Normalizer, kind: torch.dtype = torch.float32) -> Score:

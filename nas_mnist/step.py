@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 
 from .augment import affine
 from .data import Images
-from .device import number_type
+from .device import layout, number_type
+from .engine import own_threads
+from .fused import FusedNetwork
 from .model import Network
 from .recipe import Recipe
 from .scoring import Normalizer, forward_on
@@ -81,13 +84,14 @@ class Step:
     def run(self, steps: int) -> None:
         """Train on the next batches, at most to the end of the epoch."""
         self.model.train()
-        for _ in range(steps):
-            if self.recorded and self.calls == EAGER:
-                self.graph = _record(self)
-            if self.graph is None:
-                self()
-            else:
-                self.graph.replay()
+        with own_threads() if isinstance(self.forward, FusedNetwork) else nullcontext():
+            for _ in range(steps):
+                if self.recorded and self.calls == EAGER:
+                    self.graph = _record(self)
+                if self.graph is None:
+                    self()
+                else:
+                    self.graph.replay()
 
     def __call__(self) -> None:
         """Train on the next batch."""
@@ -98,7 +102,7 @@ class Step:
         if not recipe.augmentation.off:
             images = affine(images, recipe.augmentation, *self.generators)
         images = self.normalize(images).unflatten(0, (self.model.copies, -1)).transpose(0, 1).flatten(1, 2)
-        scores = self.forward(images.to(self.kind, memory_format=torch.channels_last))
+        scores = self.forward(images.to(self.kind, memory_format=layout(images.device)))
         scores = scores.unflatten(1, (self.model.copies, -1)).transpose(0, 1).flatten(0, 1)
         labels = self.data.labels[picked]  # (copies * B,), as the scores (copies * B, classes)
         losses = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing, reduction="none")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .data import Images
-from .device import keep_memory
+from .device import keep_memory, layout
 from .errors import InputError, NoResultError
 from .model import Network, side_by_side, take_apart
 from .recipe import Recipe
@@ -126,8 +126,8 @@ def _train(
     device = data.images.device
     keep_memory()
     for one in models:
-        one.to(memory_format=torch.channels_last)
-    model = side_by_side(models).to(memory_format=torch.channels_last)
+        one.to(memory_format=layout(device))
+    model = side_by_side(models).to(memory_format=layout(device))
     torch.manual_seed(seeds[0])  # dropout draws from the global generator
     step = Step(model, data, recipe, [torch.Generator(device).manual_seed(seed) for seed in seeds], plain)
     for epoch in range(1, recipe.epochs + 1):

@@ -1,294 +1,253 @@
-"""The fused training pass computes what torch's plain modules compute."""
+"""The compiled pass on a CPU computes what torch's own modules compute."""
+
+from __future__ import annotations
 
 import copy
 import itertools
-import math
-import warnings
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from numba import njit
-from numba.extending import intrinsic
-from torch import nn
+from candidates import random_architectures
+from torch import Tensor, nn
 
-from nas_mnist import fused, kernels
+from nas_mnist import between, vectors
 from nas_mnist.architecture import Architecture
-from nas_mnist.epilogue import Epilogue
-from nas_mnist.model import StridedPoint, build
+from nas_mnist.engine import own_threads, threads
+from nas_mnist.fused import FusedNetwork
+from nas_mnist.model import Network, build
+from nas_mnist.vectors import LANES, Program
 from nas_mnist.zoo import load
 
-SHAPES = [(2, 1, 4, 6), (1, 3, 2, 2), (3, 5, 7, 5), (2, 12, 4, 4), (5, 16, 5, 3), (1, 33, 4, 2)]
-ACTIVATIONS = {"none": None, "relu": nn.ReLU(), "leaky": nn.LeakyReLU(), "hardswish": nn.Hardswish()}
-POOLS = {"none": None, "max": nn.MaxPool2d(2), "average": nn.AvgPool2d(2)}
-VARIANTS = [
-    variant
-    for variant in itertools.product(("none", "before", "after"), ACTIVATIONS, (False, True), POOLS)
-    if variant != ("none", "none", False, "none")
-]
 
-
-def make_chain(shape, norm, activation, drop, pool, dtype=torch.float64):
-    """Layers that an epilogue covers, dropout apart, and maps; all in training mode."""
-    torch.manual_seed(sum(shape))
-    module = nn.BatchNorm2d(shape[1]).to(dtype)
-    with torch.no_grad():
-        module.weight.uniform_(-1, 2)
-        module.bias.uniform_(-1, 1)
-    chain = [module if norm == "before" else None, ACTIVATIONS[activation]]
-    chain += [module if norm == "after" else None, nn.Dropout2d(0.4) if drop else None, POOLS[pool]]
-    maps = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    return copy.deepcopy([layer for layer in chain if layer is not None]), maps
-
-
-def plain(chain, maps, seed):
-    """The same through torch's own modules, with the dropout that an epilogue draws."""
+def network(architecture: Architecture, seed: int = 0, dropout: bool = False) -> Network:
+    """In float64 and in training mode, with normalisations that differ from channel to channel."""
+    model = build(architecture, seed).double().train()
     torch.manual_seed(seed)
-    for layer in chain:
-        if isinstance(layer, nn.Dropout2d) and layer.training:
-            keep = torch.rand(maps.shape[:2]) >= layer.p
-            maps = maps * keep[:, :, None, None] / (1 - layer.p)
-        else:
-            maps = layer(maps)
-    return maps
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1, 1.5)
+            nn.init.normal_(module.bias)
+        if isinstance(module, nn.Dropout2d) and not dropout:
+            module.p = 0.0
+    return model
 
 
-def fast(chain, maps, seed):
-    torch.manual_seed(seed)
-    epilogue, covered = Epilogue.of(chain)
-    assert covered == len(chain)
-    return epilogue(maps)
+def images_for(architecture: Architecture, count: int) -> Tensor:
+    return torch.randn(count, *architecture.input_shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("norm", "activation", "drop", "pool"), VARIANTS)
-def test_epilogues_agree_with_torch_in_value_gradient_and_statistics(shape, norm, activation, drop, pool):
-    ours, maps = make_chain(shape, norm, activation, drop, pool)
+def check(ours: Network, theirs: Network, images: Tensor) -> None:
+    """Scores, gradients and running statistics of a training pass, and scores in evaluation."""
+    fused = FusedNetwork(ours)
+    assert fused.plan is not None
+    weights = torch.randn(len(images), ours.architecture.classes, dtype=images.dtype)
+    torch.manual_seed(1)
+    scores = fused(images)
+    torch.manual_seed(1)
+    expected = theirs(images)
+    torch.testing.assert_close(scores, expected)
+    (scores * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert mine.grad is not None
+        assert other.grad is not None
+        scale = max(1.0, other.grad.abs().max().item())
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-6, atol=1e-7 * scale, msg=name)
+    for (name, one), (_, same) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+        torch.testing.assert_close(one, same, msg=name)
+    with torch.inference_mode():
+        torch.testing.assert_close(FusedNetwork(ours.eval())(images), theirs.eval()(images))
+
+
+def with_blocks(*blocks: dict[str, Any], size: Sequence[int] = (1, 9, 8), **head: Any) -> Architecture:
+    return Architecture.make({"input_shape": list(size), "classes": 4, "blocks": list(blocks), "head": head})
+
+
+def test_random_networks_agree_with_torch() -> None:
+    rng, checked = random.Random(0), 0
+    for number, architecture in enumerate(random_architectures(250, seed=8)):
+        model = network(architecture, number)
+        if FusedNetwork(model).plan is not None:
+            checked += 1
+            check(model, copy.deepcopy(model), images_for(architecture, rng.choice((2, 3, 8, 9, 17))))
+    assert checked > 40
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish"])
+@pytest.mark.parametrize("norm", ["none", "before", "after"])
+@pytest.mark.parametrize("pool", [None, "max", "average"])
+def test_what_follows_a_convolution_agrees_with_torch(pool: str | None, norm: str, activation: str) -> None:
+    block = {"kind": "conv", "channels": 6, "norm": norm, "activation": activation, "bias": True}
+    pooling = [] if pool is None else [{"kind": "pool", "method": pool}]
+    model = network(with_blocks({"kind": "conv", "channels": 3}, block, *pooling))
+    check(model, copy.deepcopy(model), images_for(model.architecture, 5))
+
+
+@pytest.mark.parametrize("kind", ["conv", "separable"])
+@pytest.mark.parametrize(("kernel", "stride"), list(itertools.product((1, 3, 5, 7), (1, 2, 3, 4))))
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_convolutions_agree_with_torch(padding: str, kernel: int, stride: int, kind: str) -> None:
+    block = {"kind": kind, "kernel": kernel, "stride": stride, "padding": padding, "channels": 7}
+    architecture = with_blocks({"kind": "conv", "channels": 5, "kernel": 1}, block, size=(1, 11, 9))
+    model = network(architecture, kernel)
+    check(model, copy.deepcopy(model), images_for(architecture, LANES + 1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 8, 9, 17])
+def test_any_number_of_channels_agrees_with_torch(channels: int) -> None:
+    architecture = with_blocks(
+        {"kind": "conv", "channels": channels}, {"kind": "conv", "channels": channels + 2, "kernel": 5}
+    )
+    model = network(architecture)
+    check(model, copy.deepcopy(model), images_for(architecture, 3))
+
+
+class SameDraws(nn.Module):
+    """Dropout of whole channels that draws as the compiled pass does."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.training:
+            return maps
+        keep = torch.rand(maps.shape[:2]) >= self.rate
+        return maps * keep[:, :, None, None] / (1 - self.rate)
+
+
+@pytest.mark.parametrize("norm", ["before", "after"])
+def test_dropout_drops_whole_channels_and_their_gradients(norm: str) -> None:
+    block = {"kind": "conv", "channels": 8, "norm": norm, "dropout": 0.4}
+    body = [block | {"kind": "separable", "middle": True}]
+    architecture = with_blocks(block, {"kind": "pool"}, {"kind": "residual", "body": body}, block)
+    ours = network(architecture, dropout=True)
     theirs = copy.deepcopy(ours)
-    a, b = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-    out, expected = fast(ours, a, 1), plain(theirs, b, 1)
-    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
-    weights = torch.randn_like(expected)
-    (out * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(a.grad, b.grad)
-    for mine, other in zip(ours, theirs, strict=True):
-        for one, same in zip(mine.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(one.grad, same.grad)
-        for one, same in zip(mine.buffers(), other.buffers(), strict=True):
-            torch.testing.assert_close(one, same)
-    for layer in (*ours, *theirs):
-        layer.eval()
-    a.grad = b.grad = None
-    out, expected = fast(ours, a, 2), plain(theirs, b, 2)
-    torch.testing.assert_close(out, expected)
-    (out * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(a.grad, b.grad)
+    for position, layer in enumerate(theirs.layers):
+        if isinstance(layer, nn.Dropout2d):
+            theirs.layers[position] = SameDraws(layer.p)
+    check(ours, theirs, images_for(architecture, 11))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5, 2), (1, 7, 2, 5)])
-@pytest.mark.parametrize(("norm", "activation", "drop", "pool"), VARIANTS)
-def test_gradients_agree_with_finite_differences(shape, norm, activation, drop, pool):
-    chain, maps = make_chain(shape, norm, activation, drop, pool)
-    module = next((layer for layer in chain if isinstance(layer, nn.BatchNorm2d)), None)
-
-    def run(maps, *parameters):
-        if module is not None:
-            del module.weight, module.bias
-            module.weight, module.bias = parameters
-        return fast(chain, maps, 3)
-
-    parameters = () if module is None else (module.weight, module.bias)
-    torch.autograd.gradcheck(run, (maps.requires_grad_(), *parameters), check_undefined_grad=False)
+def test_gradients_agree_with_finite_differences() -> None:
+    architecture = with_blocks(
+        {"kind": "conv", "channels": 3, "norm": "after", "activation": "hardswish"},
+        {"kind": "pool"},
+        {"kind": "residual", "body": [{"kind": "separable", "channels": 5, "stride": 2}]},
+        size=(1, 7, 9),
+    )
+    model = network(architecture)
+    images = images_for(architecture, 3)
+    # Parameters are changed in place, where the kernels read them.
+    torch.autograd.gradcheck(lambda *_: FusedNetwork(model)(images), tuple(model.parameters()), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("norm", "activation", "pool"), [("before", "relu", "max"), ("after", "hardswish", "none")]
-)
-def test_threads_share_the_images_and_the_result_is_the_same(norm, activation, pool):
+@pytest.mark.parametrize("name", ["reference", "mnist-16k"])
+def test_float32_is_as_near_to_torch_as_torch_to_itself(name: str) -> None:
+    architecture = load(name).architecture
+    exact = build(architecture, 3).eval()
+    images = torch.randn(20, 1, 28, 28)
+    with torch.inference_mode():
+        scores, expected = FusedNetwork(exact)(images), exact(images)
+        truth = copy.deepcopy(exact).double()(images.double())
+    assert scores.dtype == torch.float32
+    assert (scores - truth).abs().max() <= 4 * (expected - truth).abs().max() + 1e-6
+
+
+def test_threads_share_the_images_and_the_result_is_the_same() -> None:
+    architecture = load("mnist-16k").architecture
     results = []
-    for threads in (1, 2, 3):
-        chain, maps = make_chain((5, 6, 4, 4), norm, activation, False, pool)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+    before = torch.get_num_threads()
+    for count in (1, 2, 3):
+        model, images = network(architecture), images_for(architecture, 2 * LANES + 3)
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
         try:
-            out = fast(chain, maps.requires_grad_(), 0)
-            out.square().sum().backward()
+            scores = FusedNetwork(model)(torch.linspace(-1, 1, images.numel()).reshape(images.shape).double())
+            scores.square().sum().backward()
         finally:
             torch.set_num_threads(before)
-        results.append((out.detach(), maps.grad))
-    for out, gradient in results[1:]:
-        torch.testing.assert_close(out, results[0][0])
-        torch.testing.assert_close(gradient, results[0][1])
+        results.append([scores.detach(), *(parameter.grad for parameter in model.parameters())])
+    for result in results[1:]:
+        for one, first in zip(result, results[0], strict=True):
+            torch.testing.assert_close(one, first)
 
 
-def test_bfloat16_is_read_exactly_and_rounded_to_the_nearest():
-    chain = [nn.ReLU()]
-    numbers = torch.randn(1, 8, 6, 7).mul(100).bfloat16()
-    numbers[0, 0, 0, :3] = torch.tensor([float("inf"), float("nan"), 0.0])
-    maps = numbers.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(fast(chain, maps, 0), torch.relu(numbers), rtol=0, atol=0, equal_nan=True)
-    norm = nn.BatchNorm2d(8).eval()
-    norm.running_mean.uniform_(-1, 1)
-    maps = torch.randn(2, 8, 6, 7).bfloat16().contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        exact = norm(maps.float())
-        torch.testing.assert_close(fast([norm], maps, 0), exact.bfloat16(), rtol=2**-8, atol=0)
+def test_torchs_threads_are_lent_and_come_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), own_threads():
+        with own_threads():
+            assert threads() == before
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == threads() == before
 
 
-def test_layers_that_do_not_belong_together_are_left_to_others():
-    norm, relu, pool = nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
-    assert [Epilogue.of(chain)[1] for chain in ([norm, relu, norm], [relu, norm, relu], [pool, relu])] == [
-        2,
-        2,
-        1,
-    ]
-    assert [
-        Epilogue.of([layer])[1] for layer in (nn.SiLU(), nn.GELU(), nn.MaxPool2d(3), nn.AvgPool2d(2, 1))
-    ] == [0] * 4
-
-
-ODD = Architecture.make(
-    {
-        "input_shape": [1, 14, 14],
-        "classes": 5,
-        "blocks": [
-            {"kind": "conv", "channels": 6, "bias": True},
-            {"kind": "pool"},
-            {"kind": "residual", "body": [{"kind": "separable", "channels": 8, "activation": "silu"}]},
-            {"kind": "pool", "kernel": 3},
-            {
-                "kind": "residual",
-                "body": [{"kind": "conv", "channels": 8, "norm": "after"}],
-                "activation": "gelu",
-            },
-            {"kind": "conv", "channels": 8, "norm": "after"},
-            {"kind": "conv", "channels": 8, "norm": "after", "activation": "hardswish"},
-            {"kind": "conv", "channels": 16, "norm": "none", "activation": "hardswish"},
-        ],
-        "head": {"order": "pool_then_conv", "norm": False},
-    }
-)
-
-
-@pytest.mark.parametrize("architecture", [load("reference").architecture, ODD], ids=["reference", "odd"])
-def test_the_fused_pass_of_a_whole_network_agrees_with_the_plain_one(architecture):
-    ours = build(architecture, seed=3).double().train()
-    for module in ours.modules():
-        if isinstance(module, nn.Dropout2d):
-            module.p = 0.0
-    theirs = copy.deepcopy(ours)
-    images = torch.randn(4, *architecture.input_shape, dtype=torch.float64)
-    scores, expected = fused.FusedNetwork(ours)(images), theirs(images)
-    torch.testing.assert_close(scores, expected)
-    scores.square().sum().backward()
-    expected.square().sum().backward()
-    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
-    for (name, mine), (_, other) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
-        torch.testing.assert_close(mine, other, msg=name)
-    with torch.inference_mode():
-        scores, expected = fused.FusedNetwork(ours.eval())(images), theirs.eval()(images)
-    torch.testing.assert_close(scores, expected)
-
-
-@pytest.mark.parametrize("architecture", [load("reference").architecture, ODD], ids=["reference", "odd"])
-def test_bfloat16_changes_scores_by_no_more_than_its_precision(architecture):
-    model = build(architecture, seed=3).eval()
-    images = torch.randn(16, *architecture.input_shape)
-    with torch.inference_mode():
-        exact, rounded = fused.FusedNetwork(model)(images), fused.FusedNetwork(model)(images.bfloat16())
-    assert exact.dtype == rounded.dtype == torch.float32
-    assert not torch.equal(exact, rounded)
-    torch.testing.assert_close(exact, rounded, rtol=0, atol=0.03 * exact.abs().max().item())
-
-
-def test_dropout_drops_whole_channels_at_its_rate():
-    maps = torch.ones(64, 16, 4, 4).contiguous(memory_format=torch.channels_last)
-    out = fast([nn.Dropout2d(0.25)], maps, 0)
-    gone = (out == 0).flatten(2).all(2)
-    assert torch.equal(gone, (out == 0).flatten(2).any(2))
-    assert 0.2 < gone.float().mean().item() < 0.3
-    torch.testing.assert_close(out.max(), torch.tensor(4 / 3))
-
-
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-@pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(
-    ("shape", "stride"), [((2, 3, 9, 8), 1), ((1, 16, 7, 7), 1), ((2, 5, 9, 8), 2), ((2, 4, 8, 11), 3)]
+    "block",
+    [
+        {"kind": "conv", "channels": 4, "activation": "silu"},
+        {"kind": "conv", "channels": 4, "activation": "gelu"},
+        {"kind": "pool", "kernel": 3},
+        {"kind": "pool", "stride": 1},
+    ],
+    ids=str,
 )
-def test_depthwise_convolutions_have_torchs_gradients(kernel, padding, shape, stride):
-    torch.manual_seed(kernel)
-    ours = nn.Conv2d(
-        shape[1], shape[1], kernel, stride, padding=kernel // 2 if padding == "same" else 0, groups=shape[1]
-    ).double()
-    theirs = copy.deepcopy(ours)
-    a = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    b = a.clone()
-    a.requires_grad_()
-    b.requires_grad_()
-    out, expected = fused._convolution(ours)(a), theirs(b)
-    torch.testing.assert_close(out, expected)
-    weights = torch.randn_like(expected)
-    (out * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(a.grad, b.grad)
-    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
-    torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+def test_layers_without_kernels_are_left_to_torch(block: dict[str, Any]) -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 3}, block)
+    model = network(architecture)
+    fused = FusedNetwork(model)
+    assert fused.plan is None
+    images = images_for(architecture, 3)
+    assert torch.equal(fused(images), model(images))
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
-def test_what_is_not_finite_is_passed_on_in_silence(value):
-    norm = nn.BatchNorm2d(3)
-    epilogue = Epilogue(norm=norm, activation=nn.ReLU())
-    maps = torch.randn(2, 3, 4, 4)
-    maps[0, 1] = value
-    maps.requires_grad_()
-    with warnings.catch_warnings(action="error"):
-        result = epilogue(maps)
-        result.sum().backward()
-    assert not result[:, 1].isfinite().all()
-    assert result[:, 0].isfinite().all()
+def test_what_is_no_number_reaches_the_scores() -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 3}, {"kind": "pool"})
+    for model in (network(architecture), network(architecture).eval()):
+        with torch.no_grad():
+            next(iter(model.parameters()))[0, 0, 0, 0] = float("nan")
+            assert FusedNetwork(model)(images_for(architecture, 3)).isnan().any()
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5, 8])
-@pytest.mark.parametrize("block", ["conv", "separable", "residual"])
-def test_a_strided_convolution_of_single_pixels_stays_within_its_maps(block, channels):
-    """Torch's own crashes with three channels side by side, on some processors."""
-    part = {"kind": "conv" if block == "residual" else block, "channels": channels, "stride": 2}
-    part |= {"kernel": 3} if block == "residual" else {"kernel": 1}
-    strided = {"kind": "residual", "body": [part]} if block == "residual" else part
-    architecture = Architecture.make({"blocks": [{"kind": "conv", "channels": channels}, strided]})
-    ours, theirs = build(architecture, 0), build(architecture, 0)
-    assert any(isinstance(module, StridedPoint) for module in ours.modules())
-    images = torch.randn(104, 1, 28, 28).contiguous(memory_format=torch.channels_last)
-    for _ in range(2):
-        scores, expected = fused.FusedNetwork(ours)(images), theirs(images.contiguous())
-        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
-        scores.square().sum().backward()
-        expected.square().sum().backward()
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-2)
+def test_a_way_back_through_memory_that_was_used_again_is_refused() -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 3})
+    fused = FusedNetwork(network(architecture))
+    first, _ = fused(images_for(architecture, 3)), fused(images_for(architecture, 3))
+    with pytest.raises(AssertionError, match="forward pass"):
+        first.sum().backward()
 
 
-WAYS = {"by hand": kernels._rounded_by_hand} | (
-    {"by hardware": kernels._rounded_by_hardware} if kernels.ROUNDS_IN_HARDWARE else {}
-)
+def test_machine_code_is_kept_and_made_anew_where_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "_KEPT", tmp_path)
+    kind = np.dtype(np.float64)
+    numbers, sums = np.arange(float(2 * LANES)), np.zeros(2)
+    operand = [numbers.ctypes.data, 2 * LANES, LANES, LANES, LANES]
 
+    def total() -> list[float]:
+        """By a kernel that is compiled now."""
+        sums.fill(0)
+        kernel = between.totals.__wrapped__(kind)  # type: ignore[attr-defined]
+        Program([[kernel, *operand, 2, 1, 1, sums.ctypes.data]]).run(0, 1)
+        return [float(one) for one in sums]
 
-@pytest.mark.parametrize("way", WAYS)
-def test_numbers_are_rounded_to_bfloat16_as_torch_does(way):
-    rounded = intrinsic(WAYS[way])
-
-    @njit
-    def round_all(numbers, bits):
-        for i in range(len(numbers)):
-            bits[i] = rounded(numbers[i])
-
-    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 3.3895e38, 1e-40, 0.0, -0.0, math.inf, -math.inf])
-    numbers = torch.cat([ties, torch.randn(10_000) * torch.logspace(-38, 37, 10_000)])
-    bits = np.zeros(len(numbers) + 1, dtype=np.uint16)
-    round_all(torch.cat([numbers, torch.tensor([math.nan])]).numpy(), bits)
-    assert bits[:-1].tolist() == numbers.bfloat16().view(torch.uint16).tolist()
-    assert torch.from_numpy(bits[-1:]).view(torch.bfloat16).isnan().all()
+    expected = numbers.reshape(2, LANES).sum(1).tolist()
+    assert total() == expected
+    (kept,) = tmp_path.iterdir()
+    code = kept.read_bytes()
+    kept.write_bytes(code[:-10])
+    assert total() == expected
+    assert kept.read_bytes() == code
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors.binding, "create_pass_builder", Mock(side_effect=AssertionError("made anew")))
+        assert total() == expected
+    monkeypatch.setattr(vectors, "_KEPT", kept / "no folder")
+    assert total() == expected

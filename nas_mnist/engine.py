@@ -1,0 +1,226 @@
+"""The layers before the head on a CPU, forward and back, as programs of compiled kernels.
+
+A stage (`stages`) runs for one group of images after the other, so that all that is not stored stays in the
+processor's nearest caches; several threads take a part of the groups each. Between stages stand the sums
+of a normalisation, which need all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import between
+from .maps import Array, Maps, from_groups, to_groups, zeros
+from .operations import Convolution, Outcome, Row
+from .stages import Stage, Stored
+from .vectors import LANES, Program
+
+
+class Plan(NamedTuple):
+    """What a network's layers before the head are."""
+
+    image: Stored
+    stages: Sequence[Stage]  # in the order in which they run
+    last: Stored  # what the head reads
+    averaged: bool  # whether it reads the mean of every map only
+
+
+class Body:
+    """A plan for one number of images, with the memory and the programs for it."""
+
+    def __init__(self, plan: Plan, count: int, kind: np.dtype[Any], threads: int) -> None:
+        """Of ``kind`` float32 or float64."""
+        self.plan, self.count, self.kind = plan, count, kind
+        self.passes = 0  # forward ones, so far
+        self.groups = groups = -(-count // LANES)
+        self.there = zeros((groups, LANES), kind)  # 1 where there is an image, else 0
+        self.there.reshape(-1)[:count] = 1
+        stored = [plan.image, *(stage.target for stage in plan.stages)]
+        self.outcomes = {one: Outcome(one, groups, kind, threads) for one in stored}
+        self.convolutions = {
+            stage: [Convolution(*one, kind, threads) for one in stage.convolutions] for stage in plan.stages
+        }
+        channels, *size = plan.last.read_shape
+        shape = (channels, 1, 1) if plan.averaged else plan.last.read_shape
+        self.out, self.out_gradient = Maps(shape, kind, groups), Maps(shape, kind, groups)
+        self.share = np.array([1 / (size[0] * size[1])], kind)  # of a pixel in the mean
+        self.threads = [_Thread(self, number) for number in range(threads)]
+
+    def forward(self, images: Array, training: bool) -> Array:
+        """From images (N, C, H, W) to what the head reads, (N, C', H', W')."""
+        to_groups(images, self.outcomes[self.plan.image].maps.values)
+        for outcome in self.outcomes.values():
+            outcome.begin(self.count)
+        for at, stage in enumerate(self.plan.stages):
+            for convolution in self.convolutions[stage]:
+                convolution.begin()
+            run([(one.training if training else one.scoring)[at] for one in self.threads], self.groups)
+            self.outcomes[stage.target].normalise(self.count)
+        run([one.end for one in self.threads], self.groups)
+        return from_groups(self.out.values, self.count)
+
+    def backward(self, gradient: Array) -> dict[Tensor, Array]:
+        """From the gradient of what `forward` gave to those of all parameters."""
+        to_groups(gradient, self.out_gradient.values)
+        for outcome in self.outcomes.values():
+            outcome.begin_back()
+        run([one.end_backward for one in self.threads], self.groups)
+        found: dict[Tensor, Array] = {}
+        for at, stage in reversed(list(enumerate(self.plan.stages))):
+            found |= self.outcomes[stage.target].gradients(self.count)
+            for convolution in self.convolutions[stage]:
+                convolution.begin_back()
+            run([one.backward[at] for one in self.threads], self.groups)
+            for convolution in self.convolutions[stage]:
+                found |= convolution.gradients()
+        return found
+
+
+class _Thread:
+    """One thread's programs, by stage, and its memory for what lasts for one group only."""
+
+    def __init__(self, body: Body, number: int) -> None:
+        self.body, self.number = body, number
+        self.memory: list[Maps] = []  # programs know it by its address
+        self.written: set[Outcome] = set()  # whose gradient an earlier row writes
+        stages = body.plan.stages
+        self.scoring = [Program(self._forward(stage, False)) for stage in stages]
+        self.training = [Program(self._forward(stage, True)) for stage in stages]
+        self.end = Program(self._end())
+        self.end_backward = Program(self._end_backward())
+        backward = [Program(self._backward(stage)) for stage in reversed(stages)]  # in their order
+        self.backward = backward[::-1]
+
+    def _forward(self, stage: Stage, training: bool) -> list[Row]:
+        outcomes = self.body.outcomes
+        target = outcomes[stage.target]
+        if stage.convolutions:
+            inputs, rows = self._inputs(stage)
+            rows.append(self.body.convolutions[stage][-1].forward(inputs[-1], target.maps))
+        else:
+            rows = [
+                outcomes[source].read(target.maps, adds=place > 0)
+                for place, source in enumerate(stage.sources)
+            ]
+        return [*rows, target.summed(self.number, self.body.there)] if training and target.post.norm else rows
+
+    def _inputs(self, stage: Stage) -> tuple[list[Maps], list[Row]]:
+        """What each of a stage's convolutions reads, and how it comes there."""
+        source = self.body.outcomes[stage.sources[0]]
+        first, *others = convolutions = self.body.convolutions[stage]
+        if source.post.nothing and not first.pad:
+            inputs, rows = [source.maps], []
+        else:
+            inputs = [self._maps(source.stored.read_shape, first.pad)]
+            rows = [source.read(inputs[0])]
+        for convolution, following in zip(convolutions, others, strict=False):
+            inputs.append(self._maps(convolution.layer.out_shape, following.pad))
+            rows.append(convolution.forward(*inputs[-2:]))
+        return inputs, rows
+
+    def _end(self) -> list[Row]:
+        body = self.body
+        last = body.outcomes[body.plan.last]
+        if not body.plan.averaged:
+            return [last.read(body.out)]
+        whole = self._maps(last.stored.read_shape)
+        return [last.read(whole), self._to_or_from_mean(between.mean(body.kind), whole, body.out)]
+
+    def _end_backward(self) -> list[Row]:
+        body = self.body
+        last = body.outcomes[body.plan.last]
+        if not body.plan.averaged:
+            return [self._back(last, body.out_gradient)]
+        whole = self._maps(last.stored.read_shape)
+        row = self._to_or_from_mean(between.spread(body.kind), body.out_gradient, whole)
+        return [row, self._back(last, whole)]
+
+    def _to_or_from_mean(self, kernel: int, source: Maps, target: Maps) -> Row:
+        channels, *size = self.body.plan.last.read_shape
+        more = [channels, *size, self.body.share.ctypes.data]
+        return [kernel, *source.arguments, *target.arguments, *more]
+
+    def _backward(self, stage: Stage) -> list[Row]:
+        outcomes, there = self.body.outcomes, self.body.there
+        target = outcomes[stage.target]
+        sources = [outcomes[source] for source in stage.sources if source is not self.body.plan.image]
+        if not stage.convolutions:
+            gradient, rows = target.gradient, []
+            if target.post.norm or target.post.activation:
+                gradient = self._maps(stage.target.shape)
+                rows = [target.through_norm(gradient, there)]
+            return rows + [self._back(source, gradient) for source in sources]
+        inputs, rows = self._inputs(stage)
+        convolutions = self.body.convolutions[stage]
+        gradient = self._keep(convolutions[-1].place_for_gradient())
+        rows.append(target.through_norm(gradient, there))
+        for place in reversed(range(1, len(convolutions))):
+            rows += convolutions[place].weight_gradient(inputs[place], gradient, self.number)
+            into = self._keep(convolutions[place - 1].place_for_gradient())
+            rows.append(convolutions[place].backward(gradient, into))
+            gradient = into
+        rows += convolutions[0].weight_gradient(inputs[0], gradient, self.number)
+        for source in sources:
+            into = self._maps(source.stored.read_shape)
+            rows += [convolutions[0].backward(gradient, into), self._back(source, into)]
+        return rows
+
+    def _back(self, outcome: Outcome, gradient: Maps) -> Row:
+        adds = outcome in self.written
+        self.written.add(outcome)
+        return outcome.back(gradient, self.number, adds)
+
+    def _maps(self, shape: Sequence[int], pad: int = 0) -> Maps:
+        return self._keep(Maps(shape, self.body.kind, before=pad, behind=(pad, pad)))
+
+    def _keep(self, maps: Maps) -> Maps:
+        self.memory.append(maps)
+        return maps
+
+
+def run(programs: Sequence[Program], groups: int) -> None:
+    """Each thread's program, for its part of the groups."""
+    bounds = [groups * number // len(programs) for number in range(len(programs) + 1)]
+    parts = list(zip(programs, bounds[:-1], bounds[1:], strict=True))
+    others = [_pool(len(parts) - 1).submit(one.run, start, stop) for one, start, stop in parts[1:]]
+    first, start, stop = parts[0]
+    first.run(start, stop)
+    for other in others:
+        other.result()
+
+
+_threads = 0  # of programs; 0: as many as torch's
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Give torch's threads to programs: torch's own would wait for work in a loop, and take the cores."""
+    global _threads  # noqa: PLW0603
+    if _threads:
+        yield
+        return
+    _threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_threads)
+        _threads = 0
+
+
+def threads() -> int:
+    """How many threads programs have."""
+    return _threads or torch.get_num_threads()
+
+
+@cache
+def _pool(size: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size)

@@ -1,0 +1,284 @@
+"""Loops over vectors of numbers, compiled while the program runs: nobody needs a compiler.
+
+A kernel is a function of machine code, ``kernel(arguments, group)``: what it needs are whole numbers in an
+array, addresses among them. A program is a table of kernels with their arguments, a row each, that runs for
+a range of groups; calling one costs nothing in Python. Code is written with `Writer`, which puts LLVM's
+instructions one after the other, and compiled for the processor at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from llvmlite import binding, ir
+
+from .files import write_bytes
+
+binding.initialize_native_target()
+binding.initialize_native_asmprinter()
+_FEATURES = binding.get_host_cpu_features()
+
+LANES = 16 if _FEATURES.get("avx512f") else 8  # numbers a vector, side by side: images of one group
+MANY_REGISTERS = bool(_FEATURES.get("avx512f"))  # 32 vectors of that length, not 16
+ROW = 32  # numbers a row of a program has: a kernel's address and its arguments
+
+Value: TypeAlias = Any  # a whole number: Python's, or the kernel's (an `ir.Value`)
+_INDEX = ir.IntType(64)
+_INDICES = _INDEX.as_pointer()
+_FLOATS = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
+# Sums in any order, and multiplications fused with additions; infinities and NaNs stay what they are.
+_FAST = ("contract", "reassoc", "nsz")
+
+
+class Writer:
+    """Writes a kernel: every method adds instructions at the place where the last one ended.
+
+    Whole numbers of Python and of the kernel mix; numbers of Python are computed at once.
+    """
+
+    def __init__(self, module: ir.Module, name: str, kind: np.dtype[Any]) -> None:
+        self.module, self.number = module, _FLOATS[kind]
+        self.vector = ir.VectorType(self.number, LANES)
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_INDICES, _INDEX]), name)
+        self.table, self.group = function.args
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.zero = ir.Constant(self.vector, [0.0] * LANES)
+        self._taken = 0
+
+    # Whole numbers.
+
+    def whole(self, value: Value) -> ir.Value:
+        return ir.Constant(_INDEX, value) if isinstance(value, int) else value
+
+    def argument(self) -> ir.Value:
+        """The next one of the kernel's arguments."""
+        place = self.builder.gep(self.table, [self.whole(self._taken)])
+        self._taken += 1
+        return self.builder.load(place)
+
+    def add(self, *values: Value) -> Value:
+        known = sum(value for value in values if isinstance(value, int))
+        total: Value = known
+        for value in values:
+            if not isinstance(value, int):
+                nothing = isinstance(total, int) and total == 0
+                total = value if nothing else self.builder.add(self.whole(total), value, flags=("nsw",))
+        return total
+
+    def mul(self, one: Value, other: Value) -> Value:
+        if isinstance(one, int) and isinstance(other, int):
+            return one * other
+        for this, that in ((one, other), (other, one)):
+            if isinstance(this, int) and this in (0, 1):
+                return that if this else 0
+        return self.builder.mul(self.whole(one), self.whole(other), flags=("nsw",))
+
+    def quotient(self, value: Value, by: int) -> Value:
+        return value // by if isinstance(value, int) else self.builder.udiv(value, self.whole(by))
+
+    @contextmanager
+    def loop(self, count: Value, start: Value = 0, step: int = 1) -> Iterator[ir.Value]:
+        """What is written inside runs for ``start``, ``start + step``... below ``count``."""
+        build = self.builder
+        before = build.block
+        head, body, end = (build.append_basic_block(name) for name in ("head", "body", "end"))
+        build.branch(head)
+        build.position_at_end(head)
+        at = build.phi(_INDEX)
+        at.add_incoming(self.whole(start), before)
+        build.cbranch(build.icmp_signed("<", at, self.whole(count)), body, end)
+        build.position_at_end(body)
+        yield at
+        at.add_incoming(build.add(at, self.whole(step)), build.block)
+        build.branch(head)
+        build.position_at_end(end)
+
+    def tiles(self, count: Value, widths: Sequence[int]) -> Iterator[tuple[ir.Value, int]]:
+        """Loops that together cover ``count``: as many of the first width as fit, then of the next one..."""
+        done: Value = 0
+        for width in widths:
+            left = self.builder.sub(self.whole(count), self.whole(done))
+            end = self.add(done, self.mul(self.quotient(left, width), width))
+            with self.loop(end, done, width) as at:
+                yield at, width
+            done = end
+
+    # Numbers in memory; addresses are whole numbers, distances count numbers.
+
+    def _place(self, address: Value, offset: Value, kind: ir.Type) -> ir.Value:
+        start = self.builder.inttoptr(self.whole(address), self.number.as_pointer())
+        return self.builder.bitcast(
+            self.builder.gep(start, [self.whole(offset)], inbounds=True), kind.as_pointer()
+        )
+
+    def load(self, address: Value, offset: Value = 0) -> ir.Value:
+        return self.builder.load(self._place(address, offset, self.vector), align=self._align)
+
+    def store(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+        self.builder.store(value, self._place(address, offset, self.vector), align=self._align)
+
+    @property
+    def _align(self) -> int:
+        return 8 if isinstance(self.number, ir.DoubleType) else 4
+
+    def one(self, address: Value, offset: Value = 0) -> ir.Value:
+        """One number, in every lane."""
+        number = self.builder.load(self._place(address, offset, self.number))
+        nothing = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        return self.builder.shuffle_vector(first, nothing, lanes)
+
+    def add_up(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+        """Add the sum of all lanes to a number in memory."""
+        place = self._place(address, offset, self.number)
+        self.builder.store(self.builder.fadd(self.builder.load(place), self._sum(value)), place)
+
+    def add_up_exactly(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+        """Add the sum of all lanes to a float64 in memory."""
+        start = self.builder.inttoptr(self.whole(address), ir.DoubleType().as_pointer())
+        place = self.builder.gep(start, [self.whole(offset)])
+        total = self._sum(value)
+        if not isinstance(self.number, ir.DoubleType):
+            total = self.builder.fpext(total, ir.DoubleType())
+        self.builder.store(self.builder.fadd(self.builder.load(place), total), place)
+
+    def _sum(self, value: ir.Value) -> ir.Value:
+        width = "f64" if isinstance(self.number, ir.DoubleType) else "f32"
+        kind = ir.FunctionType(self.number, [self.number, self.vector])
+        name = f"llvm.vector.reduce.fadd.v{LANES}{width}"
+        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return self.builder.call(function, [ir.Constant(self.number, -0.0), value], fastmath=("reassoc",))
+
+    # Vectors.
+
+    def constant(self, value: float) -> ir.Value:
+        return ir.Constant(self.vector, [value] * LANES)
+
+    def variable(self, value: ir.Value) -> ir.Value:
+        """A vector that changes; in the end it is a register."""
+        with self.builder.goto_entry_block():
+            place = self.builder.alloca(self.vector)
+        self.builder.store(value, place)
+        return place
+
+    def get(self, variable: ir.Value) -> ir.Value:
+        return self.builder.load(variable)
+
+    def increase(self, variable: ir.Value, value: ir.Value) -> None:
+        self.builder.store(self.plus(self.get(variable), value), variable)
+
+    def plus(self, one: ir.Value, other: ir.Value) -> ir.Value:
+        return self.builder.fadd(one, other, flags=_FAST)
+
+    def times(self, one: ir.Value, other: ir.Value) -> ir.Value:
+        return self.builder.fmul(one, other, flags=_FAST)
+
+    def choose(self, one: ir.Value, sign: str, other: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
+        """By lane: ``yes`` where ``one`` and ``other`` compare so, else ``no``; NaN never does."""
+        return self.builder.select(self.builder.fcmp_ordered(sign, one, other), yes, no)
+
+    def end(self) -> None:
+        self.builder.ret_void()
+
+
+_KEPT = Path(__file__).parent / "__pycache__"
+_DIGEST = 32  # bytes, before the machine code
+_engines: list[Any] = []  # compiled code lives as long as they do
+
+
+def compile_kernel(write: Callable[[Writer], None], kind: np.dtype[Any]) -> int:
+    """Compile what ``write`` writes, with numbers of one type; its address."""
+    module = ir.Module()
+    writer = Writer(module, "kernel", kind)
+    write(writer)
+    writer.end()
+    return _compiled(module, "kernel")
+
+
+def _compiled(module: ir.Module, name: str) -> int:
+    """The address of a module's function; the machine code is kept beside Python's own compiled files."""
+    code, machine = str(module), _machine()
+    parsed = binding.parse_assembly(code)
+    parsed.verify()
+    maker = (
+        code,
+        binding.llvm_version_info,
+        machine.triple,
+        _FEATURES.flatten(),
+        binding.get_host_cpu_name(),
+    )
+    path = _KEPT / f"{hashlib.sha256(repr(maker).encode()).hexdigest()[:40]}.kernel"
+    kept = _read(path)
+    if kept is None:
+        tuning = binding.create_pipeline_tuning_options(speed_level=2)
+        tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = False
+        builder = binding.create_pass_builder(machine, tuning)
+        builder.getModulePassManager().run(parsed, builder)
+    engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.set_object_cache(lambda _, made: _keep(path, made), lambda _: kept)
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(name))
+
+
+def _read(path: Path) -> bytes | None:
+    """Machine code that was kept; None where there is none, or a file is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    made = data[_DIGEST:]
+    return made if hashlib.sha256(made).digest() == data[:_DIGEST] else None
+
+
+def _keep(path: Path, made: bytes) -> None:
+    with contextlib.suppress(OSError):  # where nothing can be written, it is compiled every time
+        write_bytes(path, hashlib.sha256(made).digest() + made)
+
+
+def _machine() -> Any:
+    target = binding.Target.from_default_triple()
+    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=_FEATURES.flatten(), opt=3)
+
+
+@functools.cache
+def _runner() -> Callable[[int, int, int, int], None]:
+    """The function that runs a program's rows, one after the other, group by group."""
+    module = ir.Module()
+    kinds = [_INDICES, _INDEX, _INDEX, _INDEX]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "run")
+    kernel = ir.FunctionType(ir.VoidType(), [_INDICES, _INDEX]).as_pointer()
+    writer = Writer.__new__(Writer)
+    writer.builder = build = ir.IRBuilder(function.append_basic_block())
+    table, rows, start, stop = function.args
+    with writer.loop(stop, start) as group, writer.loop(rows) as row:
+        place = build.gep(table, [build.mul(row, ir.Constant(_INDEX, ROW))])
+        called = build.inttoptr(build.load(place), kernel)
+        build.call(called, [build.gep(place, [ir.Constant(_INDEX, 1)]), group])
+    build.ret_void()
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+    return kind(_compiled(module, "run"))  # gives Python's lock away while it runs
+
+
+class Program:
+    """Kernels with their arguments, to be run for every group."""
+
+    def __init__(self, rows: Sequence[Sequence[int]], *memory: object) -> None:
+        """``rows``: each an address of a kernel and its arguments; ``memory``: what they point to."""
+        self.memory = memory
+        self.table = np.zeros((len(rows), ROW), np.int64)
+        for place, row in zip(self.table, rows, strict=True):
+            place[: len(row)] = row
+
+    def run(self, start: int, stop: int) -> None:
+        """Run all of it for the groups from ``start`` to before ``stop``."""
+        _runner()(self.table.ctypes.data, len(self.table), start, stop)
