@@ -1,8 +1,8 @@
 """From a network's layers to the stages of a pass on a CPU: what is stored, and what lies between.
 
-Stored are the outputs of convolutions (`Stored`), before normalisation, and sums. What happens to them until
-something reads them (`Post`) is computed on the way to every reader, so it is never stored. The two
-convolutions of a separable block, and any two with nothing between, are one stage.
+Stored are the outputs of convolutions (`Stored`), before normalisation, and sums. What happens to them
+until something reads them (`Post`) is computed on the way to every reader, so it is never stored. Nor is
+what a depthwise convolution gives to the next one with nothing between: a separable block is one stage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .layers import IMAGE, Layer, Shape
 from .model import Network
 
 _POOLS: dict[str, int] = {"MaxPool2d": MAX_POOL, "AvgPool2d": AVERAGE_POOL}
-LONGEST = 2  # convolutions with nothing between; the first ones are computed again on the way back
+LONGEST = 2  # convolutions of a stage; a depthwise one is cheap enough to be computed again on the way back
 
 
 @dataclass(eq=False)
@@ -91,7 +91,7 @@ class _Reader:
         stage.convolutions.append((layer, module))
         stage.target.shape = layer.out_shape
         self.at[position] = stage.target
-        if len(stage.convolutions) < LONGEST:
+        if alone and len(stage.convolutions) < LONGEST:
             self.open[position] = stage
 
     def _sum(self, sources: list[Stored], shape: Shape) -> Stored:
