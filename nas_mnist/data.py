@@ -156,6 +156,10 @@ def _from(name: str, read: Callable[[bool], Arrays]) -> DataSet:
     classes = int(train.labels.max()) + 1
     if classes < 2:
         raise InputError(f"dataset: {name} has labels of one class only (use at least two)")
+    counts = torch.bincount(train.labels).tolist()
+    if 0 in counts:
+        without = counts.index(0)
+        raise InputError(f"dataset: {name} has no image to train of class {without} (use labels 0, 1, 2...)")
 
     def read_test() -> Images:
         test = Images(*read(False))
@@ -163,7 +167,9 @@ def _from(name: str, read: Callable[[bool], Arrays]) -> DataSet:
             raise InputError(f"dataset: the test images of {name} have other sizes or labels than the others")
         return test
 
-    return DataSet(name, f"{name}: {len(train):,} images to train", "", classes, train, read_test)
+    height, width = train.images.shape[2:]
+    source = f"{name}: {len(train):,} images of {height}x{width} pixels to train, {classes} classes"
+    return DataSet(name, source, "", classes, train, read_test)
 
 
 def _from_torchvision(name: str, data_dir: Path | None) -> DataSet:

@@ -52,7 +52,7 @@ class Body:
         shape = (channels, 1, 1) if plan.averaged else plan.last.read_shape
         self.out, self.out_gradient = Maps(shape, kind, groups), Maps(shape, kind, groups)
         self.share = np.array([1 / (size[0] * size[1])], kind)  # of a pixel in the mean
-        self.threads = [_Thread(self, number) for number in range(threads)]
+        self.threads = [_Rows(self, number).programs() for number in range(threads)]
 
     def forward(self, images: Array, training: bool) -> Array:
         """From images (N, C, H, W) to what the head reads, (N, C', H', W')."""
@@ -84,20 +84,36 @@ class Body:
         return found
 
 
-class _Thread:
-    """One thread's programs, by stage, and its memory for what lasts for one group only."""
+class _Programs(NamedTuple):
+    """One thread's."""
+
+    scoring: list[Program]  # by stage
+    training: list[Program]  # with the sums of normalisations
+    end: Program
+    end_backward: Program
+    backward: list[Program]  # by stage
+
+
+class _Rows:
+    """Writes one thread's programs; their memory for what lasts for one group only is the thread's own."""
 
     def __init__(self, body: Body, number: int) -> None:
         self.body, self.number = body, number
-        self.memory: list[Maps] = []  # programs know it by its address
+        self.memory: list[Maps] = []  # of the rows that are written now
         self.written: set[Outcome] = set()  # whose gradient an earlier row writes
-        stages = body.plan.stages
-        self.scoring = [Program(self._forward(stage, False)) for stage in stages]
-        self.training = [Program(self._forward(stage, True)) for stage in stages]
-        self.end = Program(self._end())
-        self.end_backward = Program(self._end_backward())
-        backward = [Program(self._backward(stage)) for stage in reversed(stages)]  # in their order
-        self.backward = backward[::-1]
+
+    def programs(self) -> _Programs:
+        """All of them; what they point to, apart from their own memory, is the body's."""
+        stages = self.body.plan.stages
+        scoring = [self._program(self._forward(stage, False)) for stage in stages]
+        training = [self._program(self._forward(stage, True)) for stage in stages]
+        end, end_backward = self._program(self._end()), self._program(self._end_backward())
+        backward = [self._program(self._backward(stage)) for stage in reversed(stages)]  # as they run
+        return _Programs(scoring, training, end, end_backward, backward[::-1])
+
+    def _program(self, rows: list[Row]) -> Program:
+        memory, self.memory = self.memory, []
+        return Program(rows, *memory)
 
     def _forward(self, stage: Stage, training: bool) -> list[Row]:
         outcomes = self.body.outcomes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .classes import class_names
 from .cli import STORAGE, STUDY, as_path, check_lookup, run
 from .errors import InputError
 from .files import check_new, write_bytes
@@ -50,9 +52,11 @@ def export(
     print(
         f"Parameters: {params:,}; {4 * params:,} bytes as float32, {int8_bytes(classifier):,} bytes as int8"
     )
+    normalizer = classifier.normalizer
     if to == "safetensors":
-        normalizer = classifier.normalizer
         print(f"Preprocessing: (byte - {normalizer.mean:.6f}) / {normalizer.std:.6f}")
+    else:
+        print(f"Input: {facts(classifier)['input']}; the preprocessing is inside")
 
 
 def int8_bytes(classifier: Classifier) -> int:
@@ -92,8 +96,26 @@ def to_onnx(classifier: Classifier) -> bytes:
             verbose=False,
         )
     assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    from onnx.helper import set_model_props
+
+    model = program.model_proto
+    model.doc_string = f"A network for images of {classifier.data}, by nas_mnist"
+    set_model_props(model, facts(classifier))
+    content: bytes = model.SerializeToString()
     return content
+
+
+def facts(classifier: Classifier) -> dict[str, str]:
+    """What whoever has an exported file wants to know of it."""
+    architecture = classifier.model.architecture
+    shape = ", ".join(map(str, architecture.input_shape))
+    return {
+        "input": f"float32 (N, {shape}), pixels from 0 to 255, light on dark as in {classifier.data}",
+        "output": f"float32 (N, {architecture.classes}), a score for every class; the largest one wins",
+        "classes": json.dumps(class_names(classifier.data, architecture.classes)),
+        "data": classifier.data,
+        "architecture": architecture.to_json(),
+    }
 
 
 def to_torch(classifier: Classifier) -> bytes:

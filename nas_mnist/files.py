@@ -14,21 +14,22 @@ MAX_TEXT_BYTES = 1_000_000
 
 def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     """The text of a file of at most ``limit`` bytes; raises `InputError` that says what is wrong with it."""
+    where = what if what == str(path) else f"{what}: {path}"
     try:
         check_regular(path, what)
         if path.stat().st_size > limit:
-            raise InputError(f"{what}: {path} is larger than {limit:,} bytes")
+            raise InputError(f"{where} is larger than {limit:,} bytes")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{what}: {path} does not exist") from None
+        raise InputError(f"{where} does not exist") from None
     except UnicodeDecodeError:
-        raise InputError(f"{what}: {path} is not a text file (use UTF-8)") from None
+        raise InputError(f"{where} is not a text file (use UTF-8)") from None
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what}: {path} cannot be read ({_reason(error)})") from None
+        raise InputError(f"{where} cannot be read ({_reason(error)})") from None
     if not text.strip():
-        raise InputError(f"{what}: {path} is empty")
+        raise InputError(f"{where} is empty")
     return text
 
 

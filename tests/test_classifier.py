@@ -111,6 +111,10 @@ def test_onnx_agrees_with_torch_to_the_last_prediction(
 
     (work / "m.onnx").write_bytes(to_onnx(classifier))
     session = onnxruntime.InferenceSession(work / "m.onnx", providers=["CPUExecutionProvider"])
+    told = session.get_modelmeta().custom_metadata_map
+    assert told["input"].startswith("float32 (N, 1, 28, 28), pixels from 0 to 255")
+    assert json.loads(told["classes"]) == list("0123456789")
+    assert Architecture.from_json(told["architecture"]).key == classifier.model.architecture.key
     (scores,) = session.run(["scores"], {"pixels": images.float().numpy()})
     ours = classifier(images)
     assert scores.shape == (len(images), 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from dataclasses import replace
@@ -25,13 +26,14 @@ from nas_mnist import Architecture, zoo
 from nas_mnist.classes import class_names
 from nas_mnist.cost import Cost
 from nas_mnist.objective import Verdict
-from nas_mnist.report import plots
-from nas_mnist.report.live import SearchDisplay, screen
+from nas_mnist.report import notes, plots
+from nas_mnist.report.live import Pace, SearchDisplay, screen
 from nas_mnist.report.notes import trial_note
 from nas_mnist.report.picture import draw, parts
 from nas_mnist.report.write import study_folder
 from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows, winner_of
 from nas_mnist.scoring import Score
+from nas_mnist.space import SearchSpace
 from nas_mnist.training import EpochResult
 
 VOID = {"meta", "br", "img", "link", "hr"}
@@ -248,12 +250,48 @@ def test_the_live_display_fits_into_80_columns_a_line_each(monkeypatch: pytest.M
     score = Score(loss=0.1, correct=9_963, count=10_000)
     display.epoch(123, EpochResult(20, 0.1, 0.1, 1.0, 2_468, score))
     with monkeypatch.context() as later:
-        later.setattr("time.monotonic", lambda: display.started + 4_000)
+        later.setattr("time.monotonic", lambda: display.pace.started + 4_000)
         console.print(*display.progress.get_renderables())
     lines = console.export_text().splitlines()
     assert len(lines) == 3
     assert "1:06:40 gone" in lines[0]
     assert lines[-1].endswith("99.63%, 2,468 images/s")
+
+
+def test_time_left_counts_down_while_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pace = Pace()
+    assert (pace.left(3), pace.ahead()) == (None, 0.0)
+    now[0] = 110.0
+    pace.did()
+    assert (pace.left(3), pace.ahead()) == (30.0, 0.0)
+    now[0] = 114.0
+    assert (pace.left(3), pace.ahead()) == (26.0, 0.4)
+    now[0] = 200.0  # it takes longer than the others
+    assert (pace.left(3), pace.ahead()) == (0.0, 0.95)
+    pace.did()
+    assert pace.left(2) == 100.0
+
+
+def test_a_pipe_is_told_the_time_and_the_best_so_far() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    display = SearchDisplay(console, 5, 20, [])
+    row = TrialRow(
+        trial=3, verdict=Verdict.TRAINED, reason="", n_params=900, excess=-100, macs=1, peak_memory=1,
+        epochs=20, images=9, validation_accuracy=0.9912, validation_loss=0.1, seconds=1.0, key="k",
+        architecture=None, recipe=None,
+    )  # fmt: skip
+    display.ended(row)
+    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert line.endswith("trained  (0:00 gone, best 99.12% (900 parameters))")
+
+
+def test_the_space_in_a_studys_note_is_json_in_few_lines() -> None:
+    space = SearchSpace.load("filled").model_dump(mode="json")
+    text = notes._in_lines(space)
+    assert json.loads(text) == space
+    assert text.count("\n") < 20
 
 
 def test_a_study_without_a_winner_says_so(work: Path, invoke: Runner) -> None:

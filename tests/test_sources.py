@@ -77,6 +77,7 @@ BAD_NPZ = {
     "negative labels": ({"y_train": LABELS.astype(int) - 1}, "labels -1 to 1"),
     "labels too great": ({"y_train": LABELS.astype(int) + 999}, "labels 999 to 1001"),
     "no images": ({"x_train": IMAGES[:0], "y_train": LABELS[:0]}, "0 images"),
+    "labels from 1": ({"y_train": LABELS + 1}, "no image to train of class 0 (use labels 0, 1, 2...)"),
     "one class": ({"y_train": LABELS * 0}, "one class only"),
 }
 
@@ -150,7 +151,7 @@ def test_a_search_on_everybodys_own_images(work: Path, invoke: Runner) -> None:
     asked = ["--dataset", "npz:own.npz", "--device", "cpu", "--recipe", "recipe.toml", "--epochs", 1]
     ended = invoke("search", *asked, "--trials", 1, "--workers", 1)
     assert (ended.code, ended.err) == (0, "")
-    assert "npz:own.npz: 40 images to train" in ended.out
+    assert "npz:own.npz: 40 images of 9x12 pixels to train, 3 classes" in ended.out
     assert "parameters < 20,000" in ended.out
     assert "99.4%" not in ended.out  # that is asked of MNIST only
     assert (work / "reports" / "nas_mnist" / "report.html").is_file()

@@ -45,6 +45,39 @@ def screen(quiet: bool = False) -> Console:
 Note = Callable[[], str]  # worked out whenever the screen is drawn
 
 
+class Pace:
+    """How long what is counted takes, and how far the next one is."""
+
+    def __init__(self) -> None:
+        self.started = self.newest = time.monotonic()
+        self.count = 0.0  # done since the start
+
+    def did(self, more: float = 1.0) -> None:
+        """So many more are done."""
+        self.count += more
+        self.newest = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def left(self, missing: float) -> float | None:
+        """Seconds until so many more are done; None before the first one is."""
+        if not self.count:
+            return None
+        return max(
+            (self.newest - self.started) / self.count * missing - (time.monotonic() - self.newest), 0.0
+        )
+
+    def ahead(self) -> float:
+        """The share of the next one that is done by now, by the time that the others took; below 1."""
+        if not self.count:
+            return 0.0
+        one = (self.newest - self.started) / self.count
+        return min((time.monotonic() - self.newest) / max(one, 1e-9), 0.95)
+
+
 class _Lines(Progress):
     """Bars for tasks that have a total, plain text for those that have none; in 80 columns a line each."""
 
@@ -55,7 +88,8 @@ class _Lines(Progress):
                 yield Text(f"       {task.description}", overflow="ellipsis", no_wrap=True)
                 continue
             width = 10 if self.console.width < 100 else 24
-            bar = ProgressBar(total=task.total, completed=task.completed, width=width)
+            ahead = task.fields["ahead"]() if "ahead" in task.fields else 0.0
+            bar = ProgressBar(total=task.total, completed=task.completed + ahead, width=width)
             line = Table.grid(padding=(0, 1))
             line.add_column(no_wrap=True)
             line.add_column(width=width)
@@ -77,13 +111,14 @@ class SearchDisplay:
         best = best_rows(rows, 1)
         self._best = (best[0].validation_accuracy or 0.0, best[0].n_params or 0) if best else None
         self.already = self._done()  # in earlier calls
-        self.started = time.monotonic()
+        self.pace = Pace()
         self.progress = _Lines(console=console, transient=True, disable=not console.is_terminal)
         self._trial_bar = self.progress.add_task(
             "trials", total=trials, completed=self.already, note=self._note
         )
         self._counts = self.progress.add_task(counts_line(self.counts), total=None)
-        self._running: dict[int, tuple[TaskID, int]] = {}  # trial number -> its bar, its parameters
+        # By the trial's number: its bar, its parameters, how fast it goes.
+        self._running: dict[int, tuple[TaskID, int, Pace]] = {}
 
     def __enter__(self) -> Self:
         if self.already:
@@ -99,16 +134,17 @@ class SearchDisplay:
 
     def candidate(self, number: int, cost: Cost) -> None:
         """A candidate's training begins."""
-        note = f"trial {number}, {cost.params:,} parameters"
-        bar = self.progress.add_task("epochs", total=self.epochs, note=lambda: note)
-        self._running[number] = bar, cost.params
+        note, pace = f"trial {number}, {cost.params:,} parameters", Pace()
+        bar = self.progress.add_task("epochs", total=self.epochs, note=lambda: note, ahead=pace.ahead)
+        self._running[number] = bar, cost.params, pace
 
     def epoch(self, number: int, result: EpochResult) -> None:
-        """One more epoch of a candidate is done."""
-        bar, params = self._running[number]
+        """One more epoch of a candidate is done, or half of the first one."""
+        bar, params, pace = self._running[number]
+        pace.did(max(result.epoch, 0.5) - pace.count)
         rate, accuracy = result.images / result.seconds, result.score.accuracy if result.score else 0.0
         note = f"trial {number}, {params:,} parameters, {accuracy:.2%}, {rate:,.0f} images/s"
-        self.progress.update(bar, completed=result.epoch, note=lambda: note)
+        self.progress.update(bar, completed=pace.count, note=lambda: note)
 
     def ended(self, row: TrialRow) -> None:
         """Count a trial that ended and, if it was trained, print its line."""
@@ -121,6 +157,9 @@ class SearchDisplay:
         if row.verdict.counts:
             accuracy = "     -" if value is None else f"{value:.2%}"
             ending = row.verdict if row.verdict is Verdict.TRAINED else f"{row.verdict}: {row.reason}"
+            self.pace.did()
+            if not self.console.is_terminal:  # on a terminal the line below says so
+                ending += f"  ({self._state()})"
             self.console.print(
                 f"{self._done():>4}/{self.trials}  trial {row.trial:<4} {row.n_params:>7,} parameters  "
                 f"{accuracy}  {ending}",
@@ -135,12 +174,12 @@ class SearchDisplay:
         return sum(number for verdict, number in self.counts.items() if verdict.counts)
 
     def _note(self) -> str:
-        done = self._done()
-        elapsed = time.monotonic() - self.started
-        new = done - self.already
-        left = f", {clock(elapsed / new * max(self.trials - done, 0))} left" if new else ""
+        seconds = self.pace.left(max(self.trials - self._done(), 0))
+        return self._state("" if seconds is None else f", {clock(seconds)} left")
+
+    def _state(self, left: str = "") -> str:
         best = f", best {self._best[0]:.2%} ({self._best[1]:,} parameters)" if self._best else ""
-        return f"{clock(elapsed)} gone{left}{best}"
+        return f"{clock(self.pace.elapsed)} gone{left}{best}"
 
     def _refresh(self) -> None:
         self.progress.update(self._trial_bar, completed=min(self._done(), self.trials))
@@ -155,11 +194,10 @@ class EpochLog:
 
     def __init__(self, console: Console, epochs: int, seeds: int, lines: bool = True) -> None:
         self.console, self.epochs, self.seeds, self.lines = console, epochs, seeds, lines
-        self.started = time.monotonic()
+        self.pace = Pace()
         self.progress = _Lines(console=console, transient=True, disable=not console.is_terminal)
         self._seed_bar = self.progress.add_task("seeds", total=seeds, note=self._note)
-        self._running: dict[int | str, TaskID] = {}  # seed, or another name -> its bar
-        self._epochs = 0
+        self._running: dict[int | str, tuple[TaskID, Pace]] = {}  # by seed, or by another name
         self._results: list[float] = []  # accuracies of the trainings that are done
 
     def __enter__(self) -> Self:
@@ -178,19 +216,23 @@ class EpochLog:
             line += f"  test loss {score.loss:.4f}  {score.correct}/{score.count} ({score.accuracy:.2%})"
         if self.lines:
             self.console.print(f"{line}  {result.seconds:.1f} s")
-        self._epochs += 1
+        self.pace.did()
         note = f"{name}, {result.images / result.seconds:,.0f} images/s"
         if seed not in self._running:
-            self._running[seed] = self.progress.add_task("epochs", total=self.epochs, note=lambda: note)
-        self.progress.update(self._running[seed], completed=result.epoch, note=lambda: note)
+            pace = Pace()
+            pace.started -= result.seconds  # of the epoch that was its first
+            bar = self.progress.add_task("epochs", total=self.epochs, note=lambda: note, ahead=pace.ahead)
+            self._running[seed] = bar, pace
+        bar, pace = self._running[seed]
+        pace.did()
+        self.progress.update(bar, completed=result.epoch, note=lambda: note)
         if result.epoch == self.epochs:
             self._results += [result.score.accuracy] if result.score else []
-            self.progress.remove_task(self._running.pop(seed))
+            self.progress.remove_task(self._running.pop(seed)[0])
             self.progress.advance(self._seed_bar)
 
     def _note(self) -> str:
-        elapsed = time.monotonic() - self.started
-        missing = self.epochs * self.seeds - self._epochs
-        left = f", {clock(elapsed / self._epochs * missing)} left" if self._epochs else ""
+        seconds = self.pace.left(self.epochs * self.seeds - self.pace.count)
+        left = "" if seconds is None else f", {clock(seconds)} left"
         mean = f", mean {fmean(self._results):.3%}" if self._results else ""
-        return f"{clock(elapsed)} gone{left}{mean}"
+        return f"{clock(self.pace.elapsed)} gone{left}{mean}"

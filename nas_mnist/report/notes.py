@@ -51,9 +51,16 @@ Look at it, with its pictures, with
 Search space:
 
 ```json
-{json.dumps(facts["space"], indent=1)}
+{_in_lines(facts["space"])}
 ```
 """
+
+
+def _in_lines(space: dict[str, Any]) -> str:
+    """A space as JSON, a line for every key and for every stage."""
+    stages = ",\n  ".join(json.dumps(stage) for stage in space["stages"])
+    lines = {name: json.dumps(value) for name, value in space.items()} | {"stages": f"[\n  {stages}\n ]"}
+    return "{\n" + ",\n".join(f' "{name}": {value}' for name, value in lines.items()) + "\n}"
 
 
 def _values(facts: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from ..classes import class_names
 from ..cost import cost_of
 from ..published import PUBLISHED_LOG, RESULTS
 from ..recipe import RECIPES
-from ..results import StudyResults, TrialRow, accuracies_of, best_rows
+from ..results import ENOUGH_TO_COMPARE, StudyResults, TrialRow, accuracies_of, best_rows
 from ..retrain import required_accuracy, requirements, summarise
 from ..zoo import names as zoo_names
 from . import canvas, plots
@@ -197,6 +197,7 @@ def page(chapters: Sequence[Chapter]) -> str:
     ]
     together = comparison(chapters)
     return template.render(
+        enough=ENOUGH_TO_COMPARE,
         chapters=list(zip(chapters, svgs, strict=True)),
         compared=compared(chapters),
         comparison=canvas.inline_svg(together, "comparison") if together else "",
