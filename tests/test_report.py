@@ -275,7 +275,7 @@ def test_time_left_counts_down_while_nothing_ends(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_pipe_is_told_the_time_and_the_best_so_far() -> None:
-    console = Console(file=io.StringIO(), width=80)
+    console = Console(file=io.StringIO(), width=200)
     display = SearchDisplay(console, 5, 20, [])
     row = TrialRow(
         trial=3, verdict=Verdict.TRAINED, reason="", n_params=900, excess=-100, macs=1, peak_memory=1,

@@ -66,9 +66,8 @@ class Pace:
         """Seconds until so many more are done; None before the first one is."""
         if not self.count:
             return None
-        return max(
-            (self.newest - self.started) / self.count * missing - (time.monotonic() - self.newest), 0.0
-        )
+        one = (self.newest - self.started) / self.count
+        return max(one * missing - (time.monotonic() - self.newest), 0.0)
 
     def ahead(self) -> float:
         """The share of the next one that is done by now, by the time that the others took; below 1."""
