@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .space import Suggest
 
 MAX_EPOCHS = 20  # the exercise allows no more
-RECIPES = ("default", "seed")
+RECIPES = ("default", "seed", "tiny")
 
 
 class Augmentation(BaseModel):

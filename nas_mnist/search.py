@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .data import DataSet
 
 FINALISTS = 3  # candidates
-# Shares of the budget that the space 'filled' draws where networks of all sizes are looked for.
+# Shares of the budget that the spaces 'filled' and 'tiny' draw where networks of all sizes are looked for.
 FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -117,7 +117,7 @@ def search(
         where = pick_device(device)
         data = load(dataset, as_path(data_dir))
         drawn_from = space_for(space, data)
-        if AIMS[objective] and space == "filled":
+        if AIMS[objective] and space in ("filled", "tiny"):
             drawn_from = drawn_from.model_copy(update={"fill": FRONT_FILL})
         check_enough(data.split()[0], trained_by)
         budget = Budget(max_params, max_macs, max_memory)

@@ -43,7 +43,7 @@ Draws = dict[str, Value]
 BlockKind = Literal["conv", "separable", "residual", "residual_separable"]
 Downsample = Literal["none", "max", "average", "stride"]
 
-SPACES = ("default", "filled")  # in the package
+SPACES = ("default", "filled", "tiny")  # in the package
 MAX_OPTIONS = 1024  # values of one key
 MATCHES = 2_000_000  # combinations that are held against an architecture: seconds
 INHERITED = ("bias", "norm", "activation", "dropout", "middle")  # a stage's keys that [network] may set

@@ -276,9 +276,10 @@ def test_random_draws_keep_to_what_was_drawn_before() -> None:
     assert values[0] % 10 == 0
 
 
+@pytest.mark.parametrize("name", ["filled", "tiny"])
 @pytest.mark.parametrize("params", [400, 500, 1_000, 4_000, 20_000])
-def test_draws_of_a_filled_space_fit_and_fill_the_budget(params: int) -> None:
-    space, budget = SearchSpace.load("filled"), Budget(params)
+def test_draws_of_a_filled_space_fit_and_fill_the_budget(params: int, name: str) -> None:
+    space, budget = SearchSpace.load(name), Budget(params)
     fit, shares = 0, []
     for seed in range(100):
         suggest = RandomDraws(random.Random(seed))

@@ -32,8 +32,9 @@ class Entry:
 def load(name: str) -> Entry:
     """The entry called ``name`` in the zoo, or an architecture in a JSON file; raises `InputError`."""
     if name.endswith(".json"):
+        text = read_text(Path(name), name)
         try:
-            architecture = Architecture.from_json(read_text(Path(name), "architecture"))
+            architecture = Architecture.from_json(text)
         except InputError as error:
             raise InputError(f"{name}: {str(error).removeprefix('architecture: ')}") from None
         return Entry(Path(name).stem, "", architecture, "default")
