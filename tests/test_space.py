@@ -285,7 +285,7 @@ def test_draws_of_a_filled_space_fit_and_fill_the_budget(params: int, name: str)
         suggest = RandomDraws(random.Random(seed))
         cost = cost_of(space.draw(suggest, budget))
         fit += budget.fits(cost)
-        shares.append(cost.params / params / float(suggest.draws["fill"]))
+        shares.append(cost.params / params / float(suggest.draws.get("fill", 1.0)))
     assert fit >= 95
     assert max(shares) <= 1 or params < 500
     assert sorted(shares)[50] > 0.93
