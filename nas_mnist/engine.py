@@ -23,6 +23,8 @@ from .operations import Convolution, Outcome, Row
 from .stages import Stage, Stored
 from .vectors import LANES, Program
 
+_SILENT = np.errstate(all="ignore")  # what is not finite reaches the loss, where training looks for it
+
 
 class Plan(NamedTuple):
     """What a network's layers before the head are."""
@@ -54,6 +56,7 @@ class Body:
         self.share = np.array([1 / (size[0] * size[1])], kind)  # of a pixel in the mean
         self.threads = [_Rows(self, number).programs() for number in range(threads)]
 
+    @_SILENT
     def forward(self, images: Array, training: bool) -> Array:
         """From images (N, C, H, W) to what the head reads, (N, C', H', W')."""
         to_groups(images, self.outcomes[self.plan.image].maps.values)
@@ -67,6 +70,7 @@ class Body:
         run([one.end for one in self.threads], self.groups)
         return from_groups(self.out.values, self.count)
 
+    @_SILENT
     def backward(self, gradient: Array) -> dict[Tensor, Array]:
         """From the gradient of what `forward` gave to those of all parameters."""
         to_groups(gradient, self.out_gradient.values)

@@ -27,7 +27,7 @@ class FusedNetwork:
     def __init__(self, network: Network) -> None:
         self.network = network
         before, head = network.layers[: network.head_starts], network.layers[network.head_starts :]
-        self.parameters = [parameter for layer in before for parameter in layer.parameters()]
+        self.parameters = list(before.parameters())
         self.convolution = next(layer for layer in head if isinstance(layer, nn.Conv2d))
         normalised = any(isinstance(layer, nn.BatchNorm2d) for layer in head)
         # The mean of a 1x1 convolution is the 1x1 convolution of the mean.
@@ -36,6 +36,8 @@ class FusedNetwork:
             self.plan: Plan | None = Plan(*stages_of(network), averaged)
         except UnknownLayerError:
             self.plan = None  # torch's modules have to do
+        self.tensors = [*before.parameters(), *before.buffers()]
+        self.places: list[int] = []  # of these, where bodies know them
         self.bodies: dict[tuple[Any, ...], Body] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -49,6 +51,10 @@ class FusedNetwork:
 
     def body(self, plan: Plan, images: Tensor) -> Body:
         """The programs for as many images."""
+        places = [tensor.data_ptr() for tensor in self.tensors]
+        if places != self.places:
+            self.bodies.clear()
+            self.places = places
         kind = np.dtype(np.float64 if images.dtype == torch.float64 else np.float32)
         key = (len(images), kind, threads())
         if key not in self.bodies:

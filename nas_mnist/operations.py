@@ -19,7 +19,6 @@ from .stages import Stored
 from .vectors import LANES
 
 Row = list[int]
-_SILENT = np.errstate(all="ignore")  # what is not finite reaches the loss, where training looks for it
 
 
 class Convolution:
@@ -30,14 +29,18 @@ class Convolution:
         self.kernel, self.stride, self.pad = layer.kernel[0], layer.stride, layer.padding
         self.depthwise = layer.groups > 1
         self.inputs, self.outputs = layer.in_shape[0], layer.out_shape[0]
-        places = np.arange(module.weight.numel()).reshape(tuple(module.weight.shape))
+        weight, size = module.weight.detach(), module.weight.numel()
+        # Where the weights lie, whatever their layout, and where their gradients will.
+        self._newest = weight.as_strided((size,), (1,)).numpy()
+        places = torch.arange(size).as_strided(weight.shape, weight.stride()).numpy()
+        plain = np.arange(size).reshape(weight.shape)
         turned = places[:, :, ::-1, ::-1]  # by half a turn: the way back is a convolution with these
         if self.depthwise:
             self._orders = places.ravel(), turned.ravel()
-            self._gradient_order = places.ravel()
+            self._gradient_order = plain.ravel()
         else:
             self._orders = _in_tiles(places, OUTPUTS), _in_tiles(turned.swapaxes(0, 1), OUTPUTS)
-            self._gradient_order = _in_tiles(places, gradient_outputs(self.kernel))
+            self._gradient_order = _in_tiles(plain, gradient_outputs(self.kernel))
         self._weights, self._turned = zeros((places.size,), kind), zeros((places.size,), kind)
         self._bias, self._no_bias = zeros((self.outputs,), kind), zeros((self.inputs,), kind)
         self._gradients = zeros((threads, places.size), kind)
@@ -45,9 +48,8 @@ class Convolution:
 
     def begin(self) -> None:
         """Take the module's weights of now."""
-        newest = numbers(self.module.weight).ravel()
-        for order, into in zip(self._orders, (self._weights, self._turned), strict=True):
-            np.take(newest, order, out=into)
+        self._newest.take(self._orders[0], out=self._weights, mode="clip")  # which none needs, but is faster
+        self._newest.take(self._orders[1], out=self._turned, mode="clip")
         if self.module.bias is not None:
             self._bias[:] = numbers(self.module.bias)
 
@@ -146,6 +148,10 @@ class Outcome:
         self._affine, self._through = (zeros((2, self.channels), kind) for _ in range(2))
         self._kept = zeros((groups if self.post.dropout else 0, self.channels, LANES), kind)
         self._sums = zeros((threads, 2, self.channels), np.dtype(np.float64))
+        norm: Any = stored.norm
+        if norm is not None:
+            self._weight, self._bias = numbers(norm.weight), numbers(norm.bias)
+            self._running = numbers(norm.running_mean), numbers(norm.running_var)
 
     # Rows of programs.
 
@@ -196,7 +202,6 @@ class Outcome:
         """Before a way back."""
         self._sums.fill(0)
 
-    @_SILENT
     def normalise(self, count: int) -> None:
         """Find factor and shift: by the batch's statistics, or in evaluation by the running ones."""
         norm: Any = self.stored.norm
@@ -208,18 +213,17 @@ class Outcome:
             self._mean = first / values
             variance = np.maximum(second / values - self._mean * self._mean, 0)
             unbiased = variance * (values / max(values - 1, 1))
-            for running, newest in ((norm.running_mean, self._mean), (norm.running_var, unbiased)):
-                kept = numbers(running)
-                kept += norm.momentum * (newest - kept)
+            for kept, newest in zip(self._running, (self._mean, unbiased), strict=True):
+                np.add(kept, norm.momentum * (newest - kept), out=kept, casting="same_kind")
             norm.num_batches_tracked.add_(1)
         else:
-            self._mean, variance = numbers(norm.running_mean), numbers(norm.running_var)
+            self._mean, variance = self._running
         self._by_batch = norm.training
         self._inverse_std = 1 / np.sqrt(variance + norm.eps)
-        self._factor = numbers(norm.weight) * self._inverse_std
-        self._affine[:] = self._factor, numbers(norm.bias) - self._mean * self._factor
+        self._factor = self._weight * self._inverse_std
+        self._affine[0] = self._factor
+        self._affine[1] = self._bias - self._mean * self._factor
 
-    @_SILENT
     def gradients(self, count: int) -> dict[Tensor, Array]:
         """Those of the normalisation's weight and bias, when all readers are through.
 
@@ -234,7 +238,8 @@ class Outcome:
         if self._by_batch:  # mean and variance depend on the maps
             values = self._values(count)
             linear = -self._factor * self._inverse_std * into_weight / values
-            self._through[:] = linear, -self._factor * into_bias / values - self._mean * linear
+            self._through[0] = linear
+            self._through[1] = -self._factor * into_bias / values - self._mean * linear
         return {norm.weight: into_weight.astype(self.kind), norm.bias: into_bias.astype(self.kind)}
 
     def _values(self, count: int) -> int:

@@ -567,7 +567,13 @@ def test_the_packages_recipes() -> None:
     assert schedule(default, 1.0) == pytest.approx(0, abs=1e-12)
     assert not default.augmentation.off
     assert default.average > 0
-    with pytest.raises(InputError, match=r"recipe: 'fast' is not known \(use default, seed or a file"):
+    tiny = load_recipe("tiny")
+    assert (tiny.epochs, tiny.batch_size, tiny.augmentation.rotate) == (
+        20,
+        64,
+        default.augmentation.rotate / 2,
+    )
+    with pytest.raises(InputError, match=r"recipe: 'fast' is not known \(use default, seed, tiny or a file"):
         load_recipe("fast")
 
 
