@@ -70,6 +70,7 @@ class _Chain:
         if self.post.norm:
             self.factor = w.one(self.affine, channel)
             self.shift = w.one(self.affine, w.add(self.channels, channel))
+            self.centre = w.one(self.affine, w.add(self.channels, self.channels, channel))
         if self.post.dropout:
             at = w.mul(w.add(w.mul(w.group, self.channels), channel), LANES)
             self.kept = w.load(self.keep, at)
@@ -135,7 +136,7 @@ def _four(w: Writer, maps: Operand, channel: Value, row: Value, pixel: Value) ->
 def _largest(w: Writer, values: list[ir.Value]) -> ir.Value:
     best = values[0]
     for value in values[1:]:
-        best = w.choose(best, "<", value, value, best)
+        best = w.largest(best, value)
     return best
 
 
@@ -178,7 +179,8 @@ def forward(post: Post, adds: bool, kind: Kind) -> int:
 def backward(post: Post, adds: bool, kind: Kind) -> int:
     """From the gradient of what `forward` wrote to that of the normalisation's output, with their sums.
 
-    The sums (2, C), float64, are of what is written and of that times what the normalisation read.
+    The sums (2, C), float64, are of what is written and of that times what the normalisation read, less a
+    centre.
     """
 
     def write(w: Writer) -> None:
@@ -193,7 +195,7 @@ def backward(post: Post, adds: bool, kind: Kind) -> int:
                 result, read = chain.to_norm(y, d)
                 if post.norm:
                     w.increase(first, result)
-                    w.increase(second, w.times(result, read))
+                    w.increase(second, w.times(result, w.minus(read, chain.centre)))
                 into.store(w.plus(into.load(to), result) if adds else result, to)
 
             with w.loop(height) as row, w.loop(width) as pixel:
@@ -210,8 +212,8 @@ def backward(post: Post, adds: bool, kind: Kind) -> int:
                     for y, part, to in zip(loaded, parts, _four(w, into, channel, row, pixel), strict=True):
                         back(y, part, to)
             if post.norm:
-                w.add_up_exactly(w.get(first), sums, channel)
-                w.add_up_exactly(w.get(second), sums, w.add(chain.channels, channel))
+                w.add_up_wide(w.get(first), sums, channel)
+                w.add_up_wide(w.get(second), sums, w.add(chain.channels, channel))
 
     return compile_kernel(write, kind)
 
@@ -250,21 +252,22 @@ def through_norm(post: Post, kind: Kind) -> int:
 
 @cached
 def statistics(post: Post, kind: Kind) -> int:
-    """Adds to sums (2, C), float64: of what a normalisation reads, and of its squares."""
+    """Adds to sums (2, C), float64: of what a normalisation reads less a centre, and of the squares."""
 
     def write(w: Writer) -> None:
         source, chain = Operand(w), _Chain(w, post)
         height, width, sums, there = (w.argument() for _ in range(4))
         images = w.load(there, w.mul(w.group, LANES))
         with w.loop(chain.channels) as channel:
+            chain.begin(channel)
             first, second = w.variable(w.zero), w.variable(w.zero)
             with w.loop(height) as row, w.loop(width) as pixel:
                 y = source.load(source.at(channel, row, pixel))
-                value = w.times(chain.activated(y) if post.after else y, images)
+                value = w.times(w.minus(chain.activated(y) if post.after else y, chain.centre), images)
                 w.increase(first, value)
                 w.increase(second, w.times(value, value))
-            w.add_up_exactly(w.get(first), sums, channel)
-            w.add_up_exactly(w.get(second), sums, w.add(chain.channels, channel))
+            w.add_up_wide(w.get(first), sums, channel)
+            w.add_up_wide(w.get(second), sums, w.add(chain.channels, channel))
 
     return compile_kernel(write, kind)
 

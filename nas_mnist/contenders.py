@@ -127,8 +127,8 @@ def _own_convolution(layer: Layer, needs_gradient: bool) -> Callable[[], float]:
         convolution.begin()
         started = time.perf_counter()
         with own_threads():
-            run(forward, groups)
-            run(backward, groups)
+            run(forward, groups, memory)
+            run(backward, groups, memory)
         return time.perf_counter() - started
 
     return once

@@ -7,8 +7,10 @@ of a normalisation, which need all images.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -38,8 +40,8 @@ class Plan(NamedTuple):
 class Body:
     """A plan for one number of images, with the memory and the programs for it."""
 
-    def __init__(self, plan: Plan, count: int, kind: np.dtype[Any], threads: int) -> None:
-        """Of ``kind`` float32 or float64."""
+    def __init__(self, plan: Plan, count: int, kind: np.dtype[Any], threads: int, back: bool) -> None:
+        """Of ``kind`` float32 or float64; ``back``: there will be a way back."""
         self.plan, self.count, self.kind = plan, count, kind
         self.passes = 0  # forward ones, so far
         self.groups = groups = -(-count // LANES)
@@ -54,10 +56,10 @@ class Body:
         shape = (channels, 1, 1) if plan.averaged else plan.last.read_shape
         self.out, self.out_gradient = Maps(shape, kind, groups), Maps(shape, kind, groups)
         self.share = np.array([1 / (size[0] * size[1])], kind)  # of a pixel in the mean
-        self.threads = [_Rows(self, number).programs() for number in range(threads)]
+        self.programs = [_Rows(self, number).programs(back) for number in range(threads)]
 
     @_SILENT
-    def forward(self, images: Array, training: bool) -> Array:
+    def forward(self, images: Array) -> Array:
         """From images (N, C, H, W) to what the head reads, (N, C', H', W')."""
         to_groups(images, self.outcomes[self.plan.image].maps.values)
         for outcome in self.outcomes.values():
@@ -65,9 +67,10 @@ class Body:
         for at, stage in enumerate(self.plan.stages):
             for convolution in self.convolutions[stage]:
                 convolution.begin()
-            run([(one.training if training else one.scoring)[at] for one in self.threads], self.groups)
-            self.outcomes[stage.target].normalise(self.count)
-        run([one.end for one in self.threads], self.groups)
+            target = self.outcomes[stage.target]
+            run([(one.summing if target.sums else one.plain)[at] for one in self.programs], self.groups, self)
+            target.normalise(self.count)
+        run([one.end for one in self.programs], self.groups, self)
         return from_groups(self.out.values, self.count)
 
     @_SILENT
@@ -76,13 +79,13 @@ class Body:
         to_groups(gradient, self.out_gradient.values)
         for outcome in self.outcomes.values():
             outcome.begin_back()
-        run([one.end_backward for one in self.threads], self.groups)
+        run([one.end_backward for one in self.programs], self.groups, self)
         found: dict[Tensor, Array] = {}
         for at, stage in reversed(list(enumerate(self.plan.stages))):
             found |= self.outcomes[stage.target].gradients(self.count)
             for convolution in self.convolutions[stage]:
                 convolution.begin_back()
-            run([one.backward[at] for one in self.threads], self.groups)
+            run([one.backward[at] for one in self.programs], self.groups, self)
             for convolution in self.convolutions[stage]:
                 found |= convolution.gradients()
         return found
@@ -91,8 +94,8 @@ class Body:
 class _Programs(NamedTuple):
     """One thread's."""
 
-    scoring: list[Program]  # by stage
-    training: list[Program]  # with the sums of normalisations
+    plain: list[Program]  # forward, by stage
+    summing: list[Program]  # the same with the sums of normalisations
     end: Program
     end_backward: Program
     backward: list[Program]  # by stage
@@ -106,20 +109,24 @@ class _Rows:
         self.memory: list[Maps] = []  # of the rows that are written now
         self.written: set[Outcome] = set()  # whose gradient an earlier row writes
 
-    def programs(self) -> _Programs:
+    def programs(self, back: bool) -> _Programs:
         """All of them; what they point to, apart from their own memory, is the body's."""
         stages = self.body.plan.stages
-        scoring = [self._program(self._forward(stage, False)) for stage in stages]
-        training = [self._program(self._forward(stage, True)) for stage in stages]
-        end, end_backward = self._program(self._end()), self._program(self._end_backward())
-        backward = [self._program(self._backward(stage)) for stage in reversed(stages)]  # as they run
-        return _Programs(scoring, training, end, end_backward, backward[::-1])
+        plain = [self._program(self._forward(stage, False)) for stage in stages]
+        summing = [self._program(self._forward(stage, True)) for stage in stages]
+        end = self._program(self._end())
+        if not back:
+            return _Programs(plain, summing, end, Program([]), [])
+        # In the order in which they run, for the first reader's gradient is written, and others are added.
+        end_backward = self._program(self._end_backward())
+        backward = [self._program(self._backward(stage)) for stage in reversed(stages)]
+        return _Programs(plain, summing, end, end_backward, backward[::-1])
 
     def _program(self, rows: list[Row]) -> Program:
         memory, self.memory = self.memory, []
         return Program(rows, *memory)
 
-    def _forward(self, stage: Stage, training: bool) -> list[Row]:
+    def _forward(self, stage: Stage, sums: bool) -> list[Row]:
         outcomes = self.body.outcomes
         target = outcomes[stage.target]
         if stage.convolutions:
@@ -130,7 +137,7 @@ class _Rows:
                 outcomes[source].read(target.maps, adds=place > 0)
                 for place, source in enumerate(stage.sources)
             ]
-        return [*rows, target.summed(self.number, self.body.there)] if training and target.post.norm else rows
+        return [*rows, target.summed(self.number, self.body.there)] if sums and target.post.norm else rows
 
     def _inputs(self, stage: Stage) -> tuple[list[Maps], list[Row]]:
         """What each of a stage's convolutions reads, and how it comes there."""
@@ -174,7 +181,7 @@ class _Rows:
         sources = [outcomes[source] for source in stage.sources if source is not self.body.plan.image]
         if not stage.convolutions:
             gradient, rows = target.gradient, []
-            if target.post.norm or target.post.activation:
+            if target.post.norm:
                 gradient = self._maps(stage.target.shape)
                 rows = [target.through_norm(gradient, there)]
             return rows + [self._back(source, gradient) for source in sources]
@@ -206,41 +213,55 @@ class _Rows:
         return maps
 
 
-def run(programs: Sequence[Program], groups: int) -> None:
-    """Each thread's program, for its part of the groups."""
+def run(programs: Sequence[Program], groups: int, owner: object) -> None:
+    """Each thread's program, for its part of the groups; ``owner`` has the memory that they work on.
+
+    Returns when all are done, and raises no sooner, unless it is interrupted a second time: even then the
+    memory stays until no thread works on it.
+    """
     bounds = [groups * number // len(programs) for number in range(len(programs) + 1)]
     parts = list(zip(programs, bounds[:-1], bounds[1:], strict=True))
-    others = [_pool(len(parts) - 1).submit(one.run, start, stop) for one, start, stop in parts[1:]]
-    first, start, stop = parts[0]
-    first.run(start, stop)
-    for other in others:
-        other.result()
+    others: list[Future[None]] = []
+    try:
+        for one, start, stop in parts[1:]:
+            others.append(_pool(len(parts) - 1).submit(_work, one, start, stop, owner))
+        _work(*parts[0], owner)
+    finally:
+        wait(others)
 
 
-_threads = 0  # of programs; 0: as many as torch's
+def _work(program: Program, start: int, stop: int, _: object) -> None:
+    program.run(start, stop)
+
+
+_lent = threading.local()  # ``threads``: torch's, while they are lent to programs
 
 
 @contextmanager
 def own_threads() -> Iterator[None]:
     """Give torch's threads to programs: torch's own would wait for work in a loop, and take the cores."""
-    global _threads  # noqa: PLW0603
-    if _threads:
+    if getattr(_lent, "threads", 0):
         yield
         return
-    _threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    count = torch.get_num_threads()
     try:
+        _lent.threads = count
+        torch.set_num_threads(1)
         yield
     finally:
-        torch.set_num_threads(_threads)
-        _threads = 0
+        torch.set_num_threads(count)
+        _lent.threads = 0
 
 
 def threads() -> int:
     """How many threads programs have."""
-    return _threads or torch.get_num_threads()
+    return getattr(_lent, "threads", 0) or torch.get_num_threads()
 
 
 @cache
 def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size)
+
+
+if hasattr(os, "register_at_fork"):  # threads do not come along
+    os.register_at_fork(after_in_child=_pool.cache_clear)

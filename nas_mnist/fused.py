@@ -6,14 +6,16 @@ loss are torch's.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .engine import Body, Plan, threads
+from .engine import Body, Plan, own_threads, threads
 from .model import Network
 from .stages import UnknownLayerError, stages_of
 
@@ -27,7 +29,6 @@ class FusedNetwork:
     def __init__(self, network: Network) -> None:
         self.network = network
         before, head = network.layers[: network.head_starts], network.layers[network.head_starts :]
-        self.parameters = list(before.parameters())
         self.convolution = next(layer for layer in head if isinstance(layer, nn.Conv2d))
         normalised = any(isinstance(layer, nn.BatchNorm2d) for layer in head)
         # The mean of a 1x1 convolution is the 1x1 convolution of the mean.
@@ -36,43 +37,56 @@ class FusedNetwork:
             self.plan: Plan | None = Plan(*stages_of(network), averaged)
         except UnknownLayerError:
             self.plan = None  # torch's modules have to do
-        self.tensors = [*before.parameters(), *before.buffers()]
-        self.places: list[int] = []  # of these, where bodies know them
+        self.tables = [table for layer in before for table in (layer._parameters, layer._buffers)]
+        self.places: list[int] = []  # of what they hold, where bodies know it
         self.bodies: dict[tuple[Any, ...], Body] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of normalised images (N, C, H, W), float32 or float64."""
-        if self.plan is None:
+        """Class scores (N, classes) of normalised images (N, C, H, W), of the weights' type.
+
+        Raises `ValueError` for images of another type or shape.
+        """
+        if self.plan is None or images.requires_grad:
             return self.network(images)  # type: ignore[no-any-return]
-        maps: Tensor = _Fused.apply(images, self, self.plan, *self.parameters)
+        if images.shape[1:] != self.plan.image.shape or images.dtype != self.convolution.weight.dtype:
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}, of another type or shape")
+        parameters = [one for table in self.tables[::2] for one in table.values() if one is not None]
+        maps: Tensor = _Fused.apply(images, self.body(self.plan, images), parameters, *parameters)
         if not self.plan.averaged:
             return self.network.head(maps)
         return F.linear(maps.flatten(1), self.convolution.weight.flatten(1), self.convolution.bias)
 
     def body(self, plan: Plan, images: Tensor) -> Body:
         """The programs for as many images."""
-        places = [tensor.data_ptr() for tensor in self.tensors]
+        held = (one for table in self.tables for one in table.values())
+        places = [one.data_ptr() for one in held if one is not None]
         if places != self.places:
             self.bodies.clear()
             self.places = places
         kind = np.dtype(np.float64 if images.dtype == torch.float64 else np.float32)
-        key = (len(images), kind, threads())
+        key = (len(images), kind, threads(), torch.is_grad_enabled())
         if key not in self.bodies:
             self.bodies[key] = Body(plan, *key)
         return self.bodies[key]
 
 
+def lending(forward: object) -> AbstractContextManager[None]:
+    """While ``forward`` runs: torch's threads are its kernels', where it has some."""
+    has_kernels = isinstance(forward, FusedNetwork) and forward.plan is not None
+    return own_threads() if has_kernels else nullcontext()
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, fused: FusedNetwork, plan: Plan, *_: Tensor) -> Tensor:
-        body = fused.body(plan, images)
+    def forward(ctx: Any, images: Tensor, body: Body, parameters: list[Tensor], *_: Tensor) -> Tensor:
         body.passes += 1
-        ctx.parameters, ctx.body, ctx.passes = fused.parameters, body, body.passes
-        return torch.from_numpy(body.forward(images.detach().numpy(), fused.network.training))
+        ctx.parameters, ctx.body, ctx.passes = parameters, body, body.passes
+        return torch.from_numpy(body.forward(images.detach().numpy()))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         if ctx.passes != ctx.body.passes:
             raise AssertionError("a forward pass came between a forward pass and its way back")
         found = ctx.body.backward(gradients[0].numpy())
-        return None, None, None, *(torch.from_numpy(found[parameter]) for parameter in ctx.parameters)
+        return None, None, None, *(torch.from_numpy(found[one]) for one in ctx.parameters)

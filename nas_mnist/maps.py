@@ -74,6 +74,6 @@ def to_groups(images: Array, groups: Array) -> None:
 
 
 def from_groups(groups: Array, count: int) -> Array:
-    """(groups, C, H, W, LANES) as (N, C, H, W)."""
-    together = groups.transpose(0, 4, 1, 2, 3)
+    """(groups, C, H, W, LANES) as (N, C, H, W), in memory of its own."""
+    together = groups.transpose(0, 4, 1, 2, 3).copy()
     return together.reshape(-1, *together.shape[2:])[:count]

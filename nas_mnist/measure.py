@@ -130,7 +130,7 @@ def measure_together(architecture: Architecture, data: Images, repeats: int) -> 
 TRICKS: dict[str, tuple[str, Any]] = {
     "compiled kernels": ("nas_mnist.scoring.FusedNetwork", lambda network: network),
     "two convolutions a stage": ("nas_mnist.stages.LONGEST", 1),
-    "torch's threads for programs": ("nas_mnist.step.own_threads", nullcontext),
+    "torch's threads for programs": ("nas_mnist.fused.own_threads", nullcontext),
 }
 
 

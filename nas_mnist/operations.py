@@ -5,6 +5,7 @@ Both give rows of programs (`vectors.Program`): kernels with the addresses of wh
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -136,22 +137,27 @@ def _tiles(outputs: int, most: int) -> list[int]:
 
 
 class Outcome:
-    """`Stored` maps of all images: their memory, their normalisation and dropout, and their gradient.
-
-    The gradient is that of the normalisation's output; without a normalisation, that of the maps.
-    """
+    """`Stored` maps of all images: their memory, their normalisation and dropout, and their gradient."""
 
     def __init__(self, stored: Stored, groups: int, kind: np.dtype[Any], threads: int) -> None:
         self.stored, self.post, self.kind = stored, stored.post, kind
-        self.channels = stored.shape[0]
-        self.maps, self.gradient = (Maps(stored.shape, kind, groups) for _ in range(2))
-        self._affine, self._through = (zeros((2, self.channels), kind) for _ in range(2))
+        self.channels, self._groups = stored.shape[0], groups
+        self.maps = Maps(stored.shape, kind, groups)
+        # Factor, shift, and what is subtracted before sums are made, near the mean: of large numbers the
+        # sums of squares would leave nothing of the variance.
+        self._affine = zeros((3, self.channels), kind)
+        self._through = zeros((2, self.channels), kind)
         self._kept = zeros((groups if self.post.dropout else 0, self.channels, LANES), kind)
         self._sums = zeros((threads, 2, self.channels), np.dtype(np.float64))
         norm: Any = stored.norm
         if norm is not None:
             self._weight, self._bias = numbers(norm.weight), numbers(norm.bias)
             self._running = numbers(norm.running_mean), numbers(norm.running_var)
+
+    @cached_property
+    def gradient(self) -> Maps:
+        """That of the normalisation's output; without a normalisation, that of the maps."""
+        return Maps(self.stored.shape, self.kind, self._groups)
 
     # Rows of programs.
 
@@ -180,6 +186,11 @@ class Outcome:
         return [kernel, *maps, *self._chain, *more]
 
     @property
+    def sums(self) -> bool:
+        """Whether the normalisation takes the statistics of the batch."""
+        return self.stored.norm is not None and self.stored.norm.training
+
+    @property
     def _chain(self) -> list[int]:
         return [self._affine.ctypes.data, self._kept.ctypes.data, self.channels]
 
@@ -194,7 +205,7 @@ class Outcome:
         self._kept.fill(1)
         if dropout.training:
             kept = (torch.rand((count, self.channels)) >= dropout.p).numpy() / (1 - dropout.p)
-            places = self._kept.swapaxes(1, 2).reshape(-1, self.channels)  # a copy, image by image
+            places = self._kept.swapaxes(1, 2).reshape(-1, self.channels)  # image by image
             places[:count] = kept
             self._kept[:] = places.reshape(-1, LANES, self.channels).swapaxes(1, 2)
 
@@ -210,19 +221,21 @@ class Outcome:
         if norm.training:
             values = self._values(count)
             first, second = self._sums.sum(0)
-            self._mean = first / values
-            variance = np.maximum(second / values - self._mean * self._mean, 0)
+            apart = first / values
+            self._mean = self._affine[2] + apart
+            variance = np.maximum(second / values - apart * apart, 0)
             unbiased = variance * (values / max(values - 1, 1))
             for kept, newest in zip(self._running, (self._mean, unbiased), strict=True):
                 np.add(kept, norm.momentum * (newest - kept), out=kept, casting="same_kind")
             norm.num_batches_tracked.add_(1)
         else:
-            self._mean, variance = self._running
+            self._mean, variance = self._running[0].copy(), self._running[1]
         self._by_batch = norm.training
         self._inverse_std = 1 / np.sqrt(variance + norm.eps)
         self._factor = self._weight * self._inverse_std
         self._affine[0] = self._factor
         self._affine[1] = self._bias - self._mean * self._factor
+        self._affine[2] = self._mean
 
     def gradients(self, count: int) -> dict[Tensor, Array]:
         """Those of the normalisation's weight and bias, when all readers are through.
@@ -233,7 +246,7 @@ class Outcome:
         if norm is None:
             return {}
         into_bias, second = self._sums.sum(0)
-        into_weight = (second - self._mean * into_bias) * self._inverse_std
+        into_weight = (second - (self._mean - self._affine[2]) * into_bias) * self._inverse_std
         self._through.fill(0)
         if self._by_batch:  # mean and variance depend on the maps
             values = self._values(count)

@@ -108,7 +108,9 @@ def retrain(
             told.append(result)
             on_epoch(seed, result)
     normalizer = Normalizer.of(learn.images)
-    judged = [Judgement.of(predict(model, test.images, normalizer), test.labels) for model in models]
+    judged = [
+        Judgement.of(predict(model, test.images, normalizer, plain=plain), test.labels) for model in models
+    ]
     return [
         Run(seed, tuple(told), model.cpu(), normalizer, judgement)
         for seed, told, model, judgement in zip(seeds, epochs, models, judged, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +13,7 @@ from torch.nn import functional as F
 
 from .data import Images
 from .device import layout
-from .engine import own_threads
-from .fused import FusedNetwork
+from .fused import FusedNetwork, lending
 from .model import Network
 
 CPU_BATCH, GPU_BATCH = 256, 10_000  # images a forward pass when scoring
@@ -106,23 +104,34 @@ def forward_on(model: Network, device: torch.device) -> Callable[[Tensor], Tenso
 
 @torch.inference_mode()
 def predict(
-    model: Network, images: Tensor, normalize: Normalizer, kind: torch.dtype = torch.float32
+    model: Network,
+    images: Tensor,
+    normalize: Normalizer,
+    kind: torch.dtype = torch.float32,
+    plain: bool = False,
 ) -> Tensor:
     """Class scores (N, classes) float32 of uint8 images (N, C, H, W) on the model's device.
 
-    The layers before the head compute in ``kind``, float32 or bfloat16.
+    The layers before the head compute in ``kind``, float32 or bfloat16; ``plain``: by torch's own modules,
+    in float32.
     """
     model.eval()
-    forward = forward_on(model, images.device)
+    forward = model if plain else forward_on(model, images.device)
     parts = images.split(CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
     form = layout(images.device)
-    with own_threads() if isinstance(forward, FusedNetwork) else nullcontext():
+    with lending(forward):
         return torch.cat([forward(normalize(part).to(kind, memory_format=form)) for part in parts])
 
 
-def evaluate(model: Network, data: Images, normalize: Normalizer, kind: torch.dtype = torch.float32) -> Score:
-    """Cross-entropy and correct predictions of ``model`` on ``data``; ``kind`` as in `predict`."""
-    scores = predict(model, data.images, normalize, kind)
+def evaluate(
+    model: Network,
+    data: Images,
+    normalize: Normalizer,
+    kind: torch.dtype = torch.float32,
+    plain: bool = False,
+) -> Score:
+    """Cross-entropy and correct predictions of ``model`` on ``data``; the rest as in `predict`."""
+    scores = predict(model, data.images, normalize, kind, plain)
     loss = F.cross_entropy(scores, data.labels)
     correct = (scores.argmax(1) == data.labels).sum()
     return Score(float(loss), int(correct), len(data))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ from torch.nn import functional as F
 from .augment import affine
 from .data import Images
 from .device import layout, number_type
-from .engine import own_threads
-from .fused import FusedNetwork
+from .fused import lending
 from .model import Network
 from .recipe import Recipe
 from .scoring import Normalizer, forward_on
@@ -84,7 +82,7 @@ class Step:
     def run(self, steps: int) -> None:
         """Train on the next batches, at most to the end of the epoch."""
         self.model.train()
-        with own_threads() if isinstance(self.forward, FusedNetwork) else nullcontext():
+        with lending(self.forward):
             for _ in range(steps):
                 if self.recorded and self.calls == EAGER:
                     self.graph = _record(self)

@@ -143,7 +143,7 @@ def _train(
         if score_on is not None and (last or not last_only):
             kind = torch.float32 if last else step.kind
             scored = models if together else [step.result]
-            scores = [evaluate(one, score_on, step.normalize, kind) for one in scored]
+            scores = [evaluate(one, score_on, step.normalize, kind, plain) for one in scored]
             results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
         yield results
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import llvmlite
 import numpy as np
 from llvmlite import binding, ir
 
@@ -87,19 +88,8 @@ class Writer:
     @contextmanager
     def loop(self, count: Value, start: Value = 0, step: int = 1) -> Iterator[ir.Value]:
         """What is written inside runs for ``start``, ``start + step``... below ``count``."""
-        build = self.builder
-        before = build.block
-        head, body, end = (build.append_basic_block(name) for name in ("head", "body", "end"))
-        build.branch(head)
-        build.position_at_end(head)
-        at = build.phi(_INDEX)
-        at.add_incoming(self.whole(start), before)
-        build.cbranch(build.icmp_signed("<", at, self.whole(count)), body, end)
-        build.position_at_end(body)
-        yield at
-        at.add_incoming(build.add(at, self.whole(step)), build.block)
-        build.branch(head)
-        build.position_at_end(end)
+        with _loop(self.builder, self.whole(count), self.whole(start), step) as at:
+            yield at
 
     def tiles(self, count: Value, widths: Sequence[int]) -> Iterator[tuple[ir.Value, int]]:
         """Loops that together cover ``count``: as many of the first width as fit, then of the next one..."""
@@ -142,7 +132,7 @@ class Writer:
         place = self._place(address, offset, self.number)
         self.builder.store(self.builder.fadd(self.builder.load(place), self._sum(value)), place)
 
-    def add_up_exactly(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+    def add_up_wide(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
         """Add the sum of all lanes to a float64 in memory."""
         start = self.builder.inttoptr(self.whole(address), ir.DoubleType().as_pointer())
         place = self.builder.gep(start, [self.whole(offset)])
@@ -152,11 +142,15 @@ class Writer:
         self.builder.store(self.builder.fadd(self.builder.load(place), total), place)
 
     def _sum(self, value: ir.Value) -> ir.Value:
-        width = "f64" if isinstance(self.number, ir.DoubleType) else "f32"
         kind = ir.FunctionType(self.number, [self.number, self.vector])
-        name = f"llvm.vector.reduce.fadd.v{LANES}{width}"
-        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        function = self._intrinsic("vector.reduce.fadd", kind)
         return self.builder.call(function, [ir.Constant(self.number, -0.0), value], fastmath=("reassoc",))
+
+    def _intrinsic(self, name: str, kind: ir.FunctionType) -> ir.Function:
+        """One of LLVM's own functions of vectors."""
+        width = "f64" if isinstance(self.number, ir.DoubleType) else "f32"
+        name = f"llvm.{name}.v{LANES}{width}"
+        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
 
     # Vectors.
 
@@ -182,6 +176,14 @@ class Writer:
     def times(self, one: ir.Value, other: ir.Value) -> ir.Value:
         return self.builder.fmul(one, other, flags=_FAST)
 
+    def minus(self, one: ir.Value, other: ir.Value) -> ir.Value:
+        return self.builder.fsub(one, other, flags=_FAST)
+
+    def largest(self, one: ir.Value, other: ir.Value) -> ir.Value:
+        """By lane; NaN where one is."""
+        kind = ir.FunctionType(self.vector, [self.vector] * 2)
+        return self.builder.call(self._intrinsic("maximum", kind), [one, other])
+
     def choose(self, one: ir.Value, sign: str, other: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
         """By lane: ``yes`` where ``one`` and ``other`` compare so, else ``no``; NaN never does."""
         return self.builder.select(self.builder.fcmp_ordered(sign, one, other), yes, no)
@@ -192,6 +194,25 @@ class Writer:
 
 _KEPT = Path(__file__).parent / "__pycache__"
 _DIGEST = 32  # bytes, before the machine code
+_SETTINGS: dict[str, Any] = {"passes": 2, "unroll": False, "code": 3}  # of LLVM's optimisation
+
+
+@contextmanager
+def _loop(build: ir.IRBuilder, stop: ir.Value, start: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+    before = build.block
+    head, body, end = (build.append_basic_block(name) for name in ("head", "body", "end"))
+    build.branch(head)
+    build.position_at_end(head)
+    at = build.phi(_INDEX)
+    at.add_incoming(start, before)
+    build.cbranch(build.icmp_signed("<", at, stop), body, end)
+    build.position_at_end(body)
+    yield at
+    at.add_incoming(build.add(at, ir.Constant(_INDEX, step)), build.block)
+    build.branch(head)
+    build.position_at_end(end)
+
+
 _engines: list[Any] = []  # compiled code lives as long as they do
 
 
@@ -209,18 +230,13 @@ def _compiled(module: ir.Module, name: str) -> int:
     code, machine = str(module), _machine()
     parsed = binding.parse_assembly(code)
     parsed.verify()
-    maker = (
-        code,
-        binding.llvm_version_info,
-        machine.triple,
-        _FEATURES.flatten(),
-        binding.get_host_cpu_name(),
-    )
+    processor = (machine.triple, binding.get_host_cpu_name(), _FEATURES.flatten())
+    maker = (code, llvmlite.__version__, binding.llvm_version_info, processor, _SETTINGS)
     path = _KEPT / f"{hashlib.sha256(repr(maker).encode()).hexdigest()[:40]}.kernel"
     kept = _read(path)
     if kept is None:
-        tuning = binding.create_pipeline_tuning_options(speed_level=2)
-        tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = False
+        tuning = binding.create_pipeline_tuning_options(speed_level=_SETTINGS["passes"])
+        tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = _SETTINGS["unroll"]
         builder = binding.create_pass_builder(machine, tuning)
         builder.getModulePassManager().run(parsed, builder)
     engine = binding.create_mcjit_compiler(parsed, machine)
@@ -246,8 +262,9 @@ def _keep(path: Path, made: bytes) -> None:
 
 
 def _machine() -> Any:
-    target = binding.Target.from_default_triple()
-    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=_FEATURES.flatten(), opt=3)
+    target, level = binding.Target.from_default_triple(), _SETTINGS["code"]
+    name = binding.get_host_cpu_name()
+    return target.create_target_machine(cpu=name, features=_FEATURES.flatten(), opt=level)
 
 
 @functools.cache
@@ -257,10 +274,9 @@ def _runner() -> Callable[[int, int, int, int], None]:
     kinds = [_INDICES, _INDEX, _INDEX, _INDEX]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "run")
     kernel = ir.FunctionType(ir.VoidType(), [_INDICES, _INDEX]).as_pointer()
-    writer = Writer.__new__(Writer)
-    writer.builder = build = ir.IRBuilder(function.append_basic_block())
+    build = ir.IRBuilder(function.append_basic_block())
     table, rows, start, stop = function.args
-    with writer.loop(stop, start) as group, writer.loop(rows) as row:
+    with _loop(build, stop, start) as group, _loop(build, rows, ir.Constant(_INDEX, 0)) as row:
         place = build.gep(table, [build.mul(row, ir.Constant(_INDEX, ROW))])
         called = build.inttoptr(build.load(place), kernel)
         build.call(called, [build.gep(place, [ir.Constant(_INDEX, 1)]), group])

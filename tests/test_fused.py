@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import random
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -16,10 +22,10 @@ import torch
 from candidates import random_architectures
 from torch import Tensor, nn
 
-from nas_mnist import between, vectors
+from nas_mnist import between, engine, vectors
 from nas_mnist.architecture import Architecture
 from nas_mnist.engine import own_threads, threads
-from nas_mnist.fused import FusedNetwork
+from nas_mnist.fused import FusedNetwork, lending
 from nas_mnist.model import Network, build
 from nas_mnist.vectors import LANES, Program
 from nas_mnist.zoo import load
@@ -58,9 +64,9 @@ def check(ours: Network, theirs: Network, images: Tensor) -> None:
         assert mine.grad is not None
         assert other.grad is not None
         scale = max(1.0, other.grad.abs().max().item())
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-6, atol=1e-7 * scale, msg=name)
+        torch.testing.assert_close({name: mine.grad}, {name: other.grad}, rtol=1e-6, atol=1e-7 * scale)
     for (name, one), (_, same) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
-        torch.testing.assert_close(one, same, msg=name)
+        torch.testing.assert_close({name: one}, {name: same})
     with torch.inference_mode():
         torch.testing.assert_close(FusedNetwork(ours.eval())(images), theirs.eval()(images))
 
@@ -208,12 +214,135 @@ def test_layers_without_kernels_are_left_to_torch(block: dict[str, Any]) -> None
     assert torch.equal(fused(images), model(images))
 
 
+def test_the_threads_are_lent_only_to_networks_with_kernels() -> None:
+    seen = []
+    for activation in ("relu", "silu"):
+        architecture = with_blocks({"kind": "conv", "channels": 3, "activation": activation})
+        forward = FusedNetwork(network(architecture))
+        with lending(forward):
+            seen.append(torch.get_num_threads())
+    assert seen == [1, torch.get_num_threads()]
+
+
+def test_threads_of_python_lend_apart_from_each_other() -> None:
+    before = torch.get_num_threads()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with own_threads():
+            inside.set()
+            go_on.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(other)
+        inside.wait(10)
+        with own_threads():
+            go_on.set()
+            job.result()
+            assert threads() >= 1
+    torch.set_num_threads(before)
+
+
+def test_an_interrupt_waits_for_the_other_threads() -> None:
+    done = threading.Event()
+
+    class Slow(Program):
+        def run(self, start: int, _: int) -> None:
+            if start == 0:
+                raise KeyboardInterrupt
+            time.sleep(0.3)
+            done.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([Slow([]), Slow([])], 2, None)
+    assert done.is_set()
+
+
+def test_parameters_and_statistics_that_are_replaced_are_seen() -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 3}, {"kind": "conv", "channels": 4})
+    ours, other = network(architecture), network(architecture, 1)
+    fused, images = FusedNetwork(ours), images_for(architecture, 3)
+    fused(images)
+    ours.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    scores, expected = fused(images), other(images)
+    torch.testing.assert_close(scores, expected)
+    scores.sum().backward()
+    expected.sum().backward()
+    for mine, theirs in zip(ours.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 1, 9, 9).double(), torch.zeros(2, 2, 9, 8).double(), torch.zeros(2, 1, 9, 8)],
+    ids=str,
+)
+def test_images_of_another_kind_are_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="of another type or shape"):
+        FusedNetwork(network(with_blocks({"kind": "conv", "channels": 3})))(images)
+
+
+def test_images_that_want_a_gradient_get_one() -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 3})
+    images = images_for(architecture, 2).requires_grad_()
+    FusedNetwork(network(architecture))(images).sum().backward()
+    assert images.grad is not None
+
+
+@pytest.mark.parametrize("norm", ["before", "after"])
+def test_the_variance_of_large_numbers_is_right_in_float32(norm: str) -> None:
+    block = {"kind": "conv", "channels": 4, "bias": True, "norm": norm}
+    architecture = with_blocks(block, size=(1, 28, 28))
+    model = network(architecture).float()
+    convolution = next(layer for layer in model.layers if isinstance(layer, nn.Conv2d))
+    with torch.no_grad():
+        convolution.bias.fill_(500.0)
+    exact = copy.deepcopy(model).double()
+    images, fused = torch.randn(40, 1, 28, 28), FusedNetwork(model)
+    for _ in range(2):  # what is subtracted is the mean of the batch before
+        scores, expected = fused(images), exact(images.double())
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_one_normalisation_in_training_mode_takes_the_batchs_statistics() -> None:
+    ours = network(with_blocks({"kind": "conv", "channels": 3}, {"kind": "conv", "channels": 3})).eval()
+    next(layer for layer in ours.layers if isinstance(layer, nn.BatchNorm2d)).train()
+    theirs, images = copy.deepcopy(ours), images_for(ours.architecture, 5)
+    with torch.inference_mode():
+        torch.testing.assert_close(FusedNetwork(ours)(images), theirs(images))
+    for one, same in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, same)
+
+
+def test_vectors_of_another_length_compute_the_same() -> None:
+    """A processor has 8 or 16 numbers in a vector; here are the others."""
+    code = f"""
+import nas_mnist.vectors as vectors
+vectors.LANES, vectors.MANY_REGISTERS = {24 - LANES}, {LANES == 8}
+import test_fused
+assert test_fused.LANES == {24 - LANES}
+for kind, kernel, stride in (("conv", 3, 1), ("separable", 5, 2), ("conv", 1, 1)):
+    test_fused.test_convolutions_agree_with_torch("same", kernel, stride, kind)
+test_fused.test_what_follows_a_convolution_agrees_with_torch("max", "before", "relu")
+"""
+    folders = [Path(__file__).parent, Path(vectors.__file__).parents[1]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)
+
+
 def test_what_is_no_number_reaches_the_scores() -> None:
     architecture = with_blocks({"kind": "conv", "channels": 3}, {"kind": "pool"})
     for model in (network(architecture), network(architecture).eval()):
         with torch.no_grad():
             next(iter(model.parameters()))[0, 0, 0, 0] = float("nan")
             assert FusedNetwork(model)(images_for(architecture, 3)).isnan().any()
+    block = {"kind": "conv", "channels": 3, "norm": "none", "activation": "none", "kernel": 1}
+    model = network(with_blocks(block, {"kind": "pool"})).eval()
+    images = torch.zeros(LANES, 1, 9, 8, dtype=torch.float64)
+    for place in range(4):
+        images[place, 0, place // 2, place % 2] = float("nan")
+    with torch.no_grad():
+        assert FusedNetwork(model)(images).isnan().any(1).tolist() == [True] * 4 + [False] * (LANES - 4)
 
 
 def test_a_way_back_through_memory_that_was_used_again_is_refused() -> None:
