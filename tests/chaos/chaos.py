@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -266,9 +267,17 @@ class Chaos:
         if self.url.startswith("journal:"):
             lines = (self.folder / "studies" / "chaos.log").read_text().splitlines()
             return [line for line in lines if not isinstance(json.loads(line), dict)]
-        with contextlib.closing(sqlite3.connect(self.folder / "studies" / "chaos.db")) as database:
-            answer = database.execute("PRAGMA integrity_check").fetchone()[0]
-        return [] if answer == "ok" else [f"integrity_check: {answer}"]
+        file = self.folder / "studies" / "chaos.db"
+        try:
+            with contextlib.closing(sqlite3.connect(file)) as database:
+                answer = database.execute("PRAGMA integrity_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            answer = str(error)
+        if answer == "ok":
+            return []
+        kept = Path(tempfile.mkdtemp(prefix="chaos-")) / "studies"
+        shutil.copytree(file.parent, kept)
+        return [f"integrity_check: {answer} (kept: {kept})"]
 
 
 def _group(group: int) -> list[int]:
