@@ -8,20 +8,14 @@ instructions one after the other, and compiled for the processor at hand.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeAlias
 
-import llvmlite
 import numpy as np
 from llvmlite import binding, ir
-
-from .files import write_bytes
 
 binding.initialize_native_target()
 binding.initialize_native_asmprinter()
@@ -192,8 +186,6 @@ class Writer:
         self.builder.ret_void()
 
 
-_KEPT = Path(__file__).parent / "__pycache__"
-_DIGEST = 32  # bytes, before the machine code
 _SETTINGS: dict[str, Any] = {"passes": 2, "unroll": False, "code": 3}  # of LLVM's optimisation
 
 
@@ -226,39 +218,18 @@ def compile_kernel(write: Callable[[Writer], None], kind: np.dtype[Any]) -> int:
 
 
 def _compiled(module: ir.Module, name: str) -> int:
-    """The address of a module's function; the machine code is kept beside Python's own compiled files."""
-    code, machine = str(module), _machine()
-    parsed = binding.parse_assembly(code)
+    """The address of a module's function."""
+    machine = _machine()
+    parsed = binding.parse_assembly(str(module))
     parsed.verify()
-    processor = (machine.triple, binding.get_host_cpu_name(), _FEATURES.flatten())
-    maker = (code, llvmlite.__version__, binding.llvm_version_info, processor, _SETTINGS)
-    path = _KEPT / f"{hashlib.sha256(repr(maker).encode()).hexdigest()[:40]}.kernel"
-    kept = _read(path)
-    if kept is None:
-        tuning = binding.create_pipeline_tuning_options(speed_level=_SETTINGS["passes"])
-        tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = _SETTINGS["unroll"]
-        builder = binding.create_pass_builder(machine, tuning)
-        builder.getModulePassManager().run(parsed, builder)
+    tuning = binding.create_pipeline_tuning_options(speed_level=_SETTINGS["passes"])
+    tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = _SETTINGS["unroll"]
+    builder = binding.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(parsed, builder)
     engine = binding.create_mcjit_compiler(parsed, machine)
-    engine.set_object_cache(lambda _, made: _keep(path, made), lambda _: kept)
     engine.finalize_object()
     _engines.append(engine)
     return int(engine.get_function_address(name))
-
-
-def _read(path: Path) -> bytes | None:
-    """Machine code that was kept; None where there is none, or a file is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    made = data[_DIGEST:]
-    return made if hashlib.sha256(made).digest() == data[:_DIGEST] else None
-
-
-def _keep(path: Path, made: bytes) -> None:
-    with contextlib.suppress(OSError):  # where nothing can be written, it is compiled every time
-        write_bytes(path, hashlib.sha256(made).digest() + made)
 
 
 def _machine() -> Any:

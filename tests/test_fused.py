@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from candidates import random_architectures
 from torch import Tensor, nn
 
-from nas_mnist import between, engine, vectors
+from nas_mnist import engine, vectors
 from nas_mnist.architecture import Architecture
 from nas_mnist.engine import own_threads, threads
 from nas_mnist.fused import FusedNetwork, lending
@@ -351,32 +349,3 @@ def test_a_way_back_through_memory_that_was_used_again_is_refused() -> None:
     first, _ = fused(images_for(architecture, 3)), fused(images_for(architecture, 3))
     with pytest.raises(AssertionError, match="forward pass"):
         first.sum().backward()
-
-
-def test_machine_code_is_kept_and_made_anew_where_it_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vectors, "_KEPT", tmp_path)
-    kind = np.dtype(np.float64)
-    numbers, sums = np.arange(float(2 * LANES)), np.zeros(2)
-    operand = [numbers.ctypes.data, 2 * LANES, LANES, LANES, LANES]
-
-    def total() -> list[float]:
-        """By a kernel that is compiled now."""
-        sums.fill(0)
-        kernel = between.totals.__wrapped__(kind)  # type: ignore[attr-defined]
-        Program([[kernel, *operand, 2, 1, 1, sums.ctypes.data]]).run(0, 1)
-        return [float(one) for one in sums]
-
-    expected = numbers.reshape(2, LANES).sum(1).tolist()
-    assert total() == expected
-    (kept,) = tmp_path.iterdir()
-    code = kept.read_bytes()
-    kept.write_bytes(code[:-10])
-    assert total() == expected
-    assert kept.read_bytes() == code
-    with monkeypatch.context() as patch:
-        patch.setattr(vectors.binding, "create_pass_builder", Mock(side_effect=AssertionError("made anew")))
-        assert total() == expected
-    monkeypatch.setattr(vectors, "_KEPT", kept / "no folder")
-    assert total() == expected
