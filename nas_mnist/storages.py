@@ -49,8 +49,9 @@ def open_storage(url: str, on_stale: StaleTrial | None = None, *, create: bool =
     file = file_of(url)
     if file is not None:
         _check_file(file, create)
-        _check_beginning(file, JOURNAL_BEGINS if url.startswith(JOURNAL) else SQLITE_BEGINS)
-        if not url.startswith(JOURNAL):
+        if url.startswith(JOURNAL):
+            _check_beginning(file, JOURNAL_BEGINS)
+        else:  # never opened by hand: closing it would drop the locks that SQLite holds for this process
             _check_tables(file, create)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own display shows every trial
     # An interrupted statement would be logged with a traceback; what matters is raised, too.
@@ -262,6 +263,8 @@ def _check_tables(file: Path, create: bool) -> None:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+            raise InputError(f"storage: {file} is no file of this kind ({error})") from None
         raise InputError(f"storage: {file} cannot be read ({error})") from None
     others = [name for name in tables if not name.startswith(_TABLES)]
     if "studies" not in tables and (others or not create):
