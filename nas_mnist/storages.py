@@ -31,7 +31,7 @@ from .owner import OWNER, is_alive
 DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
 JOURNAL = "journal:"
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
-JOURNAL_BEGINS, SQLITE_BEGINS = b'{"op_code"', b"SQLite format 3\0"
+JOURNAL_BEGINS = b'{"op_code"'
 MADE_WITHIN = 10  # seconds; for the tables of a new database
 PATIENCE = 60  # seconds; how long one process waits for another one's turn in an SQLite file
 _TABLES = ("stud", "trial", "version_info", "alembic_version")  # how Optuna's tables begin
