@@ -320,3 +320,20 @@ def test_a_lost_storage_is_said_in_one_line(stumbling: bool) -> None:
 def test_a_mistake_of_the_program_is_not_taken_for_a_lost_storage() -> None:
     with pytest.raises(ZeroDivisionError), losing("sqlite:///studies/my.db"):
         _ = 1 / 0
+
+
+def test_opening_a_storage_again_drops_no_lock_that_sqlite_holds(tmp_path: Path) -> None:
+    """By POSIX, whoever closes a file drops all locks of its process on it (sqlite.org/howtocorrupt.html)."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    first = open_storage(url)
+    optuna.create_study(storage=first)
+    with first.engine.connect():  # with a write-ahead log a connection keeps its shared lock
+        open_storage(url)
+        code = (
+            "import fcntl, sys; file = open(sys.argv[1], 'rb+');"
+            "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)"  # SQLite's shared bytes
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "a.db")], check=False, capture_output=True, text=True
+        )
+    assert "BlockingIOError" in other.stderr
