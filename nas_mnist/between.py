@@ -10,12 +10,13 @@ their order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
-from .convolve import Kind, Operand, cached
+from .convolve import Kind, Operand
 from .vectors import LANES, Value, Writer, compile_kernel
 
 NO_POOL, MAX_POOL, AVERAGE_POOL = 0, 1, 2
@@ -149,7 +150,7 @@ def _to_the_largest(w: Writer, values: list[ir.Value], d: ir.Value) -> list[ir.V
     return parts
 
 
-@cached
+@cache
 def forward(post: Post, adds: bool, kind: Kind) -> int:
     """From y to what the next layer reads, or ``adds`` it to what is there; an odd edge is not pooled."""
 
@@ -175,7 +176,7 @@ def forward(post: Post, adds: bool, kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def backward(post: Post, adds: bool, kind: Kind) -> int:
     """From the gradient of what `forward` wrote to that of the normalisation's output, with their sums.
 
@@ -218,7 +219,7 @@ def backward(post: Post, adds: bool, kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def through_norm(post: Post, kind: Kind) -> int:
     """The rest of the way: from what `backward` wrote to the gradient of y, zero where there is no image.
 
@@ -250,7 +251,7 @@ def through_norm(post: Post, kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def statistics(post: Post, kind: Kind) -> int:
     """Adds to sums (2, C), float64: of what a normalisation reads less a centre, and of the squares."""
 
@@ -272,7 +273,7 @@ def statistics(post: Post, kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def totals(kind: Kind) -> int:
     """Adds to sums (C,) those of all values: the gradient of a bias."""
 
@@ -288,7 +289,7 @@ def totals(kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def mean(kind: Kind) -> int:
     """The mean of a map's pixels, (C, 1, 1)."""
 
@@ -304,7 +305,7 @@ def mean(kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def spread(kind: Kind) -> int:
     """What `mean`'s gradient is for every pixel."""
 

@@ -11,18 +11,18 @@ number that is loaded is used several times.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from functools import cache
 from itertools import product
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from .vectors import LANES, MANY_REGISTERS, Value, Writer, compile_kernel
+from .vectors import LANES, Value, Writer, compile_kernel
 
 OUTPUTS = 4  # channels of a dense convolution's tile
-_PIXELS = (4, 2, 1) if MANY_REGISTERS else (2, 1)  # of its tile; the widest that fits comes first
+# Of its tile; the widest that fits comes first. Where vectors are long there are 32 registers, else 16.
+_PIXELS = (4, 2, 1) if LANES == 16 else (2, 1)
 _ALONE = (4, 2, 1)  # pixels of a depthwise convolution's tile
 
 Kind = np.dtype[Any]
@@ -51,18 +51,13 @@ class Operand:
         self.write.store(value, self.start, at)
 
 
-def cached(make: Callable[..., int]) -> Callable[..., int]:
-    """Each kernel is compiled once a process."""
-    return functools.cache(make)
-
-
 def split(channels: int, most: int) -> list[int]:
     """Nearly equal parts, the larger ones first."""
     parts = -(-channels // most)
     return [channels // parts + (part < channels % parts) for part in range(parts)]
 
 
-@cached
+@cache
 def dense(kernel: int, stride: int, kind: Kind) -> int:
     """A convolution of all channels; maps that it reads have their padding around them.
 
@@ -100,7 +95,7 @@ def dense(kernel: int, stride: int, kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def depthwise(kernel: int, stride: int, kind: Kind) -> int:
     """A convolution of every channel by itself; weights lie as (C, ky, kx)."""
 
@@ -129,7 +124,7 @@ def gradient_outputs(kernel: int) -> int:
     return {1: 4, 3: 3, 5: 2, 7: 1}[kernel]
 
 
-@cached
+@cache
 def dense_gradient(kernel: int, stride: int, kind: Kind) -> int:
     """Adds to the gradient of a dense convolution's weights, from its input and its output's gradient."""
     most = gradient_outputs(kernel)
@@ -175,7 +170,7 @@ def dense_gradient(kernel: int, stride: int, kind: Kind) -> int:
     return compile_kernel(write, kind)
 
 
-@cached
+@cache
 def depthwise_gradient(kernel: int, stride: int, kind: Kind) -> int:
     """Adds to the gradient of a depthwise convolution's weights."""
 

@@ -6,6 +6,7 @@ loss are torch's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,7 +38,9 @@ class FusedNetwork:
             self.plan: Plan | None = Plan(*stages_of(network), averaged)
         except UnknownLayerError:
             self.plan = None  # torch's modules have to do
-        self.tables = [table for layer in before for table in (layer._parameters, layer._buffers)]
+        # Looked into at every call, for what they hold may be replaced.
+        self.parameters = [layer._parameters for layer in before]
+        self.buffers = [layer._buffers for layer in before]
         self.places: list[int] = []  # of what they hold, where bodies know it
         self.bodies: dict[tuple[Any, ...], Body] = {}
 
@@ -50,7 +53,7 @@ class FusedNetwork:
             return self.network(images)  # type: ignore[no-any-return]
         if images.shape[1:] != self.plan.image.shape or images.dtype != self.convolution.weight.dtype:
             raise ValueError(f"images are {images.dtype} {list(images.shape)}, of another type or shape")
-        parameters = [one for table in self.tables[::2] for one in table.values() if one is not None]
+        parameters = _held(self.parameters)
         maps: Tensor = _Fused.apply(images, self.body(self.plan, images), parameters, *parameters)
         if not self.plan.averaged:
             return self.network.head(maps)
@@ -58,8 +61,7 @@ class FusedNetwork:
 
     def body(self, plan: Plan, images: Tensor) -> Body:
         """The programs for as many images."""
-        held = (one for table in self.tables for one in table.values())
-        places = [one.data_ptr() for one in held if one is not None]
+        places = [tensor.data_ptr() for tensor in (*_held(self.parameters), *_held(self.buffers))]
         if places != self.places:
             self.bodies.clear()
             self.places = places
@@ -68,6 +70,10 @@ class FusedNetwork:
         if key not in self.bodies:
             self.bodies[key] = Body(plan, *key)
         return self.bodies[key]
+
+
+def _held(tables: Sequence[Mapping[str, Tensor | None]]) -> list[Tensor]:
+    return [tensor for table in tables for tensor in table.values() if tensor is not None]
 
 
 def lending(forward: object) -> AbstractContextManager[None]:

@@ -22,7 +22,6 @@ binding.initialize_native_asmprinter()
 _FEATURES = binding.get_host_cpu_features()
 
 LANES = 16 if _FEATURES.get("avx512f") else 8  # numbers a vector, side by side: images of one group
-MANY_REGISTERS = bool(_FEATURES.get("avx512f"))  # 32 vectors of that length, not 16
 ROW = 32  # numbers a row of a program has: a kernel's address and its arguments
 
 Value: TypeAlias = Any  # a whole number: Python's, or the kernel's (an `ir.Value`)
@@ -186,9 +185,6 @@ class Writer:
         self.builder.ret_void()
 
 
-_SETTINGS: dict[str, Any] = {"passes": 2, "unroll": False, "code": 3}  # of LLVM's optimisation
-
-
 @contextmanager
 def _loop(build: ir.IRBuilder, stop: ir.Value, start: ir.Value, step: int = 1) -> Iterator[ir.Value]:
     before = build.block
@@ -222,8 +218,8 @@ def _compiled(module: ir.Module, name: str) -> int:
     machine = _machine()
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
-    tuning = binding.create_pipeline_tuning_options(speed_level=_SETTINGS["passes"])
-    tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = _SETTINGS["unroll"]
+    tuning = binding.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = False
     builder = binding.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(parsed, builder)
     engine = binding.create_mcjit_compiler(parsed, machine)
@@ -233,9 +229,8 @@ def _compiled(module: ir.Module, name: str) -> int:
 
 
 def _machine() -> Any:
-    target, level = binding.Target.from_default_triple(), _SETTINGS["code"]
-    name = binding.get_host_cpu_name()
-    return target.create_target_machine(cpu=name, features=_FEATURES.flatten(), opt=level)
+    target, name = binding.Target.from_default_triple(), binding.get_host_cpu_name()
+    return target.create_target_machine(cpu=name, features=_FEATURES.flatten(), opt=3)
 
 
 @functools.cache
