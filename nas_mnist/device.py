@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -73,18 +70,3 @@ def number_type(device: torch.device) -> torch.dtype:
 def layout(device: torch.device) -> torch.memory_format:
     """How torch's own modules are to find maps on a device."""
     return torch.contiguous_format if device.type == "cpu" else torch.channels_last
-
-
-@functools.cache
-def keep_memory() -> None:
-    """Let the C library keep freed memory instead of giving it back to the system (glibc only).
-
-    Without this every large tensor of every step is mapped anew and faulted in page by page. The
-    figures are those of ``man 3 mallopt``: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD in bytes.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        for setting, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 28)):
-            mallopt(setting, value)

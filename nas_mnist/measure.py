@@ -26,7 +26,6 @@ from .architecture import Architecture
 from .contenders import Contender, convolutions, in_memory, loaded, ours, plain
 from .cost import Budget, cost_of
 from .data import DataSet, Images
-from .device import keep_memory
 from .errors import InputError
 from .layers import expand
 from .model import Network, build
@@ -50,7 +49,6 @@ def measure_training(architecture: Architecture, data: Images, check: Images, re
     """
     normalize = Normalizer.of(data.images)
     device = data.images.device
-    keep_memory()
     trained: dict[str, Network] = {}  # by the newest turn
     contenders: dict[str, Contender] = {
         "plain": lambda: plain(trained, "plain", architecture, loaded(data, normalize), device),
@@ -136,7 +134,6 @@ TRICKS: dict[str, tuple[str, Any]] = {
 
 def measure_tricks(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
     """How many times faster one network trains with each of `TRICKS` than without it, turn by turn."""
-    keep_memory()
 
     def without(trick: str) -> float:
         with mock.patch(*TRICKS[trick]):
@@ -154,35 +151,25 @@ class TurnTask:
 
     architecture: Architecture
     data: Images
-    keep_memory: bool = True
 
     def __call__(self, desk: Desk) -> None:
         """Send ``trained`` (images a second) for every turn but the worker's first."""
         torch.set_num_threads(desk.threads)
-        if not self.keep_memory:
-            mock.patch("nas_mnist.training.keep_memory", lambda: None).start()
         ours({}, self.architecture, self.data)
         while desk.claim() is not None:
             desk.send("trained", ours({}, self.architecture, self.data))
 
 
 def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, int]:
-    """Images a second of one process with all threads, and of as many workers as `auto_workers` says.
+    """Images a second of one process with all threads, and of as many workers as `auto_workers` says."""
 
-    The process alone also without `device.keep_memory`.
-    """
-
-    def speed(count: int, keep: bool) -> int:
+    def speed(count: int) -> int:
         speeds: list[float] = []
-        task = TurnTask(architecture, data, keep)
-        run_workers(task, count, count * repeats, {"trained": speeds.append})
+        run_workers(TurnTask(architecture, data), count, count * repeats, {"trained": speeds.append})
         return round(count * statistics.median(speeds))
 
-    found = {
-        f"images_per_second_of_{count}": speed(count, True)
-        for count in sorted({1, auto_workers(data.images.device.type)})
-    }
-    return found | {"images_per_second_of_1_that_gives_memory_back": speed(1, False)}
+    counts = sorted({1, auto_workers(data.images.device.type)})
+    return {f"images_per_second_of_{count}": speed(count) for count in counts}
 
 
 def measure_time_to(

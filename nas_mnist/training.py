@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .data import Images
-from .device import keep_memory, layout
+from .device import layout
 from .errors import InputError, NoResultError
 from .model import Network, side_by_side, take_apart
 from .recipe import Recipe
@@ -124,7 +124,6 @@ def _train(
     recipe = recipe.fitted(len(data))
     check_enough(data, recipe)
     device = data.images.device
-    keep_memory()
     for one in models:
         one.to(memory_format=layout(device))
     model = side_by_side(models).to(memory_format=layout(device))
