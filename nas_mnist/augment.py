@@ -11,28 +11,36 @@ from torch.nn import functional as F
 from .recipe import Augmentation
 
 
-def affine(images: Tensor, how: Augmentation, *generators: torch.Generator) -> Tensor:
-    """Rotate, scale, shear and shift every image by its own random amount, bilinear, zeros from outside.
+def draw(
+    how: Augmentation, count: int, device: torch.device, *generators: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random maps from places in the output to places in the input: shifts (2, N) and matrices (2, 2, N).
 
-    Takes and returns floating point images (N, C, H, W) whose background is 0. Each of the ``generators``,
-    which live on the device of the images, draws for as many images, the first for those that come first.
-    All amounts are uniform between minus and plus what ``how`` names.
+    Places are (x, y), and images go from -1 to 1. An image is rotated, scaled, sheared and shifted by
+    amounts of its own, uniform between minus and plus what ``how`` names. Each of the ``generators`` draws
+    for as many images, the first for those that come first.
     """
-    count, _, height, width = images.shape
-    shape, device = (5, count // len(generators), 1, 1), images.device
+    shape = (5, count // len(generators))
     drawn = [torch.rand(shape, generator=generator, device=device) for generator in generators]
-    amounts = torch.cat(drawn, dim=1) * 2 - 1  # (5, N, 1, 1) in [-1, 1)
+    amounts = torch.cat(drawn, dim=1) * 2 - 1  # (5, N) in [-1, 1)
     angle = amounts[0] * math.radians(how.rotate)
     slant = torch.tan(amounts[1] * math.radians(how.shear))
     size = 1 + amounts[2] * how.scale
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
-    shift_x, shift_y = amounts[3:] * (2 * how.translate)  # the grid is 2 wide
-    x = _centres(width, device)
-    y = _centres(height, device)[:, None]
-    # Output pixels to input pixels, what `affine_grid` computes as a product of matrices in three times
-    # the time; each (N, H, W).
-    grid_x = shift_x + cos * x + (cos * slant - sin) * y
-    grid_y = shift_y + sin * x + (sin * slant + cos) * y
+    matrices = torch.stack((cos, cos * slant - sin, sin, sin * slant + cos)).unflatten(0, (2, 2))
+    return amounts[3:] * (2 * how.translate), matrices
+
+
+def affine(images: Tensor, shifts: Tensor, matrices: Tensor) -> Tensor:
+    """Images (N, C, H, W), floating point, mapped as `draw` says, bilinear, zeros from outside."""
+    height, width = images.shape[2:]
+    x = _centres(width, images.device)
+    y = _centres(height, images.device)[:, None]
+    # What `affine_grid` computes as a product of matrices in three times the time; each (N, H, W).
+    grid_x, grid_y = (
+        shift[:, None, None] + row[0][:, None, None] * x + row[1][:, None, None] * y
+        for shift, row in zip(shifts, matrices, strict=True)
+    )
     return F.grid_sample(images, torch.stack((grid_x, grid_y), dim=3), align_corners=False)
 
 

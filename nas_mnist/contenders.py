@@ -77,9 +77,14 @@ def in_memory(data: Images, normalize: Normalizer) -> Iterator[tuple[Tensor, Ten
         yield normalize(data.images[picked]), data.labels[picked]
 
 
-def ours(trained: dict[str, Network], architecture: Architecture, data: Images) -> float:
+def ours(
+    trained: dict[str, Network], architecture: Architecture, data: Images, augmented: bool = False
+) -> float:
+    """One epoch; the plain loops do not augment."""
     recipe = load_recipe("seed").with_epochs(1)
     recipe = Recipe.model_validate({**recipe.model_dump(), "batch_size": BATCH})
+    if augmented:
+        recipe = recipe.model_copy(update={"augmentation": load_recipe("default").augmentation})
     model = trained["ours"] = build(architecture, 0).to(data.images.device)
     (epoch,) = train(model, data, recipe, seed=0)
     return epoch.images / epoch.seconds
@@ -123,8 +128,10 @@ def _own_convolution(layer: Layer, needs_gradient: bool) -> Callable[[], float]:
         for thread, (gradient, into) in enumerate(memory)
     ]
 
+    taking = Program(convolution.taken(), convolution)
+
     def once() -> float:
-        convolution.begin()
+        taking.run()
         started = time.perf_counter()
         with own_threads():
             run(forward, groups, memory)

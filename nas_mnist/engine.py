@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from .operations import Convolution, Outcome, Row
 from .stages import Stage, Stored
 from .vectors import LANES, Program
 
-_SILENT = np.errstate(all="ignore")  # what is not finite reaches the loss, where training looks for it
+_EITHER = (False, True)  # whether a normalisation takes the statistics of the batch
 
 
 class Plan(NamedTuple):
@@ -40,15 +41,23 @@ class Plan(NamedTuple):
 class Body:
     """A plan for one number of images, with the memory and the programs for it."""
 
-    def __init__(self, plan: Plan, count: int, kind: np.dtype[Any], threads: int, back: bool) -> None:
-        """Of ``kind`` float32 or float64; ``back``: there will be a way back."""
+    def __init__(
+        self,
+        plan: Plan,
+        parameters: Sequence[Tensor],
+        count: int,
+        kind: np.dtype[Any],
+        threads: int,
+        back: bool,
+    ) -> None:
+        """Of ``kind`` float32 or float64; ``back``: there will be a way back, to the ``parameters``."""
         self.plan, self.count, self.kind = plan, count, kind
         self.passes = 0  # forward ones, so far
         self.groups = groups = -(-count // LANES)
         self.there = zeros((groups, LANES), kind)  # 1 where there is an image, else 0
         self.there.reshape(-1)[:count] = 1
         stored = [plan.image, *(stage.target for stage in plan.stages)]
-        self.outcomes = {one: Outcome(one, groups, kind, threads) for one in stored}
+        self.outcomes = {one: Outcome(one, groups, kind, threads, count) for one in stored}
         self.convolutions = {
             stage: [Convolution(*one, kind, threads) for one in stage.convolutions] for stage in plan.stages
         }
@@ -56,39 +65,62 @@ class Body:
         shape = (channels, 1, 1) if plan.averaged else plan.last.read_shape
         self.out, self.out_gradient = Maps(shape, kind, groups), Maps(shape, kind, groups)
         self.share = np.array([1 / (size[0] * size[1])], kind)  # of a pixel in the mean
+        self._gradients = zeros((sum(one.numel() for one in parameters),), kind)  # one after the other
+        ends = list(accumulate(one.numel() for one in parameters))
+        self.slices = [slice(end - one.numel(), end) for end, one in zip(ends, parameters, strict=True)]
+        into = {one: self._gradients[part] for one, part in zip(parameters, self.slices, strict=True)}
+        convolutions = [one for stage in plan.stages for one in self.convolutions[stage]]
+        self.taking = Program([row for one in convolutions for row in one.taken()])
+        self.putting = Program([row for one in convolutions for row in one.put(into)] if back else [])
+        self.norms = {
+            one: [_Norm(Program([made.normalised(by)]), Program([made.put(into, by)])) for by in _EITHER]
+            for one, made in self.outcomes.items()
+            if one.norm is not None
+        }
+        self.in_use: dict[Stored, _Norm] = {}
         self.programs = [_Rows(self, number).programs(back) for number in range(threads)]
 
-    @_SILENT
     def forward(self, images: Array) -> Array:
         """From images (N, C, H, W) to what the head reads, (N, C', H', W')."""
         to_groups(images, self.outcomes[self.plan.image].maps.values)
         for outcome in self.outcomes.values():
-            outcome.begin(self.count)
+            outcome.begin()
+        self.taking.run()
         for at, stage in enumerate(self.plan.stages):
-            for convolution in self.convolutions[stage]:
-                convolution.begin()
-            target = self.outcomes[stage.target]
-            run([(one.summing if target.sums else one.plain)[at] for one in self.programs], self.groups, self)
-            target.normalise(self.count)
+            norm: Any = stage.target.norm
+            by_batch = norm is not None and norm.training
+            run([(one.summing if by_batch else one.plain)[at] for one in self.programs], self.groups, self)
+            if norm is not None:
+                self.in_use[stage.target] = self.norms[stage.target][by_batch]
+                self.in_use[stage.target].forward.run()
+            if by_batch:
+                norm.num_batches_tracked.add_(1)
         run([one.end for one in self.programs], self.groups, self)
         return from_groups(self.out.values, self.count)
 
-    @_SILENT
-    def backward(self, gradient: Array) -> dict[Tensor, Array]:
-        """From the gradient of what `forward` gave to those of all parameters."""
+    def backward(self, gradient: Array) -> list[Array]:
+        """From the gradient of what `forward` gave to those of all parameters, in their order, flat."""
         to_groups(gradient, self.out_gradient.values)
         for outcome in self.outcomes.values():
             outcome.begin_back()
-        run([one.end_backward for one in self.programs], self.groups, self)
-        found: dict[Tensor, Array] = {}
-        for at, stage in reversed(list(enumerate(self.plan.stages))):
-            found |= self.outcomes[stage.target].gradients(self.count)
-            for convolution in self.convolutions[stage]:
+        for convolutions in self.convolutions.values():
+            for convolution in convolutions:
                 convolution.begin_back()
+        run([one.end_backward for one in self.programs], self.groups, self)
+        for at, stage in reversed(list(enumerate(self.plan.stages))):
+            if stage.target.norm is not None:
+                self.in_use[stage.target].backward.run()
             run([one.backward[at] for one in self.programs], self.groups, self)
-            for convolution in self.convolutions[stage]:
-                found |= convolution.gradients()
-        return found
+        self.putting.run()
+        found = self._gradients.copy()
+        return [found[part] for part in self.slices]
+
+
+class _Norm(NamedTuple):
+    """What a normalisation does with the sums of all images."""
+
+    forward: Program
+    backward: Program
 
 
 class _Programs(NamedTuple):
@@ -219,6 +251,9 @@ def run(programs: Sequence[Program], groups: int, owner: object) -> None:
     Returns when all are done, and raises no sooner, unless it is interrupted a second time: even then the
     memory stays until no thread works on it.
     """
+    if len(programs) == 1:
+        programs[0].run(0, groups)
+        return
     bounds = [groups * number // len(programs) for number in range(len(programs) + 1)]
     parts = list(zip(programs, bounds[:-1], bounds[1:], strict=True))
     others: list[Future[None]] = []

@@ -54,21 +54,21 @@ class FusedNetwork:
         if images.shape[1:] != self.plan.image.shape or images.dtype != self.convolution.weight.dtype:
             raise ValueError(f"images are {images.dtype} {list(images.shape)}, of another type or shape")
         parameters = _held(self.parameters)
-        maps: Tensor = _Fused.apply(images, self.body(self.plan, images), parameters, *parameters)
+        maps: Tensor = _Fused.apply(images, self.body(self.plan, parameters, images), *parameters)
         if not self.plan.averaged:
             return self.network.head(maps)
         return F.linear(maps.flatten(1), self.convolution.weight.flatten(1), self.convolution.bias)
 
-    def body(self, plan: Plan, images: Tensor) -> Body:
+    def body(self, plan: Plan, parameters: Sequence[Tensor], images: Tensor) -> Body:
         """The programs for as many images."""
-        places = [tensor.data_ptr() for tensor in (*_held(self.parameters), *_held(self.buffers))]
+        places = [tensor.data_ptr() for tensor in (*parameters, *_held(self.buffers))]
         if places != self.places:
             self.bodies.clear()
             self.places = places
         kind = np.dtype(np.float64 if images.dtype == torch.float64 else np.float32)
         key = (len(images), kind, threads(), torch.is_grad_enabled())
         if key not in self.bodies:
-            self.bodies[key] = Body(plan, *key)
+            self.bodies[key] = Body(plan, parameters, *key)
         return self.bodies[key]
 
 
@@ -84,9 +84,9 @@ def lending(forward: object) -> AbstractContextManager[None]:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, body: Body, parameters: list[Tensor], *_: Tensor) -> Tensor:
+    def forward(ctx: Any, images: Tensor, body: Body, *parameters: Tensor) -> Tensor:
         body.passes += 1
-        ctx.parameters, ctx.body, ctx.passes = parameters, body, body.passes
+        ctx.shapes, ctx.body, ctx.passes = [one.shape for one in parameters], body, body.passes
         return torch.from_numpy(body.forward(images.detach().numpy()))
 
     @staticmethod
@@ -95,4 +95,8 @@ class _Fused(torch.autograd.Function):
         if ctx.passes != ctx.body.passes:
             raise AssertionError("a forward pass came between a forward pass and its way back")
         found = ctx.body.backward(gradients[0].numpy())
-        return None, None, None, *(torch.from_numpy(found[one]) for one in ctx.parameters)
+        return (
+            None,
+            None,
+            *(torch.from_numpy(one).view(of) for one, of in zip(found, ctx.shapes, strict=True)),
+        )

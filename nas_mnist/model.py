@@ -110,9 +110,7 @@ def build(architecture: Architecture, seed: int) -> Network:
 
 
 def side_by_side(models: Sequence[Network]) -> Network:
-    """Networks of one architecture as one network of as many copies; a single one as it is."""
-    if len(models) == 1:
-        return models[0]
+    """Networks of one architecture as one network of as many copies, with weights of its own."""
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced at once
         whole = Network(models[0].architecture, len(models)).to(next(models[0].parameters()).device)
     states = [model.state_dict() for model in models]

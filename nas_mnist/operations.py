@@ -5,6 +5,7 @@ Both give rows of programs (`vectors.Program`): kernels with the addresses of wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import between, convolve
+from . import between, convolve, parameters
 from .convolve import OUTPUTS, gradient_outputs, split
 from .layers import Layer
 from .maps import Array, Maps, zeros
@@ -20,6 +21,7 @@ from .stages import Stored
 from .vectors import LANES
 
 Row = list[int]
+_WIDE = np.dtype(np.float64)
 
 
 class Convolution:
@@ -30,11 +32,10 @@ class Convolution:
         self.kernel, self.stride, self.pad = layer.kernel[0], layer.stride, layer.padding
         self.depthwise = layer.groups > 1
         self.inputs, self.outputs = layer.in_shape[0], layer.out_shape[0]
-        weight, size = module.weight.detach(), module.weight.numel()
+        size = module.weight.numel()
         # Where the weights lie, whatever their layout, and where their gradients will.
-        self._newest = weight.as_strided((size,), (1,)).numpy()
-        places = torch.arange(size).as_strided(weight.shape, weight.stride()).numpy()
-        plain = np.arange(size).reshape(weight.shape)
+        places = torch.arange(size).as_strided(module.weight.shape, module.weight.stride()).numpy()
+        plain = np.arange(size).reshape(module.weight.shape)
         turned = places[:, :, ::-1, ::-1]  # by half a turn: the way back is a convolution with these
         if self.depthwise:
             self._orders = places.ravel(), turned.ravel()
@@ -42,31 +43,42 @@ class Convolution:
         else:
             self._orders = _in_tiles(places, OUTPUTS), _in_tiles(turned.swapaxes(0, 1), OUTPUTS)
             self._gradient_order = _in_tiles(plain, gradient_outputs(self.kernel))
-        self._weights, self._turned = zeros((places.size,), kind), zeros((places.size,), kind)
+        self._bias_order = np.arange(self.outputs)
+        self._weights, self._turned = zeros((size,), kind), zeros((size,), kind)
         self._bias, self._no_bias = zeros((self.outputs,), kind), zeros((self.inputs,), kind)
-        self._gradients = zeros((threads, places.size), kind)
+        self._gradients = zeros((threads, size), kind)
         self._bias_gradients = zeros((threads, self.outputs), kind)
 
-    def begin(self) -> None:
-        """Take the module's weights of now."""
-        self._newest.take(self._orders[0], out=self._weights, mode="clip")  # which none needs, but is faster
-        self._newest.take(self._orders[1], out=self._turned, mode="clip")
-        if self.module.bias is not None:
-            self._bias[:] = numbers(self.module.bias)
+    def taken(self) -> list[Row]:
+        """Rows that take the module's weights of now."""
+        weight, bias = self.module.weight, self.module.bias
+        jobs = [
+            (weight, self._weights, self._orders[0]),
+            (weight, self._turned, self._orders[1]),
+            *([] if bias is None else [(bias, self._bias, self._bias_order)]),
+        ]
+        return [
+            [parameters.take(self.kind), source.data_ptr(), target.ctypes.data, order.ctypes.data, order.size]
+            for source, target, order in jobs
+        ]
 
     def begin_back(self) -> None:
         """Before a way back."""
         self._gradients.fill(0)
         self._bias_gradients.fill(0)
 
-    def gradients(self) -> dict[Tensor, Array]:
-        """Those of weight and bias, after all threads."""
-        into = np.empty(self._gradients.shape[1], self.kind)
-        into[self._gradient_order] = self._gradients.sum(0)
-        found = {self.module.weight: into.reshape(tuple(self.module.weight.shape))}
+    def put(self, gradients: Mapping[Tensor, Array]) -> list[Row]:
+        """Rows that put what all threads found to the gradients of weight and bias."""
+        jobs = [(self._gradients, self._gradient_order, self.module.weight)]
         if self.module.bias is not None:
-            found[self.module.bias] = self._bias_gradients.sum(0)
-        return found
+            jobs.append((self._bias_gradients, self._bias_order, self.module.bias))
+        return [
+            [
+                *(parameters.put(self.kind), source.ctypes.data, gradients[of].ctypes.data),
+                *(order.ctypes.data, order.size, len(source)),
+            ]
+            for source, order, of in jobs
+        ]
 
     def forward(self, source: Maps, target: Maps) -> Row:
         """From the input, with its padding around it, to the output."""
@@ -139,20 +151,21 @@ def _tiles(outputs: int, most: int) -> list[int]:
 class Outcome:
     """`Stored` maps of all images: their memory, their normalisation and dropout, and their gradient."""
 
-    def __init__(self, stored: Stored, groups: int, kind: np.dtype[Any], threads: int) -> None:
-        self.stored, self.post, self.kind = stored, stored.post, kind
+    def __init__(self, stored: Stored, groups: int, kind: np.dtype[Any], threads: int, count: int) -> None:
+        self.stored, self.post, self.kind, self.count = stored, stored.post, kind, count
         self.channels, self._groups = stored.shape[0], groups
         self.maps = Maps(stored.shape, kind, groups)
         # Factor, shift, and what is subtracted before sums are made, near the mean: of large numbers the
         # sums of squares would leave nothing of the variance.
         self._affine = zeros((3, self.channels), kind)
         self._through = zeros((2, self.channels), kind)
-        self._kept = zeros((groups if self.post.dropout else 0, self.channels, LANES), kind)
-        self._sums = zeros((threads, 2, self.channels), np.dtype(np.float64))
+        self._dropout = zeros((groups if self.post.dropout else 0, self.channels, LANES), kind)
+        self._sums = zeros((threads, 2, self.channels), _WIDE)
+        self._kept = zeros((4, self.channels), _WIDE)
         norm: Any = stored.norm
         if norm is not None:
-            self._weight, self._bias = numbers(norm.weight), numbers(norm.bias)
-            self._running = numbers(norm.running_mean), numbers(norm.running_var)
+            values = count * self.maps.size[0] * self.maps.size[1]  # a channel
+            self._numbers = np.array([values, values / max(values - 1, 1), norm.momentum, norm.eps])
 
     @cached_property
     def gradient(self) -> Maps:
@@ -192,74 +205,45 @@ class Outcome:
 
     @property
     def _chain(self) -> list[int]:
-        return [self._affine.ctypes.data, self._kept.ctypes.data, self.channels]
+        return [self._affine.ctypes.data, self._dropout.ctypes.data, self.channels]
 
-    # What runs between programs, with few numbers.
+    def normalised(self, by_batch: bool) -> Row:
+        """Find factor and shift: by the batch's statistics, or in evaluation by the running ones."""
+        norm: Any = self.stored.norm
+        where = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return [
+            *(parameters.normalise(by_batch, self.kind), *self._summed, *(one.data_ptr() for one in where)),
+            *(self._affine.ctypes.data, self._kept.ctypes.data),
+        ]
 
-    def begin(self, count: int) -> None:
-        """Before a pass over ``count`` images: draw dropout."""
+    def put(self, gradients: Mapping[Tensor, Array], by_batch: bool) -> Row:
+        """Find the gradients of the normalisation's weight and bias, when all readers are through."""
+        norm: Any = self.stored.norm
+        return [
+            *(parameters.gradients(by_batch, self.kind), *self._summed),
+            *(self._kept.ctypes.data, self._through.ctypes.data),
+            *(gradients[one].ctypes.data for one in (norm.weight, norm.bias)),
+        ]
+
+    @property
+    def _summed(self) -> list[int]:
+        return [self.channels, len(self._sums), self._numbers.ctypes.data, self._sums.ctypes.data]
+
+    # What runs between programs.
+
+    def begin(self) -> None:
+        """Before a pass: draw dropout."""
         self._sums.fill(0)
         dropout = self.stored.dropout
         if dropout is None:
             return
-        self._kept.fill(1)
+        self._dropout.fill(1)
         if dropout.training:
-            kept = (torch.rand((count, self.channels)) >= dropout.p).numpy() / (1 - dropout.p)
-            places = self._kept.swapaxes(1, 2).reshape(-1, self.channels)  # image by image
-            places[:count] = kept
-            self._kept[:] = places.reshape(-1, LANES, self.channels).swapaxes(1, 2)
+            kept = (torch.rand((self.count, self.channels)) >= dropout.p).numpy() / (1 - dropout.p)
+            places = self._dropout.swapaxes(1, 2).reshape(-1, self.channels)  # image by image
+            places[: self.count] = kept
+            self._dropout[:] = places.reshape(-1, LANES, self.channels).swapaxes(1, 2)
 
     def begin_back(self) -> None:
         """Before a way back."""
         self._sums.fill(0)
-
-    def normalise(self, count: int) -> None:
-        """Find factor and shift: by the batch's statistics, or in evaluation by the running ones."""
-        norm: Any = self.stored.norm
-        if norm is None:
-            return
-        if norm.training:
-            values = self._values(count)
-            first, second = self._sums.sum(0)
-            apart = first / values
-            self._mean = self._affine[2] + apart
-            variance = np.maximum(second / values - apart * apart, 0)
-            unbiased = variance * (values / max(values - 1, 1))
-            for kept, newest in zip(self._running, (self._mean, unbiased), strict=True):
-                np.add(kept, norm.momentum * (newest - kept), out=kept, casting="same_kind")
-            norm.num_batches_tracked.add_(1)
-        else:
-            self._mean, variance = self._running[0].copy(), self._running[1]
-        self._by_batch = norm.training
-        self._inverse_std = 1 / np.sqrt(variance + norm.eps)
-        self._factor = self._weight * self._inverse_std
-        self._affine[0] = self._factor
-        self._affine[1] = self._bias - self._mean * self._factor
-        self._affine[2] = self._mean
-
-    def gradients(self, count: int) -> dict[Tensor, Array]:
-        """Those of the normalisation's weight and bias, when all readers are through.
-
-        (Ioffe and Szegedy 2015, arxiv.org/abs/1502.03167, section 3.)
-        """
-        norm: Any = self.stored.norm
-        if norm is None:
-            return {}
-        into_bias, second = self._sums.sum(0)
-        into_weight = (second - (self._mean - self._affine[2]) * into_bias) * self._inverse_std
-        self._through.fill(0)
-        if self._by_batch:  # mean and variance depend on the maps
-            values = self._values(count)
-            linear = -self._factor * self._inverse_std * into_weight / values
-            self._through[0] = linear
-            self._through[1] = -self._factor * into_bias / values - self._mean * linear
-        return {norm.weight: into_weight.astype(self.kind), norm.bias: into_bias.astype(self.kind)}
-
-    def _values(self, count: int) -> int:
-        """Numbers a channel."""
-        return count * self.maps.size[0] * self.maps.size[1]
-
-
-def numbers(tensor: Tensor) -> Array:
-    """A tensor's memory as an array."""
-    return tensor.detach().numpy()

@@ -9,6 +9,7 @@ launching a step's few hundred kernels one by one takes longer than running them
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .augment import affine
+from .augment import affine, draw
 from .data import Images
 from .device import layout, number_type
 from .fused import lending
 from .model import Network
 from .recipe import Recipe
 from .scoring import Normalizer, forward_on
+from .warp import Warp
 
 EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
 
@@ -42,27 +44,33 @@ class Step:
         generators: Sequence[torch.Generator],
         plain: bool = False,
     ) -> None:
-        """``plain``: torch's own modules in float32, step by step, to hold the fast ways against."""
+        """The network's weights move to memory of the step's own.
+
+        ``plain``: torch's own modules in float32, step by step, to hold the fast ways against.
+        """
         device = data.images.device
+        self.numbers = Numbers(model)
         self.model, self.data, self.recipe, self.generators = model, data, recipe, generators
         self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
         self.forward = model if plain else forward_on(model, device)
         self.kind = torch.float32 if plain else number_type(device)
         self.normalize = Normalizer.of(data.images)
+        compiled = device.type == "cpu" and not plain and not recipe.augmentation.off
+        self.warp = Warp(data.images, self.normalize) if compiled else None
         self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps
         shape = (model.copies, self.steps * recipe.batch_size)
         self.order = torch.zeros(shape, dtype=torch.long, device=device)  # of images, by copy
         self.places = torch.arange(recipe.batch_size, device=device)
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)
-        self.optimizer = _optimizer(model, recipe, self.rate)
+        self.optimizer = _optimizer(self.numbers, recipe, self.rate)
         self.loss = torch.zeros(model.copies, device=device)  # sums over the epoch's batches so far
         self.calls = 0
         self.recorded = device.type == "cuda" and not plain
         self.graph: torch.cuda.CUDAGraph | None = None
         self.average = copy.deepcopy(model) if recipe.average else None
         if self.average is not None:
-            self.averaged, self.newest = _floats(self.average), _floats(model)
+            self.averaged = Numbers(self.average).all
             total = recipe.epochs * self.steps
             shares = [1 - min(recipe.average, (2 + step) / (11 + step)) for step in range(total)]
             self.shares = torch.tensor(shares, device=device)  # of the newest weights in the average
@@ -96,25 +104,65 @@ class Step:
         self.calls += 1
         recipe = self.recipe
         picked = self.order[:, self.done % self.steps * recipe.batch_size + self.places].flatten()
-        images = self.data.images[picked].float()  # (copies * B, C, H, W), 0 to 255
-        if not recipe.augmentation.off:
-            images = affine(images, recipe.augmentation, *self.generators)
-        images = self.normalize(images).unflatten(0, (self.model.copies, -1)).transpose(0, 1).flatten(1, 2)
+        images = self._images(picked).unflatten(0, (self.model.copies, -1)).transpose(0, 1).flatten(1, 2)
         scores = self.forward(images.to(self.kind, memory_format=layout(images.device)))
         scores = scores.unflatten(1, (self.model.copies, -1)).transpose(0, 1).flatten(0, 1)
         labels = self.data.labels[picked]  # (copies * B,), as the scores (copies * B, classes)
         losses = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing, reduction="none")
         loss = losses.view(self.model.copies, -1).mean(1)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.numbers.forget_gradients()
         loss.sum().backward()
+        self.numbers.collect_gradients()
         self.rate.copy_(self.rates.index_select(0, self.done)[0])  # an index of no dimension would be read
         self.optimizer.step()
         self.loss += loss.detach()
         if self.average is not None:
-            share = self.shares.index_select(0, self.done)[0]
-            torch._foreach_mul_(self.averaged, 1 - share)
-            torch._foreach_add_(self.averaged, torch._foreach_mul(self.newest, share))
+            self.averaged.lerp_(self.numbers.all, self.shares.index_select(0, self.done)[0])
         self.done += 1
+
+    def _images(self, picked: Tensor) -> Tensor:
+        """The images at these positions, augmented and normalised: (N, C, H, W) float32."""
+        if self.recipe.augmentation.off:
+            return self.normalize(self.data.images[picked])
+        maps = draw(self.recipe.augmentation, len(picked), picked.device, *self.generators)
+        if self.warp is not None:
+            return self.warp(picked, *maps)
+        return self.normalize(affine(self.data.images[picked].float(), *maps))
+
+
+class Numbers:
+    """All weights and statistics of a network in one piece of memory, for few operations on all of them."""
+
+    def __init__(self, model: Network) -> None:
+        """Moves them there."""
+        self.parameters = sorted(model.parameters(), key=lambda one: one.dim() == 1)
+        statistics = [one for one in model.buffers() if one.is_floating_point()]
+        moved = [*self.parameters, *statistics]
+        self.all = torch.cat([_flat(one.detach()) for one in moved])
+        ends = list(itertools.accumulate(one.numel() for one in moved))
+        for one, end in zip(moved, ends, strict=True):
+            one.data = self.all.as_strided(one.shape, one.stride(), end - one.numel())
+        count = ends[len(self.parameters) - 1]
+        weights = sum(one.numel() for one in self.parameters if one.dim() > 1)
+        self.gradient = torch.zeros_like(self.all[:count])
+        # Of convolutions, and the others: biases, and factors and shifts of normalisations.
+        self.weights, self.others = self.all[:weights], self.all[weights:count]
+        self.weights.grad, self.others.grad = self.gradient[:weights], self.gradient[weights:]
+
+    def forget_gradients(self) -> None:
+        """Before a way back."""
+        for one in self.parameters:
+            one.grad = None
+
+    def collect_gradients(self) -> None:
+        """After a way back: from the parameters to ``weights`` and ``others``."""
+        gradients = [_flat(one.grad) for one in self.parameters if one.grad is not None]
+        torch.cat(gradients, out=self.gradient)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A tensor's numbers as they lie in memory, without gaps."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def learning_rates(recipe: Recipe, steps: int) -> list[float]:
@@ -133,23 +181,16 @@ def schedule(recipe: Recipe, progress: float) -> float:
     return 1 - done if recipe.schedule == "linear" else 1.0
 
 
-def _optimizer(model: Network, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
+def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
     """Weight decay applies to convolution weights, not to biases and normalisation."""
-    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     groups = [
-        {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [numbers.weights], "weight_decay": recipe.weight_decay},
+        {"params": [numbers.others], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
         betas, recorded = (recipe.momentum, 0.999), rate.device.type == "cuda"
         return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True, capturable=recorded)
     return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
-
-
-def _floats(model: Network) -> list[Tensor]:
-    """All weights and normalisation statistics, detached."""
-    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
 
 
 def _record(step: Step) -> torch.cuda.CUDAGraph:

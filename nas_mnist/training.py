@@ -137,7 +137,7 @@ def _train(
         results = _run(step, step.steps - half, step.steps, epoch)
         last = epoch == recipe.epochs
         together = len(models) > 1
-        if step.result is not models[0] and (last or together):
+        if last or together:
             take_apart(step.result, models)
         if score_on is not None and (last or not last_only):
             kind = torch.float32 if last else step.kind

@@ -27,6 +27,7 @@ ROW = 32  # numbers a row of a program has: a kernel's address and its arguments
 Value: TypeAlias = Any  # a whole number: Python's, or the kernel's (an `ir.Value`)
 _INDEX = ir.IntType(64)
 _INDICES = _INDEX.as_pointer()
+_LANE = ir.IntType(32)  # a whole number in a lane
 _FLOATS = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
 # Sums in any order, and multiplications fused with additions; infinities and NaNs stay what they are.
 _FAST = ("contract", "reassoc", "nsz")
@@ -38,13 +39,13 @@ class Writer:
     Whole numbers of Python and of the kernel mix; numbers of Python are computed at once.
     """
 
-    def __init__(self, module: ir.Module, name: str, kind: np.dtype[Any]) -> None:
-        self.module, self.number = module, _FLOATS[kind]
-        self.vector = ir.VectorType(self.number, LANES)
+    def __init__(self, module: ir.Module, name: str, kind: np.dtype[Any], lanes: int) -> None:
+        self.module, self.number, self.lanes = module, _FLOATS[kind], lanes
+        self.vector = ir.VectorType(self.number, lanes)
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_INDICES, _INDEX]), name)
         self.table, self.group = function.args
         self.builder = ir.IRBuilder(function.append_basic_block())
-        self.zero = ir.Constant(self.vector, [0.0] * LANES)
+        self.zero = self.constant(0.0)
         self._taken = 0
 
     # Whole numbers.
@@ -94,6 +95,11 @@ class Writer:
                 yield at, width
             done = end
 
+    def read_whole(self, address: Value, offset: Value) -> ir.Value:
+        """A whole number of 64 bits in memory."""
+        start = self.builder.inttoptr(self.whole(address), _INDICES)
+        return self.builder.load(self.builder.gep(start, [self.whole(offset)]))
+
     # Numbers in memory; addresses are whole numbers, distances count numbers.
 
     def _place(self, address: Value, offset: Value, kind: ir.Type) -> ir.Value:
@@ -112,12 +118,70 @@ class Writer:
     def _align(self) -> int:
         return 8 if isinstance(self.number, ir.DoubleType) else 4
 
+    def load_of(self, kind: np.dtype[Any], address: Value, offset: Value = 0) -> ir.Value:
+        """A number of a type of its own, where vectors have one lane."""
+        place = self._place_of(kind, address, offset)
+        value = self.builder.load(place)
+        return value if value.type == self.vector else self.builder.fpext(value, self.vector)
+
+    def store_of(self, kind: np.dtype[Any], value: ir.Value, address: Value, offset: Value = 0) -> None:
+        place = self._place_of(kind, address, offset)
+        narrow = place.type.pointee
+        self.builder.store(value if value.type == narrow else self.builder.fptrunc(value, narrow), place)
+
+    def _place_of(self, kind: np.dtype[Any], address: Value, offset: Value) -> ir.Value:
+        start = self.builder.inttoptr(self.whole(address), ir.VectorType(_FLOATS[kind], 1).as_pointer())
+        return self.builder.gep(start, [self.whole(offset)])
+
+    def bytes_at(self, address: Value, offsets: ir.Value, count: int) -> list[ir.Value]:
+        """Neighbours in memory, each 0 to 255; the first ones' offsets in whole numbers, a lane each.
+
+        There are at most four of them, and four bytes are read whatever their number.
+        """
+        start = self.builder.inttoptr(self.whole(address), ir.IntType(8).as_pointer())
+        words: Value = ir.Constant(offsets.type, ir.Undefined)
+        for lane in range(self.lanes):
+            at = ir.Constant(_LANE, lane)
+            place = self.builder.gep(start, [self.builder.extract_element(offsets, at)])
+            word = self.builder.load(self.builder.bitcast(place, _LANE.as_pointer()), align=1)
+            words = self.builder.insert_element(words, word, at)
+        found = []
+        for number in range(count):
+            shifted = self.builder.lshr(words, self._everywhere(ir.Constant(_LANE, 8 * number)))
+            byte = self.builder.and_(shifted, self._everywhere(ir.Constant(_LANE, 255)))
+            found.append(self.builder.sitofp(byte, self.vector))
+        return found
+
+    def count_from(self, start: Value) -> ir.Value:
+        """The whole numbers from ``start`` on, a lane each."""
+        first = self._everywhere(self.builder.trunc(self.whole(start), _LANE))
+        return self.builder.add(first, ir.Constant(first.type, list(range(self.lanes))))
+
+    def number_of(self, value: Value) -> ir.Value:
+        """Whole numbers, one for all lanes or a lane each, as numbers."""
+        if isinstance(value, int) or value.type == _INDEX:
+            return self._everywhere(self.builder.sitofp(self.whole(value), self.number))
+        return self.builder.sitofp(value, self.vector)
+
+    def whole_of(self, value: ir.Value) -> ir.Value:
+        """Numbers without their fraction, as whole numbers, a lane each."""
+        return self.builder.fptosi(value, ir.VectorType(_LANE, self.lanes))
+
+    def times_and_plus(self, values: ir.Value, factor: Value, others: ir.Value, summand: Value) -> ir.Value:
+        """``values * factor + others + summand`` of whole numbers, a lane each."""
+        factor, summand = (
+            self._everywhere(self.builder.trunc(self.whole(one), _LANE)) for one in (factor, summand)
+        )
+        return self.builder.add(self.builder.add(self.builder.mul(values, factor), others), summand)
+
     def one(self, address: Value, offset: Value = 0) -> ir.Value:
         """One number, in every lane."""
-        number = self.builder.load(self._place(address, offset, self.number))
-        nothing = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        return self._everywhere(self.builder.load(self._place(address, offset, self.number)))
+
+    def _everywhere(self, number: ir.Value) -> ir.Value:
+        nothing = ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(nothing, number, ir.Constant(_LANE, 0))
+        lanes = ir.Constant(ir.VectorType(_LANE, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, nothing, lanes)
 
     def add_up(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
@@ -142,13 +206,13 @@ class Writer:
     def _intrinsic(self, name: str, kind: ir.FunctionType) -> ir.Function:
         """One of LLVM's own functions of vectors."""
         width = "f64" if isinstance(self.number, ir.DoubleType) else "f32"
-        name = f"llvm.{name}.v{LANES}{width}"
+        name = f"llvm.{name}.v{self.lanes}{width}"
         return self.module.globals.get(name) or ir.Function(self.module, kind, name)
 
     # Vectors.
 
     def constant(self, value: float) -> ir.Value:
-        return ir.Constant(self.vector, [value] * LANES)
+        return ir.Constant(self.vector, [value] * self.lanes)
 
     def variable(self, value: ir.Value) -> ir.Value:
         """A vector that changes; in the end it is a register."""
@@ -171,6 +235,23 @@ class Writer:
 
     def minus(self, one: ir.Value, other: ir.Value) -> ir.Value:
         return self.builder.fsub(one, other, flags=_FAST)
+
+    def over(self, one: ir.Value, other: ir.Value) -> ir.Value:
+        return self.builder.fdiv(one, other)
+
+    def root(self, value: ir.Value) -> ir.Value:
+        return self._of_one("sqrt", value)
+
+    def floor(self, value: ir.Value) -> ir.Value:
+        return self._of_one("floor", value)
+
+    def _of_one(self, name: str, value: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(self.vector, [self.vector])
+        return self.builder.call(self._intrinsic(name, kind), [value])
+
+    def clipped(self, value: ir.Value, least: ir.Value, most: ir.Value) -> ir.Value:
+        above = self.choose(value, ">", least, value, least)
+        return self.choose(above, "<", most, above, most)
 
     def largest(self, one: ir.Value, other: ir.Value) -> ir.Value:
         """By lane; NaN where one is."""
@@ -204,10 +285,10 @@ def _loop(build: ir.IRBuilder, stop: ir.Value, start: ir.Value, step: int = 1) -
 _engines: list[Any] = []  # compiled code lives as long as they do
 
 
-def compile_kernel(write: Callable[[Writer], None], kind: np.dtype[Any]) -> int:
-    """Compile what ``write`` writes, with numbers of one type; its address."""
+def compile_kernel(write: Callable[[Writer], None], kind: np.dtype[Any], lanes: int = 0) -> int:
+    """Compile what ``write`` writes, with vectors of ``lanes`` numbers (0: `LANES`); its address."""
     module = ir.Module()
-    writer = Writer(module, "kernel", kind)
+    writer = Writer(module, "kernel", kind, lanes or LANES)
     write(writer)
     writer.end()
     return _compiled(module, "kernel")
@@ -260,7 +341,8 @@ class Program:
         self.table = np.zeros((len(rows), ROW), np.int64)
         for place, row in zip(self.table, rows, strict=True):
             place[: len(row)] = row
+        self._where = self.table.ctypes.data, len(self.table)
 
-    def run(self, start: int, stop: int) -> None:
+    def run(self, start: int = 0, stop: int = 1) -> None:
         """Run all of it for the groups from ``start`` to before ``stop``."""
-        _runner()(self.table.ctypes.data, len(self.table), start, stop)
+        _runner()(*self._where, start, stop)

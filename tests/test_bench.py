@@ -66,13 +66,18 @@ def test_time_to_an_accuracy_says_how_many_seeds_reach_it(tiny_data: DataSet) ->
 
 
 def test_every_trick_is_measured_and_put_back(tiny_data: DataSet) -> None:
-    from nas_mnist import fused, scoring, stages
+    from nas_mnist import fused, scoring, stages, step
 
-    before = (scoring.FusedNetwork, stages.LONGEST, fused.own_threads)
+    before = (scoring.FusedNetwork, step.Warp, stages.LONGEST, fused.own_threads)
     found = measure.measure_tricks(SMALL, tiny_data.train, repeats=1)
-    assert set(found) == {"compiled kernels", "two convolutions a stage", "torch's threads for programs"}
+    assert set(found) == {
+        "compiled kernels",
+        "augmentation in one loop",
+        "two convolutions a stage",
+        "torch's threads for programs",
+    }
     assert min(found.values()) > 0
-    assert before == (scoring.FusedNetwork, stages.LONGEST, fused.own_threads)
+    assert before == (scoring.FusedNetwork, step.Warp, stages.LONGEST, fused.own_threads)
 
 
 def test_seeds_are_measured_one_after_the_other_and_at_once(tiny_data: DataSet) -> None:

@@ -322,6 +322,8 @@ assert test_fused.LANES == {24 - LANES}
 for kind, kernel, stride in (("conv", 3, 1), ("separable", 5, 2), ("conv", 1, 1)):
     test_fused.test_convolutions_agree_with_torch("same", kernel, stride, kind)
 test_fused.test_what_follows_a_convolution_agrees_with_torch("max", "before", "relu")
+import test_training
+test_training.test_the_compiled_loop_moves_images_as_torch_does((3, 10, 7), 2)
 """
     folders = [Path(__file__).parent, Path(vectors.__file__).parents[1]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}

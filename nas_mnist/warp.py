@@ -1,0 +1,85 @@
+"""What `augment.affine` does, on a CPU: images are picked, mapped and normalised by one compiled loop."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .engine import run, threads
+from .scoring import Normalizer
+from .vectors import LANES, Program, Writer, compile_kernel
+
+_FLOAT = np.dtype(np.float32)
+# Zeros before and behind an image: what pixels just outside of it are mixed from, and what is read with them.
+_EDGE = 1, 3
+
+
+class Warp:
+    """Images that can be picked and mapped."""
+
+    def __init__(self, images: Tensor, normalize: Normalizer) -> None:
+        """Of uint8 images (N, C, H, W)."""
+        before, behind = _EDGE
+        self.shape = images.shape[1:]
+        self.images = F.pad(images, (before, behind) * 2).contiguous()
+        self.normal = np.array([1 / normalize.std, -normalize.mean / normalize.std], _FLOAT)
+
+    def __call__(self, picked: Tensor, shifts: Tensor, matrices: Tensor) -> Tensor:
+        """Images (B, C, H, W) float32: those at positions (B,), mapped as `augment.draw` says, normalised."""
+        channels, height, width = self.shape
+        # In pixels: where the first one's centre comes from, and how far that is for its neighbours.
+        right, down = matrices[:, 0], matrices[:, 1]
+        first = shifts + right * (1 / width - 1) + down * (1 / height - 1)
+        sizes = torch.tensor([[width], [height]])
+        places = ((first + 1) * sizes - 1) / 2
+        per_pixel = [right * (sizes / width), down * (sizes / height)]
+        maps = torch.stack([places, *per_pixel]).permute(2, 0, 1).contiguous()  # (B, 3, 2)
+        apart = self.shape.numel() + LANES  # what is written too much of an image is not the next one's
+        made = torch.empty((len(picked), apart))
+        memory = picked.contiguous(), maps, made
+        where = [one.data_ptr() for one in (self.images, *memory)]
+        row = [_kernel(), *where, self.normal.ctypes.data, channels, height, width, apart]
+        run([Program([row])] * threads(), len(picked), memory)
+        return made[:, : self.shape.numel()].view(-1, *self.shape)
+
+
+@cache
+def _kernel() -> int:
+    """Makes one image of the batch."""
+
+    def write(w: Writer) -> None:
+        images, picked, maps, made, normal, channels, height, width, apart = (w.argument() for _ in range(9))
+        wide, tall = w.add(width, sum(_EDGE)), w.add(height, sum(_EDGE))
+        source = w.mul(w.read_whole(picked, w.group), w.mul(channels, w.mul(wide, tall)))
+        source = w.add(images, source)
+        target = w.mul(w.group, apart)
+        numbers = [w.one(maps, w.add(w.mul(w.group, 6), place)) for place in range(6)]
+        first, right, down = numbers[:2], numbers[2:4], numbers[4:]
+        factor, constant = w.one(normal), w.one(normal, 1)
+        limits = [w.number_of(width), w.number_of(height)]
+
+        with w.loop(channels) as channel, w.loop(height) as y:
+            line = [w.plus(one, w.times(w.number_of(y), by)) for one, by in zip(first, down, strict=True)]
+            corner = w.add(w.mul(w.mul(channel, wide), tall), w.mul(wide, _EDGE[0]), _EDGE[0])
+            to = w.add(target, w.mul(w.add(w.mul(channel, height), y), width))
+            with w.loop(width, step=LANES) as x:  # what is too much, the next row is written over
+                wholes, parts = [], []
+                for start, by, limit in zip(line, right, limits, strict=True):
+                    place = w.plus(start, w.times(w.number_of(w.count_from(x)), by))
+                    place = w.clipped(place, w.constant(-1.0), limit)
+                    below = w.floor(place)
+                    wholes.append(w.whole_of(below))
+                    parts.append(w.minus(place, below))
+                offsets = w.times_and_plus(wholes[1], wide, wholes[0], corner)
+                rows = []
+                for start in (source, w.add(source, wide)):
+                    left, beside = w.bytes_at(start, offsets, 2)
+                    rows.append(w.plus(left, w.times(parts[0], w.minus(beside, left))))
+                value = w.plus(rows[0], w.times(parts[1], w.minus(rows[1], rows[0])))
+                w.store(w.plus(w.times(value, factor), constant), made, w.add(to, x))
+
+    return compile_kernel(write, _FLOAT)
