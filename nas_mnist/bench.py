@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import bench_search
+from . import bench_recipes, bench_search
 from .architecture import Architecture
 from .cli import as_path, check_data_dir, run, whole
 from .files import check_new, write_bytes
@@ -25,7 +25,11 @@ def _separable(channels: int, **fields: Any) -> dict[str, Any]:
 
 _POOL = {"kind": "pool"}
 # By the first word.
-OTHERS: dict[str, Callable[..., None]] = {"record": bench_search.record, "search": bench_search.search}
+OTHERS: dict[str, Callable[..., None]] = {
+    "record": bench_search.record,
+    "search": bench_search.search,
+    "recipes": bench_recipes.recipes,
+}
 TRICK_IMAGES = 1_280  # trained on in a turn without one of the engine's tricks
 NETWORKS = {  # beside the reference
     "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
@@ -55,8 +59,8 @@ def bench(
 ) -> None:
     """Measure training beside a plain loop, and counting, building, storing and starting.
 
-    Two more: 'bench record' trains random candidates and keeps how they learn; 'bench search' replays
-    searches on that.
+    Three more: 'bench record' trains random candidates and keeps how they learn; 'bench search' replays
+    searches on that; 'bench recipes' trains one network by several recipes.
     """
     check_data_dir(data_dir, dataset)
     keep = as_path(json_file)

@@ -136,7 +136,15 @@ def make_recipe(data: Any, where: str) -> Recipe:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe called ``name`` in the package, or the one in a TOML file; raises `InputError`."""
+    """The recipe called ``name`` in the package, or the one in a TOML file; raises `InputError`.
+
+    Behind a colon there may be fields that differ: ``tiny:learning_rate=0.1,augmentation.rotate=0``.
+    """
+    before, _, changes = name.rpartition(":")
+    if "=" in changes and before:
+        name = before
+    else:
+        changes = ""
     if name in RECIPES:
         text, where = resources.files("nas_mnist.recipes").joinpath(f"{name}.toml").read_text(), name
     elif name.endswith(".toml"):
@@ -145,7 +153,28 @@ def load_recipe(name: str) -> Recipe:
         raise InputError(
             f"recipe: {name!r} is not known (use {', '.join(RECIPES)} or a file ending in .toml)"
         )
-    return make_recipe(parse_toml(text, where), where)
+    recipe = make_recipe(parse_toml(text, where), where)
+    if not changes:
+        return recipe
+    fields = recipe.model_dump()
+    for change in changes.split(","):
+        path, sign, value = (part.strip() for part in change.partition("="))
+        *outer, field = path.split(".")
+        place = fields
+        for key in outer:
+            place = place.get(key, {}) if isinstance(place.get(key), dict) else {}
+        if not sign or field not in place:
+            raise InputError(f"{where}: {change!r} changes nothing (use field=value,field=value)")
+        place[field] = _value(value)
+    return make_recipe(fields, f"{where}:{changes}")
+
+
+def _value(text: str) -> Any:
+    """A value as TOML writes it; a word needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

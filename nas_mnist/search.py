@@ -52,7 +52,7 @@ def search(
     study: Annotated[str, typer.Option(help="The same name continues the same study.")] = STUDY,
     storage: Annotated[str, typer.Option(help="Database URL.")] = STORAGE,
     space: Annotated[
-        str, typer.Option(metavar="NAME|FILE.toml", help="Search space: default, filled or a file.")
+        str, typer.Option(metavar="NAME|FILE.toml", help="Search space: default, filled, tiny or a file.")
     ] = "default",
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="How to train.")] = "default",
     search_recipe: Annotated[

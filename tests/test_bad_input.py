@@ -73,6 +73,19 @@ CASES = {
     ),
     "unknown device": Case("search", [*SMALL[:2], "--device", "tpu"], ["'tpu'", "auto, cpu, cuda, mps"]),
     "unknown recipe": Case("search", [*SMALL, "--recipe", "fast"], ["recipe", "'fast'", "default, seed"]),
+    "recipe with a field that no recipe has": Case(
+        "search", [*SMALL, "--recipe", "tiny:colour=3"], ["tiny: 'colour=3' changes nothing"]
+    ),
+    "recipe with a value out of range": Case(
+        "search", [*SMALL, "--recipe", "tiny:epochs=30"], ["tiny:epochs=30", "less than or equal to 20"]
+    ),
+    "recipe with half a change": Case(
+        "search", [*SMALL, "--recipe", "tiny:epochs=3,momentum"], ["tiny: 'momentum' changes nothing"]
+    ),
+    "recipes of other lengths": Case(
+        "bench recipes", ["reference", "tiny", "tiny:epochs=3", *SMALL], ["recipes: of 3 and 20 epochs"]
+    ),
+    "network without recipes": Case("bench recipes", ["reference"], ["RECIPE"]),
     "recipe that is missing": Case("search", [*SMALL, "--recipe", "no.toml"], ["no.toml", "does not exist"]),
     "recipe with an unknown key": Case(
         "reproduce",
@@ -266,6 +279,7 @@ NUMBERS = {
     "bench": ["--images", "--repeats", "--seeds"],
     "bench record": ["--candidates", "--max-params", "--epochs", "--images", "--seed"],
     "bench search": ["--repeats", "--seed"],
+    "bench recipes": ["--seeds", "--seed"],
 }
 NO_NUMBERS = [
     "-0",
@@ -308,6 +322,10 @@ TEXTS: dict[str, tuple[list[str], list[str]]] = {
         ["--curves", "--space", "--recipe", "--dataset", "--data-dir", "--device", "--workers"],
     ),
     "bench search": ([], ["--curves", "--target", "--json"]),
+    "bench recipes": (
+        ["reference", "seed"],
+        ["--table", "--dataset", "--data-dir", "--device", "--workers"],
+    ),
 }  # fmt: skip
 NEW_FILES = ("--json", "--output")  # a name of any letters will do
 NO_TEXTS = {"nothing": "", "unicode": "数/\u202e½", "long": "x" * 5_000, "binary": "\x01\x7f"}
@@ -316,6 +334,9 @@ NO_TEXTS = {"nothing": "", "unicode": "数/\u202e½", "long": "x" * 5_000, "bina
 FILES: dict[str, list[object]] = {
     "search --space": ["search", *SMALL, "--space"],
     "bench search --curves": ["bench search", "--curves"],
+    "bench recipes --table": ["bench recipes", "reference", "seed", *SMALL, "--table"],
+    "bench recipes RECIPE": ["bench recipes", "reference", *SMALL],
+    "bench recipes FILE.json": ["bench recipes"],
     "bench record --space": ["bench record", "--curves", "c.csv", "--dataset", "mnist-5k", "--space"],
     "search --recipe": ["search", *SMALL, "--recipe"],
     "reproduce --recipe": ["reproduce", "reference", *SMALL, "--recipe"],
@@ -329,9 +350,9 @@ FILES: dict[str, list[object]] = {
     "search --dataset idx": ["search", "--device", "cpu", "--dataset", "idx:"],
 }
 SUFFIXES = {
-    "toml": ("--space", "--recipe"),
+    "toml": ("--space", "--recipe", "RECIPE"),
     "json": (".json",),
-    "csv": ("--curves",),
+    "csv": ("--curves", "--table"),
     "png": ("PICTURE",),
     "npz": ("npz",),
     "": ("idx",),
@@ -408,6 +429,7 @@ def test_bad_input_is_refused_in_one_line_with_nothing_written(name: str, work: 
 def test_what_is_no_number_is_refused(option: tuple[str, str], text: str, work: Path, invoke: Runner) -> None:
     command, name = option
     before = {"reproduce": ["reference", *SMALL], "bench record": ["--curves", "c.csv"], "bench search": []}
+    before["bench recipes"] = ["reference", "seed", *SMALL]
     check(Case(command, [*before.get(command, SMALL), name, text], [name, text[:40]]), work, invoke)
 
 
@@ -448,6 +470,7 @@ COMMANDS = [
     "bench",
     "bench record",
     "bench search",
+    "bench recipes",
 ]
 FLAGS = [
     (command, name)

@@ -1,11 +1,18 @@
 """What the benchmark measures, on few images: that it measures, never how fast this machine is."""
 
+from pathlib import Path
+
+import pytest
 import torch
+from conftest import Runner
 
 from nas_mnist import measure
 from nas_mnist.architecture import Architecture
 from nas_mnist.contenders import Contender
-from nas_mnist.data import DataSet
+from nas_mnist.data import DataSet, load
+from nas_mnist.model import build
+from nas_mnist.recipe import load_recipe
+from nas_mnist.training import train
 
 SMALL = Architecture.make(
     {"blocks": [{"kind": "conv", "channels": 8, "stride": 2}, {"kind": "separable", "channels": 12}]}
@@ -88,3 +95,43 @@ def test_seeds_are_measured_one_after_the_other_and_at_once(tiny_data: DataSet) 
         "times faster at once than one after the other",
     }
     assert min(found.values()) > 0
+
+
+@pytest.mark.usefixtures("one_process")
+def test_recipes_are_compared_and_the_table_grows(work: Path, invoke: Runner) -> None:
+    (work / "net.json").write_text('{"blocks": [{"kind": "conv", "channels": 2}, {"kind": "pool"}]}')
+    common = ["net.json", "seed:epochs=1", "--dataset", "mnist-5k", "--table", "t/r.csv", "--workers", 1]
+    ended = invoke("bench recipes", *common, "--seeds", 1)
+    assert (ended.code, ended.err) == (0, "")
+    first = (work / "t" / "r.csv").read_text()
+    heading, row = first.splitlines()
+    assert heading == ("network,recipe,train_loss,validation_loss,validation_accuracy,key,digest,data,seed")
+    name, recipe, train_loss, loss, accuracy, *_, seed = row.split(",")
+    assert (name, recipe, seed) == ("net", "seed:epochs=1", "0")
+    assert 0 < float(loss) < 10
+    assert 0 < float(train_loss) < 10
+
+    learn, choose = load("mnist-5k").split()
+    network = Architecture.from_json((work / "net.json").read_text())
+    (result,) = train(build(network, 0), learn, load_recipe("seed:epochs=1"), seed=0, score_on=choose)
+    assert result.score is not None
+    assert float(accuracy) == pytest.approx(result.score.accuracy)
+
+    more = invoke("bench recipes", *common, "seed:epochs=1,learning_rate=0.05", "--seeds", 2)
+    assert (more.code, more.err) == (0, "")
+    rows = (work / "t" / "r.csv").read_text()
+    assert rows.startswith(first)
+    assert len(rows.splitlines()) == 5
+    assert "seed:epochs=1,learning_rate=0.05" in more.out.replace("\n", "")
+    again = invoke("bench recipes", *common, "--seeds", 2)
+    assert "Nothing to train" in again.out
+    assert (work / "t" / "r.csv").read_text() == rows
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_recipe_that_fails_is_said_and_no_row(work: Path, invoke: Runner) -> None:
+    (work / "net.json").write_text('{"blocks": [{"kind": "conv", "channels": 2, "norm": "none"}]}')
+    recipe = "seed:epochs=1,learning_rate=100"
+    ended = invoke("bench recipes", "net.json", recipe, "--seeds", 1, "--dataset", "mnist-5k", "--workers", 1)
+    assert f"{recipe}, seed 0: failed" in ended.out
+    assert not (work / "reports" / "recipes").exists() or not list((work / "reports" / "recipes").iterdir())

@@ -607,6 +607,18 @@ def test_the_packages_recipes() -> None:
         load_recipe("fast")
 
 
+def test_a_recipe_with_other_fields() -> None:
+    tiny = load_recipe("tiny")
+    changed = load_recipe("tiny:learning_rate=0.5, augmentation.rotate = 3,schedule=linear,nesterov=false")
+    said = {
+        "learning_rate": 0.5,
+        "augmentation": tiny.augmentation.model_dump() | {"rotate": 3.0},
+        "schedule": "linear",
+        "nesterov": False,
+    }
+    assert changed.model_dump() == tiny.model_dump() | said
+
+
 def test_another_number_of_epochs_is_another_recipe() -> None:
     assert PLAIN.with_epochs(3).epochs == 3
     assert PLAIN.with_epochs(3).digest != PLAIN.digest

@@ -97,10 +97,7 @@ def zoo_table(entries: Sequence[Entry]) -> Table:
         row = [entry.name, f"{cost.params:,}", f"{cost.macs:,}", entry.recipe]
         if entry.test_accuracies:
             summary = summarise(entry.test_accuracies)
-            row += [str(summary.runs), f"{100 * summary.mean:.3f}"]
-            if summary.std is not None and summary.interval is not None:
-                low, high = summary.interval
-                row += [f"{100 * summary.std:.3f}", f"{100 * low:.3f}-{100 * high:.3f}"]
+            row += [str(summary.runs), f"{100 * summary.mean:.3f}", *_spread(summary)]
         table.add_row(*row)
     return table
 
@@ -235,6 +232,35 @@ def worth_table(found: Mapping[str, Mapping[str, Worth]]) -> Table:
             share = f"{one.epochs / first:.0%}" if known and math.isfinite(first) else ""
             table.add_row(sampler, rule, *effort, share, f"{one.reached:.0%}")
     return table
+
+
+def recipes_table(network: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What `bench_recipes` found for a network: one row a recipe, the best mean first."""
+    title = f"{network}: validation images after the last epoch"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("Recipe", overflow="fold")
+    for heading in ("Seeds", "Mean %", "Std", "95 % interval", "Loss", "Training loss"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    by_recipe: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_recipe.setdefault(row["recipe"], []).append(row)
+
+    def mean(recipe: str, what: str) -> float:
+        return fmean(row[what] for row in by_recipe[recipe])
+
+    for recipe in sorted(by_recipe, key=lambda recipe: -mean(recipe, "validation_accuracy")):
+        summary = summarise([row["validation_accuracy"] for row in by_recipe[recipe]])
+        losses = (f"{mean(recipe, what):.4f}" for what in ("validation_loss", "train_loss"))
+        table.add_row(recipe, str(summary.runs), f"{100 * summary.mean:.3f}", *_spread(summary), *losses)
+    return table
+
+
+def _spread(summary: Summary) -> tuple[str, str]:
+    """Standard deviation and interval in percent; nothing for a single run."""
+    if summary.std is None or summary.interval is None:
+        return "", ""
+    low, high = summary.interval
+    return f"{100 * summary.std:.3f}", f"{100 * low:.3f}-{100 * high:.3f}"
 
 
 def tricks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
