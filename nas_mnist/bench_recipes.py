@@ -51,6 +51,8 @@ def recipes(
     processes = parse_workers(workers)
     entry = load_from_zoo(network)
     tried = {name: load_recipe(name) for name in names}
+    if len({one.digest for one in tried.values()}) < len(names):
+        raise InputError("recipes: one comes twice (use each once)")
     epochs, *others = sorted({one.epochs for one in tried.values()})
     if others:
         raise InputError(f"recipes: of {epochs} and {others[0]} epochs (use as many for all of them)")

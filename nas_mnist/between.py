@@ -17,7 +17,8 @@ import numpy as np
 from llvmlite import ir
 
 from .convolve import Kind, Operand
-from .vectors import LANES, Value, Writer, compile_kernel
+from .vectors import LANES, compile_kernel
+from .writer import Value, Writer
 
 NO_POOL, MAX_POOL, AVERAGE_POOL = 0, 1, 2
 

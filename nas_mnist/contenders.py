@@ -18,13 +18,13 @@ from torchvision import transforms
 from .architecture import Architecture
 from .data import Images
 from .device import number_type
-from .engine import own_threads, run
 from .layers import Layer
 from .maps import Maps
 from .model import Network, build
 from .operations import Convolution
 from .recipe import Recipe, load_recipe
 from .scoring import Normalizer
+from .threads import own_threads, run
 from .training import train
 from .vectors import LANES, Program
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from .vectors import LANES, Value, Writer, compile_kernel
+from .vectors import LANES, compile_kernel
+from .writer import Value, Writer
 
 OUTPUTS = 4  # channels of a dense convolution's tile
 # Of its tile; the widest that fits comes first. Where vectors are long there are 32 registers, else 16.

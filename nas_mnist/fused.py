@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .engine import Body, Plan, own_threads, threads
+from .engine import Body, Plan
 from .model import Network
 from .stages import UnknownLayerError, stages_of
+from .threads import own_threads, threads
 
 
 class FusedNetwork:

@@ -199,11 +199,6 @@ class Outcome:
         return [kernel, *maps, *self._chain, *more]
 
     @property
-    def sums(self) -> bool:
-        """Whether the normalisation takes the statistics of the batch."""
-        return self.stored.norm is not None and self.stored.norm.training
-
-    @property
     def _chain(self) -> list[int]:
         return [self._affine.ctypes.data, self._dropout.ctypes.data, self.channels]
 

@@ -12,7 +12,8 @@ import numpy as np
 from llvmlite import ir
 
 from .convolve import Kind
-from .vectors import Value, Writer, compile_kernel
+from .vectors import compile_kernel
+from .writer import Value, Writer
 
 _WIDE = np.dtype(np.float64)
 

@@ -154,16 +154,19 @@ def load_recipe(name: str) -> Recipe:
             f"recipe: {name!r} is not known (use {', '.join(RECIPES)} or a file ending in .toml)"
         )
     recipe = make_recipe(parse_toml(text, where), where)
-    if not changes:
-        return recipe
+    return _changed(recipe, changes, where) if changes else recipe
+
+
+def _changed(recipe: Recipe, changes: str, where: str) -> Recipe:
+    """The recipe with ``field=value,field=value``."""
     fields = recipe.model_dump()
     for change in changes.split(","):
         path, sign, value = (part.strip() for part in change.partition("="))
         *outer, field = path.split(".")
-        place = fields
-        for key in outer:
-            place = place.get(key, {}) if isinstance(place.get(key), dict) else {}
-        if not sign or field not in place:
+        place: Any = fields
+        for name in outer:
+            place = place.get(name) if isinstance(place, dict) else None
+        if not sign or not isinstance(place, dict) or field not in place:
             raise InputError(f"{where}: {change!r} changes nothing (use field=value,field=value)")
         place[field] = _value(value)
     return make_recipe(fields, f"{where}:{changes}")

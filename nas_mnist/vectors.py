@@ -2,20 +2,21 @@
 
 A kernel is a function of machine code, ``kernel(arguments, group)``: what it needs are whole numbers in an
 array, addresses among them. A program is a table of kernels with their arguments, a row each, that runs for
-a range of groups; calling one costs nothing in Python. Code is written with `Writer`, which puts LLVM's
-instructions one after the other, and compiled for the processor at hand.
+a range of groups; calling one costs nothing in Python. Code is written with `Writer`, and
+compiled for the processor at hand.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
+
+from .writer import INDEX, INDICES, Writer, loop_in
 
 binding.initialize_native_target()
 binding.initialize_native_asmprinter()
@@ -23,263 +24,6 @@ _FEATURES = binding.get_host_cpu_features()
 
 LANES = 16 if _FEATURES.get("avx512f") else 8  # numbers a vector, side by side: images of one group
 ROW = 32  # numbers a row of a program has: a kernel's address and its arguments
-
-Value: TypeAlias = Any  # a whole number: Python's, or the kernel's (an `ir.Value`)
-_INDEX = ir.IntType(64)
-_INDICES = _INDEX.as_pointer()
-_LANE = ir.IntType(32)  # a whole number in a lane
-_FLOATS = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
-# Sums in any order, and multiplications fused with additions; infinities and NaNs stay what they are.
-_FAST = ("contract", "reassoc", "nsz")
-
-
-class Writer:
-    """Writes a kernel: every method adds instructions at the place where the last one ended.
-
-    Whole numbers of Python and of the kernel mix; numbers of Python are computed at once.
-    """
-
-    def __init__(self, module: ir.Module, name: str, kind: np.dtype[Any], lanes: int) -> None:
-        self.module, self.number, self.lanes = module, _FLOATS[kind], lanes
-        self.vector = ir.VectorType(self.number, lanes)
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_INDICES, _INDEX]), name)
-        self.table, self.group = function.args
-        self.builder = ir.IRBuilder(function.append_basic_block())
-        self.zero = self.constant(0.0)
-        self._taken = 0
-
-    # Whole numbers.
-
-    def whole(self, value: Value) -> ir.Value:
-        return ir.Constant(_INDEX, value) if isinstance(value, int) else value
-
-    def argument(self) -> ir.Value:
-        """The next one of the kernel's arguments."""
-        place = self.builder.gep(self.table, [self.whole(self._taken)])
-        self._taken += 1
-        return self.builder.load(place)
-
-    def add(self, *values: Value) -> Value:
-        known = sum(value for value in values if isinstance(value, int))
-        total: Value = known
-        for value in values:
-            if not isinstance(value, int):
-                nothing = isinstance(total, int) and total == 0
-                total = value if nothing else self.builder.add(self.whole(total), value, flags=("nsw",))
-        return total
-
-    def mul(self, one: Value, other: Value) -> Value:
-        if isinstance(one, int) and isinstance(other, int):
-            return one * other
-        for this, that in ((one, other), (other, one)):
-            if isinstance(this, int) and this in (0, 1):
-                return that if this else 0
-        return self.builder.mul(self.whole(one), self.whole(other), flags=("nsw",))
-
-    def quotient(self, value: Value, by: int) -> Value:
-        return value // by if isinstance(value, int) else self.builder.udiv(value, self.whole(by))
-
-    @contextmanager
-    def loop(self, count: Value, start: Value = 0, step: int = 1) -> Iterator[ir.Value]:
-        """What is written inside runs for ``start``, ``start + step``... below ``count``."""
-        with _loop(self.builder, self.whole(count), self.whole(start), step) as at:
-            yield at
-
-    def tiles(self, count: Value, widths: Sequence[int]) -> Iterator[tuple[ir.Value, int]]:
-        """Loops that together cover ``count``: as many of the first width as fit, then of the next one..."""
-        done: Value = 0
-        for width in widths:
-            left = self.builder.sub(self.whole(count), self.whole(done))
-            end = self.add(done, self.mul(self.quotient(left, width), width))
-            with self.loop(end, done, width) as at:
-                yield at, width
-            done = end
-
-    def read_whole(self, address: Value, offset: Value) -> ir.Value:
-        """A whole number of 64 bits in memory."""
-        start = self.builder.inttoptr(self.whole(address), _INDICES)
-        return self.builder.load(self.builder.gep(start, [self.whole(offset)]))
-
-    # Numbers in memory; addresses are whole numbers, distances count numbers.
-
-    def _place(self, address: Value, offset: Value, kind: ir.Type) -> ir.Value:
-        start = self.builder.inttoptr(self.whole(address), self.number.as_pointer())
-        return self.builder.bitcast(
-            self.builder.gep(start, [self.whole(offset)], inbounds=True), kind.as_pointer()
-        )
-
-    def load(self, address: Value, offset: Value = 0) -> ir.Value:
-        return self.builder.load(self._place(address, offset, self.vector), align=self._align)
-
-    def store(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
-        self.builder.store(value, self._place(address, offset, self.vector), align=self._align)
-
-    @property
-    def _align(self) -> int:
-        return 8 if isinstance(self.number, ir.DoubleType) else 4
-
-    def load_of(self, kind: np.dtype[Any], address: Value, offset: Value = 0) -> ir.Value:
-        """A number of a type of its own, where vectors have one lane."""
-        place = self._place_of(kind, address, offset)
-        value = self.builder.load(place)
-        return value if value.type == self.vector else self.builder.fpext(value, self.vector)
-
-    def store_of(self, kind: np.dtype[Any], value: ir.Value, address: Value, offset: Value = 0) -> None:
-        place = self._place_of(kind, address, offset)
-        narrow = place.type.pointee
-        self.builder.store(value if value.type == narrow else self.builder.fptrunc(value, narrow), place)
-
-    def _place_of(self, kind: np.dtype[Any], address: Value, offset: Value) -> ir.Value:
-        start = self.builder.inttoptr(self.whole(address), ir.VectorType(_FLOATS[kind], 1).as_pointer())
-        return self.builder.gep(start, [self.whole(offset)])
-
-    def bytes_at(self, address: Value, offsets: ir.Value, count: int) -> list[ir.Value]:
-        """Neighbours in memory, each 0 to 255; the first ones' offsets in whole numbers, a lane each.
-
-        There are at most four of them, and four bytes are read whatever their number.
-        """
-        start = self.builder.inttoptr(self.whole(address), ir.IntType(8).as_pointer())
-        words: Value = ir.Constant(offsets.type, ir.Undefined)
-        for lane in range(self.lanes):
-            at = ir.Constant(_LANE, lane)
-            place = self.builder.gep(start, [self.builder.extract_element(offsets, at)])
-            word = self.builder.load(self.builder.bitcast(place, _LANE.as_pointer()), align=1)
-            words = self.builder.insert_element(words, word, at)
-        found = []
-        for number in range(count):
-            shifted = self.builder.lshr(words, self._everywhere(ir.Constant(_LANE, 8 * number)))
-            byte = self.builder.and_(shifted, self._everywhere(ir.Constant(_LANE, 255)))
-            found.append(self.builder.sitofp(byte, self.vector))
-        return found
-
-    def count_from(self, start: Value) -> ir.Value:
-        """The whole numbers from ``start`` on, a lane each."""
-        first = self._everywhere(self.builder.trunc(self.whole(start), _LANE))
-        return self.builder.add(first, ir.Constant(first.type, list(range(self.lanes))))
-
-    def number_of(self, value: Value) -> ir.Value:
-        """Whole numbers, one for all lanes or a lane each, as numbers."""
-        if isinstance(value, int) or value.type == _INDEX:
-            return self._everywhere(self.builder.sitofp(self.whole(value), self.number))
-        return self.builder.sitofp(value, self.vector)
-
-    def whole_of(self, value: ir.Value) -> ir.Value:
-        """Numbers without their fraction, as whole numbers, a lane each."""
-        return self.builder.fptosi(value, ir.VectorType(_LANE, self.lanes))
-
-    def times_and_plus(self, values: ir.Value, factor: Value, others: ir.Value, summand: Value) -> ir.Value:
-        """``values * factor + others + summand`` of whole numbers, a lane each."""
-        factor, summand = (
-            self._everywhere(self.builder.trunc(self.whole(one), _LANE)) for one in (factor, summand)
-        )
-        return self.builder.add(self.builder.add(self.builder.mul(values, factor), others), summand)
-
-    def one(self, address: Value, offset: Value = 0) -> ir.Value:
-        """One number, in every lane."""
-        return self._everywhere(self.builder.load(self._place(address, offset, self.number)))
-
-    def _everywhere(self, number: ir.Value) -> ir.Value:
-        nothing = ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
-        first = self.builder.insert_element(nothing, number, ir.Constant(_LANE, 0))
-        lanes = ir.Constant(ir.VectorType(_LANE, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, nothing, lanes)
-
-    def add_up(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
-        """Add the sum of all lanes to a number in memory."""
-        place = self._place(address, offset, self.number)
-        self.builder.store(self.builder.fadd(self.builder.load(place), self._sum(value)), place)
-
-    def add_up_wide(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
-        """Add the sum of all lanes to a float64 in memory."""
-        start = self.builder.inttoptr(self.whole(address), ir.DoubleType().as_pointer())
-        place = self.builder.gep(start, [self.whole(offset)])
-        total = self._sum(value)
-        if not isinstance(self.number, ir.DoubleType):
-            total = self.builder.fpext(total, ir.DoubleType())
-        self.builder.store(self.builder.fadd(self.builder.load(place), total), place)
-
-    def _sum(self, value: ir.Value) -> ir.Value:
-        kind = ir.FunctionType(self.number, [self.number, self.vector])
-        function = self._intrinsic("vector.reduce.fadd", kind)
-        return self.builder.call(function, [ir.Constant(self.number, -0.0), value], fastmath=("reassoc",))
-
-    def _intrinsic(self, name: str, kind: ir.FunctionType) -> ir.Function:
-        """One of LLVM's own functions of vectors."""
-        width = "f64" if isinstance(self.number, ir.DoubleType) else "f32"
-        name = f"llvm.{name}.v{self.lanes}{width}"
-        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
-
-    # Vectors.
-
-    def constant(self, value: float) -> ir.Value:
-        return ir.Constant(self.vector, [value] * self.lanes)
-
-    def variable(self, value: ir.Value) -> ir.Value:
-        """A vector that changes; in the end it is a register."""
-        with self.builder.goto_entry_block():
-            place = self.builder.alloca(self.vector)
-        self.builder.store(value, place)
-        return place
-
-    def get(self, variable: ir.Value) -> ir.Value:
-        return self.builder.load(variable)
-
-    def increase(self, variable: ir.Value, value: ir.Value) -> None:
-        self.builder.store(self.plus(self.get(variable), value), variable)
-
-    def plus(self, one: ir.Value, other: ir.Value) -> ir.Value:
-        return self.builder.fadd(one, other, flags=_FAST)
-
-    def times(self, one: ir.Value, other: ir.Value) -> ir.Value:
-        return self.builder.fmul(one, other, flags=_FAST)
-
-    def minus(self, one: ir.Value, other: ir.Value) -> ir.Value:
-        return self.builder.fsub(one, other, flags=_FAST)
-
-    def over(self, one: ir.Value, other: ir.Value) -> ir.Value:
-        return self.builder.fdiv(one, other)
-
-    def root(self, value: ir.Value) -> ir.Value:
-        return self._of_one("sqrt", value)
-
-    def floor(self, value: ir.Value) -> ir.Value:
-        return self._of_one("floor", value)
-
-    def _of_one(self, name: str, value: ir.Value) -> ir.Value:
-        kind = ir.FunctionType(self.vector, [self.vector])
-        return self.builder.call(self._intrinsic(name, kind), [value])
-
-    def clipped(self, value: ir.Value, least: ir.Value, most: ir.Value) -> ir.Value:
-        above = self.choose(value, ">", least, value, least)
-        return self.choose(above, "<", most, above, most)
-
-    def largest(self, one: ir.Value, other: ir.Value) -> ir.Value:
-        """By lane; NaN where one is."""
-        kind = ir.FunctionType(self.vector, [self.vector] * 2)
-        return self.builder.call(self._intrinsic("maximum", kind), [one, other])
-
-    def choose(self, one: ir.Value, sign: str, other: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
-        """By lane: ``yes`` where ``one`` and ``other`` compare so, else ``no``; NaN never does."""
-        return self.builder.select(self.builder.fcmp_ordered(sign, one, other), yes, no)
-
-    def end(self) -> None:
-        self.builder.ret_void()
-
-
-@contextmanager
-def _loop(build: ir.IRBuilder, stop: ir.Value, start: ir.Value, step: int = 1) -> Iterator[ir.Value]:
-    before = build.block
-    head, body, end = (build.append_basic_block(name) for name in ("head", "body", "end"))
-    build.branch(head)
-    build.position_at_end(head)
-    at = build.phi(_INDEX)
-    at.add_incoming(start, before)
-    build.cbranch(build.icmp_signed("<", at, stop), body, end)
-    build.position_at_end(body)
-    yield at
-    at.add_incoming(build.add(at, ir.Constant(_INDEX, step)), build.block)
-    build.branch(head)
-    build.position_at_end(end)
 
 
 _engines: list[Any] = []  # compiled code lives as long as they do
@@ -318,15 +62,15 @@ def _machine() -> Any:
 def _runner() -> Callable[[int, int, int, int], None]:
     """The function that runs a program's rows, one after the other, group by group."""
     module = ir.Module()
-    kinds = [_INDICES, _INDEX, _INDEX, _INDEX]
+    kinds = [INDICES, INDEX, INDEX, INDEX]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "run")
-    kernel = ir.FunctionType(ir.VoidType(), [_INDICES, _INDEX]).as_pointer()
+    kernel = ir.FunctionType(ir.VoidType(), [INDICES, INDEX]).as_pointer()
     build = ir.IRBuilder(function.append_basic_block())
     table, rows, start, stop = function.args
-    with _loop(build, stop, start) as group, _loop(build, rows, ir.Constant(_INDEX, 0)) as row:
-        place = build.gep(table, [build.mul(row, ir.Constant(_INDEX, ROW))])
+    with loop_in(build, stop, start) as group, loop_in(build, rows, ir.Constant(INDEX, 0)) as row:
+        place = build.gep(table, [build.mul(row, ir.Constant(INDEX, ROW))])
         called = build.inttoptr(build.load(place), kernel)
-        build.call(called, [build.gep(place, [ir.Constant(_INDEX, 1)]), group])
+        build.call(called, [build.gep(place, [ir.Constant(INDEX, 1)]), group])
     build.ret_void()
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
     return kind(_compiled(module, "run"))  # gives Python's lock away while it runs

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .engine import run, threads
 from .scoring import Normalizer
-from .vectors import LANES, Program, Writer, compile_kernel
+from .threads import run, threads
+from .vectors import LANES, Program, compile_kernel
+from .writer import Writer
 
 _FLOAT = np.dtype(np.float32)
 # Zeros before and behind an image: what pixels just outside of it are mixed from, and what is read with them.
@@ -40,10 +41,10 @@ class Warp:
         maps = torch.stack([places, *per_pixel]).permute(2, 0, 1).contiguous()  # (B, 3, 2)
         apart = self.shape.numel() + LANES  # what is written too much of an image is not the next one's
         made = torch.empty((len(picked), apart))
-        memory = picked.contiguous(), maps, made
-        where = [one.data_ptr() for one in (self.images, *memory)]
+        memory = self.images, picked.contiguous(), maps, made
+        where = [one.data_ptr() for one in memory]
         row = [_kernel(), *where, self.normal.ctypes.data, channels, height, width, apart]
-        run([Program([row])] * threads(), len(picked), memory)
+        run([Program([row])] * threads(), len(picked), (self, memory))
         return made[:, : self.shape.numel()].view(-1, *self.shape)
 
 

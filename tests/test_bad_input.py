@@ -85,6 +85,9 @@ CASES = {
     "recipes of other lengths": Case(
         "bench recipes", ["reference", "tiny", "tiny:epochs=3", *SMALL], ["recipes: of 3 and 20 epochs"]
     ),
+    "a recipe twice": Case(
+        "bench recipes", ["reference", "tiny", "tiny:epochs=20", *SMALL], ["one comes twice"]
+    ),
     "network without recipes": Case("bench recipes", ["reference"], ["RECIPE"]),
     "recipe that is missing": Case("search", [*SMALL, "--recipe", "no.toml"], ["no.toml", "does not exist"]),
     "recipe with an unknown key": Case(

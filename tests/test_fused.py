@@ -20,11 +20,11 @@ import torch
 from candidates import random_architectures
 from torch import Tensor, nn
 
-from nas_mnist import engine, vectors
+from nas_mnist import vectors
 from nas_mnist.architecture import Architecture
-from nas_mnist.engine import own_threads, threads
 from nas_mnist.fused import FusedNetwork, lending
 from nas_mnist.model import Network, build
+from nas_mnist.threads import own_threads, run, threads
 from nas_mnist.vectors import LANES, Program
 from nas_mnist.zoo import load
 
@@ -252,7 +252,7 @@ def test_an_interrupt_waits_for_the_other_threads() -> None:
             done.set()
 
     with pytest.raises(KeyboardInterrupt):
-        engine.run([Slow([]), Slow([])], 2, None)
+        run([Slow([]), Slow([])], 2, None)
     assert done.is_set()
 
 

@@ -546,6 +546,19 @@ def test_the_compiled_loop_moves_images_as_torch_does(shape: tuple[int, ...], th
         torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_network_of_weights_alone_is_trained(optimizer: Any, tiny_data: DataSet) -> None:
+    block = {"kind": "conv", "channels": 4, "norm": "none"}
+    bare = Architecture.make({"blocks": [block], "head": {"bias": False}})
+    recipe = Recipe(epochs=1, batch_size=16, optimizer=optimizer, learning_rate=0.01, average=0.9)
+    for plain in (False, True):
+        model = build(bare, 0)
+        before = next(model.parameters()).clone()
+        (result,) = train(model, tiny_data.train, recipe, seed=0, plain=plain)
+        assert math.isfinite(result.train_loss)
+        assert not torch.equal(next(model.parameters()), before)
+
+
 def test_a_trained_network_has_memory_of_its_own(tiny_data: DataSet) -> None:
     model, _ = run(Recipe(epochs=1, batch_size=16, average=0.9), tiny_data)
     for tensor in model.state_dict().values():

@@ -243,7 +243,7 @@ def recipes_table(network: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     by_recipe: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_recipe.setdefault(row["recipe"], []).append(row)
+        by_recipe.setdefault(row["digest"], []).append(row)
 
     def mean(recipe: str, what: str) -> float:
         return fmean(row[what] for row in by_recipe[recipe])
@@ -251,7 +251,8 @@ def recipes_table(network: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for recipe in sorted(by_recipe, key=lambda recipe: -mean(recipe, "validation_accuracy")):
         summary = summarise([row["validation_accuracy"] for row in by_recipe[recipe]])
         losses = (f"{mean(recipe, what):.4f}" for what in ("validation_loss", "train_loss"))
-        table.add_row(recipe, str(summary.runs), f"{100 * summary.mean:.3f}", *_spread(summary), *losses)
+        name = by_recipe[recipe][0]["recipe"]
+        table.add_row(name, str(summary.runs), f"{100 * summary.mean:.3f}", *_spread(summary), *losses)
     return table
 
 
