@@ -98,6 +98,15 @@ class Pool(_Data):
     stride: int = Field(2, ge=1, le=64, strict=True)
 
 
+class Repeat(_Data):
+    """The last block before it that has weights, once more: the same convolutions, its own normalisation.
+
+    That block must be as wide as what the repeat reads. Pooling may lie between the two.
+    """
+
+    kind: Literal["repeat"] = "repeat"
+
+
 class Head(_Data):
     """From maps to class scores: a convolution to one map a class and global average pooling.
 
@@ -118,8 +127,8 @@ class Head(_Data):
         return self
 
 
-Block = Annotated[Conv | Separable | Residual | Pool, Field(discriminator="kind")]
-_TAGS = frozenset({"conv", "separable", "residual", "pool"})
+Block = Annotated[Conv | Separable | Residual | Pool | Repeat, Field(discriminator="kind")]
+_TAGS = frozenset({"conv", "separable", "residual", "pool", "repeat"})
 
 
 class Architecture(_Data):

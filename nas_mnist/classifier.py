@@ -44,7 +44,7 @@ class Classifier:
 
     def to_bytes(self) -> bytes:
         """The safetensors file."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in self.model.numbers().items()}
         architecture = self.model.architecture.model_dump(mode="json")
         normalizer = {"mean": self.normalizer.mean, "std": self.normalizer.std}
         about = {"architecture": architecture, **normalizer, "data": self.data}
@@ -104,7 +104,7 @@ def _read_about(text: str) -> _About:
 
 
 def _fill(model: Network, tensors: dict[str, Tensor]) -> None:
-    wanted = model.state_dict()
+    wanted = model.numbers()
     if set(tensors) != set(wanted):
         name = min(set(tensors) ^ set(wanted))
         raise InputError(f"{name!r} is {'not expected' if name in tensors else 'missing'}")
@@ -112,4 +112,4 @@ def _fill(model: Network, tensors: dict[str, Tensor]) -> None:
         if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
             got, use = (f"{t.dtype} {list(t.shape)}" for t in (tensor, wanted[name]))
             raise InputError(f"{name!r} is {got} (use {use})")
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)  # a repeated block has two names

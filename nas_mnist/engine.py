@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import between
 from .maps import Array, Maps, from_groups, to_groups, zeros
@@ -66,7 +66,12 @@ class Body:
         into = {one: self._gradients[part] for one, part in zip(parameters, self.slices, strict=True)}
         convolutions = [one for stage in plan.stages for one in self.convolutions[stage]]
         self.taking = Program([row for one in convolutions for row in one.taken()])
-        self.putting = Program([row for one in convolutions for row in one.put(into)] if back else [])
+        written: set[nn.Module] = set()  # whose gradient an earlier row writes; a repeat's is added
+        putting: list[Row] = []
+        for one in convolutions if back else []:
+            putting += one.put(into, adds=one.module in written)
+            written.add(one.module)
+        self.putting = Program(putting)
         self.norms = {
             one: [_Norm(Program([made.normalised(by)]), Program([made.put(into, by)])) for by in _EITHER]
             for one, made in self.outcomes.items()

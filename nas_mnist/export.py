@@ -63,16 +63,17 @@ def int8_bytes(classifier: Classifier) -> int:
     """Bytes of the network for integer arithmetic, every normalisation folded into the convolution before it.
 
     A byte a convolution weight, and for every output channel a float32 scale and an int32 bias (the scheme of
-    Jacob et al. 2018, arxiv.org/abs/1712.05877, with a scale a channel). A normalisation that follows an
-    activation stays on its own: a float32 factor and shift a channel.
+    Jacob et al. 2018, arxiv.org/abs/1712.05877, with a scale a channel), again for every repeat. A
+    normalisation that follows an activation stays on its own: a float32 factor and shift a channel.
     """
     from torch import nn
 
-    layers = list(classifier.model.layers)
+    layers, counted = list(classifier.model.layers), set()
     total = 0
     for position, layer in enumerate(layers):
         if isinstance(layer, nn.Conv2d):
-            total += layer.weight.numel() + 8 * layer.out_channels
+            total += 8 * layer.out_channels + (0 if layer in counted else layer.weight.numel())
+            counted.add(layer)
         elif isinstance(layer, nn.BatchNorm2d) and not isinstance(layers[position - 1], nn.Conv2d):
             total += 8 * layer.num_features
     return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Block, Conv, Pool, Residual, Separable
+from .architecture import Architecture, Block, Conv, Pool, Repeat, Residual, Separable
 from .cost import Budget, cost_of
 
 MAX_CHANNELS = 1024  # of an architecture's block
@@ -44,7 +44,7 @@ def scaled(architecture: Architecture, factor: float) -> Architecture:
 
 def _scaled(block: Block, factor: float) -> Block:
     match block:
-        case Pool():
+        case Pool() | Repeat():
             return block
         case Residual():
             return block.model_copy(update={"body": tuple(_unit(unit, factor) for unit in block.body)})

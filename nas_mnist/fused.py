@@ -74,7 +74,9 @@ class FusedNetwork:
 
 
 def _held(tables: Sequence[Mapping[str, Tensor | None]]) -> list[Tensor]:
-    return [tensor for table in tables for tensor in table.values() if tensor is not None]
+    """What they hold, each one once: a repeated block's convolutions come more often."""
+    held = (tensor for table in tables for tensor in table.values() if tensor is not None)
+    return list(dict.fromkeys(held))
 
 
 def lending(forward: object) -> AbstractContextManager[None]:

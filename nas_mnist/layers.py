@@ -45,6 +45,7 @@ class Layer(NamedTuple):
     groups: int = 1
     bias: bool = False
     rate: float = 0.0  # dropout probability
+    weights_of: int | None = None  # position of the layer whose weights it uses; None: it has its own
 
 
 def expand(architecture: Architecture) -> tuple[Layer, ...]:
@@ -58,13 +59,21 @@ def expand(architecture: Architecture) -> tuple[Layer, ...]:
         chain.path = f"blocks[{position}]"
         if block.kind == "pool":
             chain.pool(block)
-        elif block.kind == "residual":
-            chain.residual(block)
+        elif block.kind == "repeat":
+            chain.repeat()
         else:
-            chain.convolution(block)
+            chain.weighted(block)
     chain.path = "head"
     chain.head(architecture.head, architecture.classes)
     return tuple(chain.layers)
+
+
+class _Weighted(NamedTuple):
+    """A block that may be repeated."""
+
+    block: Conv | Separable | Residual
+    first: int  # position of its first layer
+    inputs: int  # channels that it reads
 
 
 class _Chain:
@@ -75,6 +84,7 @@ class _Chain:
         self.shape = shape  # of the newest layer's output
         self.at = IMAGE  # position of the newest layer
         self.path = ""
+        self.newest: _Weighted | None = None
 
     def _add(self, layer: Layer) -> None:
         if prod(layer.out_shape) > MAX_VALUES:
@@ -127,6 +137,33 @@ class _Chain:
         self._activation(activation)
         if norm == "after":
             self._norm()
+
+    def weighted(self, block: Conv | Separable | Residual) -> None:
+        """A block that a later one may repeat."""
+        self.newest = _Weighted(block, len(self.layers), self.shape[0])
+        self._run(block)
+
+    def repeat(self) -> None:
+        """The newest block with weights once more, its convolutions with the weights that they have there."""
+        if self.newest is None:
+            raise ValueError(f"{self.path}: nothing to repeat (put it behind a block that has weights)")
+        block, first, inputs = self.newest
+        if self.shape[0] != inputs:
+            raise ValueError(
+                f"{self.path}: reads {self.shape[0]} channels where the block that it repeats reads {inputs} "
+                "(make that block as wide as what it reads)"
+            )
+        at = len(self.layers)
+        self._run(block)
+        for place in range(at, len(self.layers)):
+            if self.layers[place].kind == "Conv2d":
+                self.layers[place] = self.layers[place]._replace(params=0, weights_of=first + place - at)
+
+    def _run(self, block: Conv | Separable | Residual) -> None:
+        if block.kind == "residual":
+            self.residual(block)
+        else:
+            self.convolution(block)
 
     def convolution(self, block: Conv | Separable) -> None:
         """Convolution(s), normalisation, activation, channel dropout."""

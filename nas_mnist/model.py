@@ -16,7 +16,8 @@ class Network(nn.Module):
     """An architecture with weights: images (N, C, H, W) in, class scores (N, classes) out.
 
     The module at position ``i`` of ``layers`` is the architecture's layer ``i``, so that the names in a
-    ``state_dict`` follow from the architecture alone.
+    ``state_dict`` follow from the architecture alone. Layers of a repeated block are one module at two
+    positions.
 
     With ``copies`` it is as many networks side by side, each with weights of its own, that run as one:
     images (N, copies * C, H, W) in, class scores (N, copies * classes) out, one copy after the other.
@@ -25,7 +26,10 @@ class Network(nn.Module):
     def __init__(self, architecture: Architecture, copies: int = 1) -> None:
         super().__init__()
         self.architecture, self.copies = architecture, copies
-        self.layers = nn.ModuleList(_module(layer, copies) for layer in architecture.layers)
+        self.layers = nn.ModuleList()
+        for layer in architecture.layers:
+            shared = layer.weights_of
+            self.layers.append(_module(layer, copies) if shared is None else self.layers[shared])
         self._sources = [layer.inputs for layer in architecture.layers]
         self._kept = _read_later(architecture.layers)
         self.head_starts = next(at for at, layer in enumerate(architecture.layers) if layer.path == "head")
@@ -33,6 +37,14 @@ class Network(nn.Module):
         built = sum(parameter.numel() for parameter in self.parameters())
         if built != counted * copies:
             raise AssertionError(f"built {built} parameters, counted {counted}: {architecture.to_json()}")
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Weights and statistics by name, those of a repeated block once: what a file of weights holds."""
+        return {
+            name: one.detach()
+            for named in (self.named_parameters(), self.named_buffers())
+            for name, one in named
+        }
 
     def is_kept(self, position: int) -> bool:
         """Whether the output of a layer is read by more than the next layer."""

@@ -67,14 +67,14 @@ class Convolution:
         self._gradients.fill(0)
         self._bias_gradients.fill(0)
 
-    def put(self, gradients: Mapping[Tensor, Array]) -> list[Row]:
-        """Rows that put what all threads found to the gradients of weight and bias."""
+    def put(self, gradients: Mapping[Tensor, Array], adds: bool) -> list[Row]:
+        """Rows that put what all threads found to the gradients of weight and bias, or add it."""
         jobs = [(self._gradients, self._gradient_order, self.module.weight)]
         if self.module.bias is not None:
             jobs.append((self._bias_gradients, self._bias_order, self.module.bias))
         return [
             [
-                *(parameters.put(self.kind), source.ctypes.data, gradients[of].ctypes.data),
+                *(parameters.put(adds, self.kind), source.ctypes.data, gradients[of].ctypes.data),
                 *(order.ctypes.data, order.size, len(source)),
             ]
             for source, order, of in jobs

@@ -31,13 +31,17 @@ def take(kind: Kind) -> int:
 
 
 @cache
-def put(kind: Kind) -> int:
-    """To the places of the target that ``order`` (int64) names the sums over threads (threads, count)."""
+def put(adds: bool, kind: Kind) -> int:
+    """To the places of the target that ``order`` (int64) names the sums over threads (threads, count).
+
+    ``adds``: they are added to what is there.
+    """
 
     def write(w: Writer) -> None:
         source, target, order, count, threads = (w.argument() for _ in range(5))
         with w.loop(count) as place:
-            w.store(_total(w, source, threads, count, place), target, w.read_whole(order, place))
+            total, into = _total(w, source, threads, count, place), w.read_whole(order, place)
+            w.store(w.plus(total, w.load(target, into)) if adds else total, target, into)
 
     return compile_kernel(write, kind, lanes=1)
 

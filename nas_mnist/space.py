@@ -28,6 +28,7 @@ from .architecture import (
     Padding,
     Pool,
     Rate,
+    Repeat,
     Residual,
     Separable,
     digest,
@@ -149,12 +150,16 @@ class NetworkSpace(_Keys):
 
 
 class StageSpace(_Keys):
-    """An optional 1x1 transition, some blocks of one kind, an optional down-sampling by two."""
+    """An optional 1x1 transition, some blocks of one kind, an optional down-sampling by two.
+
+    ``repeats`` further blocks, as wide as the last one and with one set of weights among them, come after it.
+    """
 
     transition: Annotated[tuple[Transition, ...], _read] = (0,)
     blocks: Annotated[tuple[Count, ...], _read]
     block: BlockKinds = ("conv",)
     channels: ChannelCounts  # drawn for every block
+    repeats: Annotated[tuple[Count, ...], _read] = Field((0,), exclude_if=(0,).__eq__)
     kernel: Kernels = (3,)
     padding: Paddings = ("same",)
     downsample: Annotated[tuple[Downsample, ...], _read] = ("none",)
@@ -317,6 +322,7 @@ def _draw_stage(suggest: Suggest, prefix: str, stage: StageSpace, network: Draws
         _suggest(suggest, f"{prefix}.channels{number}", stage.channels)
         for number in range(1, int(drawn["blocks"]) + 1)
     ]
+    drawn["repeats"] = _suggest(suggest, f"{prefix}.repeats", stage.repeats) if widths else 0
     return _stage_blocks(drawn, shared, widths)
 
 
@@ -338,6 +344,8 @@ def _stage_blocks(drawn: Draws, shared: Draws, widths: Sequence[int]) -> list[An
         last = number == len(widths)
         stride = 2 if last and drawn["downsample"] == "stride" else 1
         blocks.append(_block(drawn, shared, channels, stride))
+    if drawn["repeats"]:
+        blocks += [_block(drawn, shared, widths[-1], 1), *[Repeat()] * (int(drawn["repeats"]) - 1)]
     if drawn["downsample"] in ("max", "average"):
         blocks.append(Pool(method=drawn["downsample"]))
     return blocks
@@ -372,14 +380,14 @@ def _match_stage(
 ) -> Iterator[Draws]:
     """All ways to read ``blocks`` as exactly this stage, while there are tries."""
     own = [name for name in INHERITED if getattr(stage, name) is not None]
-    names = ("transition", "blocks", "block", "kernel", "padding", "downsample", *own)
+    names = ("transition", "blocks", "repeats", "block", "kernel", "padding", "downsample", *own)
     for drawn, _ in zip(_every(stage, names), tries, strict=False):
         pooled = drawn["downsample"] in ("max", "average")
-        first, end = int(bool(drawn["transition"])), len(blocks) - int(pooled)
-        if end - first != drawn["blocks"]:
+        first, end = int(bool(drawn["transition"])), len(blocks) - int(pooled) - int(drawn["repeats"])
+        if end - first != drawn["blocks"] or (drawn["repeats"] and not drawn["blocks"]):
             continue
         units = [block.body[0] if block.kind == "residual" else block for block in blocks[first:end]]
-        if any(unit.kind == "pool" or unit.channels not in stage.channels for unit in units):
+        if any(unit.kind in ("pool", "repeat") or unit.channels not in stage.channels for unit in units):
             continue
         widths = [unit.channels for unit in units]
         if _stage_blocks(drawn, network | {name: drawn[name] for name in own}, widths) == list(blocks):

@@ -27,11 +27,22 @@ def _unit(rng: random.Random, kind: str, padding: str | None = None) -> dict[str
     return block | ({"middle": rng.random() < 0.5} if kind == "separable" else {})
 
 
-def _block(rng: random.Random) -> dict[str, Any]:
-    kind = rng.choice(("conv", "separable", "residual", "pool"))
+def _blocks(rng: random.Random) -> list[dict[str, Any]]:
+    kind = rng.choice(("conv", "separable", "residual", "pool", "repeat"))
     if kind == "pool":
         method = rng.choice(("max", "average"))
-        return {"kind": kind, "method": method, "kernel": rng.randint(2, 4), "stride": rng.randint(1, 3)}
+        return [{"kind": kind, "method": method, "kernel": rng.randint(2, 4), "stride": rng.randint(1, 3)}]
+    if kind == "repeat":  # of a block that is as wide as what it reads, or, with luck, of any other
+        first = _unit(rng, "conv")
+        block = _block(rng, rng.choice(("conv", "separable", "residual")))
+        for unit in block.get("body", [block]):
+            unit["channels"] = first["channels"]
+        repeats = [{"kind": kind}] * rng.randint(1, 2)
+        return [first, block, *repeats] if rng.random() < 0.8 else repeats
+    return [_block(rng, kind)]
+
+
+def _block(rng: random.Random, kind: str) -> dict[str, Any]:
     if kind == "residual":
         padding = None if rng.random() < 0.1 else "same"  # 'valid' seldom meets the shortcut
         body = [_unit(rng, rng.choice(("conv", "separable")), padding) for _ in range(rng.randint(1, 3))]
@@ -52,7 +63,7 @@ def random_data(rng: random.Random) -> dict[str, Any]:
     return {
         "input_shape": [rng.randint(1, 4), rng.randint(4, 29), rng.randint(4, 29)],
         "classes": rng.randint(2, 12),
-        "blocks": [_block(rng) for _ in range(rng.randint(1, 5))],
+        "blocks": [block for _ in range(rng.randint(1, 5)) for block in _blocks(rng)],
         "head": head,
     }
 

@@ -131,8 +131,18 @@ REFUSED = [
     ),
     (
         {"blocks": [{"kind": "linear"}]},
-        "blocks[0].kind: 'linear' (use 'conv', 'separable', 'residual', 'pool')",
+        "blocks[0].kind: 'linear' (use 'conv', 'separable', 'residual', 'pool', 'repeat')",
     ),
+    (
+        {"blocks": [{"kind": "repeat"}]},
+        "blocks[0]: nothing to repeat (put it behind a block that has weights)",
+    ),
+    (
+        {"blocks": [{"kind": "conv", "channels": 4}, {"kind": "repeat"}]},
+        "blocks[1]: reads 4 channels where the block that it repeats reads 1 "
+        "(make that block as wide as what it reads)",
+    ),
+    ({"blocks": [{"kind": "repeat", "times": 2}]}, "blocks[0].times: unknown field"),
     (conv() | {"classes": 1}, "classes: 1 (input should be greater than or equal to 2)"),
     (conv() | {"classes": "10"}, "classes: '10' (input should be a valid integer)"),
     (conv() | {"input_shape": [1, 28]}, "input_shape[2]: missing field"),

@@ -29,6 +29,8 @@ SMALL = Architecture.make(
             {"kind": "conv", "channels": 4, "bias": True},
             {"kind": "residual", "body": [{"kind": "separable", "channels": 6, "norm": "after"}]},
             {"kind": "pool"},
+            {"kind": "conv", "channels": 6, "kernel": 1},
+            {"kind": "repeat"},
         ]
     }
 )
@@ -131,9 +133,10 @@ def test_a_torch_program_agrees_too(classifier: Classifier, images: torch.Tensor
 
 
 def test_bytes_as_int8(classifier: Classifier) -> None:
-    # conv 1->4 3x3; depthwise 4x3x3, 4->6 1x1, shortcut 4->6 1x1; head 6->10; a norm of 6 after an activation
-    weights = 36 + 36 + 24 + 24 + 60
-    assert int8_bytes(classifier) == weights + 8 * (4 + 4 + 6 + 6 + 10) + 8 * 6
+    # conv 1->4 3x3; depthwise 4x3x3, 4->6 1x1, shortcut 4->6 1x1; twice the same 6->6 1x1; head 6->10; a norm
+    # of 6 after an activation
+    weights = 36 + 36 + 24 + 24 + 36 + 60
+    assert int8_bytes(classifier) == weights + 8 * (4 + 4 + 6 + 6 + 6 + 6 + 10) + 8 * 6
 
 
 def test_export_writes_what_it_says_and_overwrites_nothing(

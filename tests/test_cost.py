@@ -89,6 +89,25 @@ GOLDEN = {
             3 + 2 + 4 + 4,
         ),
     ),
+    # a separable block three times, once behind another pooling
+    "repeated": (
+        {
+            "blocks": [
+                conv(4),
+                POOL,
+                {"kind": "separable", "channels": 4},
+                {"kind": "repeat"},
+                POOL,
+                {"kind": "repeat"},
+            ]
+        },
+        [
+            *((4, 28, 28), (4, 14, 14), (4, 14, 14), (4, 14, 14), (4, 14, 14), (4, 14, 14)),
+            *((4, 7, 7), (4, 7, 7), (4, 7, 7), (10, 7, 7), (10, 1, 1)),
+        ],
+        # 36 + 8, depthwise 36, pointwise 16, three normalisations, head 40 + 10
+        Cost(170, 36 * 784 + 52 * (2 * 196 + 49) + 40 * 49, 4 * (784 + 4 * 784), 3 + 1 + 4 + 4 + 2 + 8),
+    ),
 }
 
 
@@ -140,7 +159,7 @@ class Execution:
         self.steps: list[tuple[nn.Module, list[int], int]] = []  # module, values read, value made
         self.values = [image]
         self._number = {id(image): 0}
-        hooks = [module.register_forward_hook(self._seen) for module in model.layers]
+        hooks = [module.register_forward_hook(self._seen) for module in {*model.layers}]
         with torch.no_grad():
             self.result = model(image)
         for hook in hooks:
@@ -191,6 +210,7 @@ def test_random_candidates_are_of_every_kind(executed: list) -> None:
     wanted = {"conv_then_pool", "pool_then_conv", "projection"}
     wanted |= {("separable", "middle", middle) for middle in (True, False)}
     wanted |= {("pool", "method", method) for method in ("max", "average")}
+    wanted |= {("repeat", "kind", "repeat")}
     for kind in ("conv", "separable"):
         wanted |= {(kind, "kernel", kernel) for kernel in (1, 3, 5, 7)}
         wanted |= {(kind, "stride", stride) for stride in (1, 2, 3, 4)}

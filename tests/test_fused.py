@@ -152,6 +152,24 @@ def test_gradients_agree_with_finite_differences() -> None:
     torch.autograd.gradcheck(lambda *_: FusedNetwork(model)(images), tuple(model.parameters()), atol=1e-4)
 
 
+REPEATED = [
+    [
+        {"kind": "separable", "channels": 4, "norm": "after", "bias": True},
+        {"kind": "repeat"},
+        {"kind": "repeat"},
+    ],
+    [{"kind": "conv", "channels": 4, "bias": True}, {"kind": "pool"}, {"kind": "repeat"}],
+    [{"kind": "residual", "body": [{"kind": "separable", "channels": 4}]}, {"kind": "repeat"}],
+]
+
+
+@pytest.mark.parametrize("blocks", REPEATED)
+def test_repeated_blocks_agree_with_torch(blocks: list[dict[str, Any]]) -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 4}, *blocks)
+    model = network(architecture)
+    check(model, copy.deepcopy(model), images_for(architecture, LANES + 1))
+
+
 @pytest.mark.parametrize("name", ["reference", "mnist-16k"])
 def test_float32_is_as_near_to_torch_as_torch_to_itself(name: str) -> None:
     architecture = load(name).architecture

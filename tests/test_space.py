@@ -174,6 +174,36 @@ def test_a_stage_says_otherwise_than_the_network() -> None:
     assert (second.activation, second.bias) == ("silu", False)
 
 
+REPEATING = (
+    "[[stages]]\nblocks = [0, 1, 2]\nchannels = [3, 5]\nrepeats = { min = 0, max = 3 }\n"
+    'block = ["separable", "residual"]\ndownsample = ["max", "stride"]\n'
+)
+
+
+def test_repeats_are_as_wide_as_the_last_block_and_have_one_set_of_weights() -> None:
+    space = SearchSpace.from_toml(STAGE + REPEATING)
+    seen = set()
+    for seed in range(200):
+        draws = RandomDraws(random.Random(seed))
+        architecture = space.draw(draws, BUDGET)
+        repeats = draws.draws.get("stage2.repeats", 0)
+        again = [layer for layer in architecture.layers if layer.weights_of is not None]
+        kinds = [block.kind for block in architecture.blocks if block.kind != "pool"]
+        assert len(kinds) == 1 + int(draws.draws["stage2.blocks"]) + int(repeats)
+        assert kinds.count("repeat") == max(int(repeats) - 1, 0)
+        assert len(again) == kinds.count("repeat") * (2 if "separable" in kinds else 1)
+        assert all(layer.in_shape[0] == layer.out_shape[0] for layer in again)
+        assert space.draw(Replay(space.encode(architecture)), BUDGET) == architecture
+        seen.add((draws.draws["stage2.blocks"], repeats))
+    assert seen == {(0, 0), *((blocks, repeats) for blocks in (1, 2) for repeats in range(4))}
+
+
+def test_a_filled_space_repeats_at_any_width() -> None:
+    space = SearchSpace.from_toml("fill = 1.0\n" + STAGE + REPEATING)
+    for seed in range(50):
+        assert cost_of(space.draw(RandomDraws(random.Random(seed)), Budget(3_000))).params <= 3_000
+
+
 def test_digest_ignores_comments_and_the_way_a_value_is_written() -> None:
     plain = SearchSpace.from_toml(STAGE + "kernel = [1, 3, 5]\n")
     other = SearchSpace.from_toml(
@@ -184,7 +214,9 @@ def test_digest_ignores_comments_and_the_way_a_value_is_written() -> None:
     assert other.digest == plain.digest
 
 
-@pytest.mark.parametrize("change", ["kernel = 5", "kernel = [3, 5]", 'norm = "after"', "transition = 2"])
+@pytest.mark.parametrize(
+    "change", ["kernel = 5", "kernel = [3, 5]", 'norm = "after"', "transition = 2", "repeats = 2"]
+)
 def test_digest_sees_every_change(change: str) -> None:
     assert SearchSpace.from_toml(STAGE + change).digest != SearchSpace.from_toml(STAGE).digest
 
@@ -237,6 +269,8 @@ BAD = [
     ('[[stages]]\nblocks = "two"\nchannels = 4\n', "stages[0].blocks", "'two' (input should be"),
     ("[[stages]]\nblocks = -1\nchannels = 4\n", "stages[0].blocks", "-1 (input should be greater"),
     ("[[stages]]\nblocks = 17\nchannels = 4\n", "stages[0].blocks", "17 (input should be less"),
+    (STAGE + "repeats = 17\n", "stages[0].repeats", "17 (input should be less"),
+    (STAGE + "repeats = 1.0\n", "stages[0].repeats", "integer"),
     (channels("[[4]]"), "stages[0].channels", "[4]"),
     (channels("{ min = 8, max = 4 }"), "stages[0].channels: {'min': 8, 'max': 4}", "empty"),
     (channels("{ min = 8 }"), "stages[0].channels: {'min': 8}", "min, max"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from ..architecture import Architecture, Conv, Pool, Residual, Separable
+from ..architecture import Architecture, Conv, Pool, Repeat, Residual, Separable
 from ..cost import cost_of
 from ..layers import Shape
 from .canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, WIDTH, styled
@@ -48,16 +48,22 @@ def parts(architecture: Architecture) -> list[Part]:
     """The image, every block and the head, in words."""
     image = architecture.input_shape
     found = [Part("image", "image", "", image, 0)]
+    newest: Conv | Separable | Residual | None = None  # that a later one may repeat
     for position, block in enumerate(architecture.blocks):
         shape, params = _of(architecture, f"blocks[{position}]")
         if isinstance(block, Pool):
             title, details = f"{block.method} pooling {block.kernel}×{block.kernel}", _stride(block)
-        elif isinstance(block, Residual):
-            title = "residual: " + ", ".join(_title(part) for part in block.body)
-            details = _details(block.body[-1])
+            found.append(Part(block.kind, title, details, shape, params))
+            continue
+        again = isinstance(block, Repeat)
+        newest = newest if isinstance(block, Repeat) else block
+        assert newest is not None  # the architecture exists
+        if isinstance(newest, Residual):
+            title = "residual: " + ", ".join(_title(part) for part in newest.body)
+            details = _details(newest.body[-1])
         else:
-            title, details = _title(block), _details(block)
-        found.append(Part(block.kind, title, details, shape, params))
+            title, details = _title(newest), _details(newest)
+        found.append(Part(newest.kind, title + " once more" * again, details, shape, params))
     head = architecture.head
     convolution = f"{head.kernel}×{head.kernel} to {architecture.classes} classes"
     ordered = [convolution, "global average"]
