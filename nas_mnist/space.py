@@ -152,7 +152,8 @@ class NetworkSpace(_Keys):
 class StageSpace(_Keys):
     """An optional 1x1 transition, some blocks of one kind, an optional down-sampling by two.
 
-    ``repeats`` further blocks, as wide as the last one and with one set of weights among them, come after it.
+    ``repeats`` further blocks come behind those, as wide as what they read. They share the weights of the
+    last block so far where it, too, is as wide as what it reads; else they have one set of their own.
     """
 
     transition: Annotated[tuple[Transition, ...], _read] = (0,)
@@ -242,7 +243,7 @@ class SearchSpace(_Keys):
         network = _draw(suggest, "network", self.network, INHERITED)
         blocks: list[Any] = []
         for number, stage in enumerate(self.stages, 1):
-            blocks += _draw_stage(suggest, f"stage{number}", stage, network)
+            blocks += _draw_stage(suggest, f"stage{number}", stage, network, self._so_far(blocks))
         drawn = Architecture.make(
             {
                 "input_shape": self.input_shape,
@@ -265,25 +266,32 @@ class SearchSpace(_Keys):
             for network, _ in zip(_every(self.network, INHERITED), tries, strict=False):
                 around = _named("network", self.network, network)
                 around |= _named("head", self.head, architecture.head.model_dump())
-                for stages in self._match_stages(architecture.blocks, 0, network, tries):
+                for stages in self._match_stages(architecture.blocks, 0, 0, network, tries):
                     draws = stages | around
                     if _redraws(self, draws, architecture):
                         return draws
         raise InputError(f"architecture {architecture.key}: not in this search space")
 
     def _match_stages(
-        self, blocks: Sequence[Any], at: int, network: Draws, tries: Iterator[int]
+        self, blocks: Sequence[Any], first: int, at: int, network: Draws, tries: Iterator[int]
     ) -> Iterator[Draws]:
-        """All ways to read ``blocks`` as stages ``at`` and later, while there are tries."""
+        """All ways to read ``blocks`` from ``first`` on as stages from ``at`` on, while there are tries."""
         if at == len(self.stages):
-            if not blocks:
+            if first == len(blocks):
                 yield {}
             return
-        stage, name = self.stages[at], f"stage{at + 1}"
-        for length in range(len(blocks) + 1):
-            for draws in _match_stage(name, stage, network, blocks[:length], tries):
-                for rest in self._match_stages(blocks[length:], at + 1, network, tries):
+        stage, name, so_far = self.stages[at], f"stage{at + 1}", self._so_far(blocks[:first])
+        for end in range(first, len(blocks) + 1):
+            for draws in _match_stage(name, stage, network, blocks[first:end], so_far, tries):
+                for rest in self._match_stages(blocks, end, at + 1, network, tries):
                     yield draws | rest
+
+    def _so_far(self, blocks: Sequence[Any]) -> _SoFar:
+        """What the next stage finds before it."""
+        weighted = [_unit(block) for block in blocks if block.kind not in ("pool", "repeat")]
+        widths = [self.input_shape[0], *(unit.channels for unit in weighted)]
+        same = len(widths) > 1 and widths[-1] == widths[-2] and weighted[-1].stride == 1
+        return _SoFar(widths[-1], same)
 
     def survey(self, budget: Budget, tries: int, rng: random.Random) -> Survey:
         """What plain random draws cost: counted, never built."""
@@ -312,18 +320,29 @@ def _draw(suggest: Suggest, prefix: str, keys: BaseModel, names: Sequence[str]) 
     return {name: _suggest(suggest, f"{prefix}.{name}", getattr(keys, name)) for name in names}
 
 
-def _draw_stage(suggest: Suggest, prefix: str, stage: StageSpace, network: Draws) -> list[Any]:
+class _SoFar(NamedTuple):
+    """The blocks before a stage."""
+
+    width: int  # channels that the stage reads
+    repeatable: bool  # whether the last block with weights may be repeated
+
+
+def _draw_stage(
+    suggest: Suggest, prefix: str, stage: StageSpace, network: Draws, so_far: _SoFar
+) -> list[Any]:
     own = [name for name in INHERITED if getattr(stage, name) is not None]
     drawn = _draw(
-        suggest, prefix, stage, ("transition", "blocks", "block", "kernel", "padding", "downsample")
+        suggest,
+        prefix,
+        stage,
+        ("transition", "blocks", "repeats", "block", "kernel", "padding", "downsample"),
     )
     shared = network | _draw(suggest, prefix, stage, own)
     widths = [
         _suggest(suggest, f"{prefix}.channels{number}", stage.channels)
         for number in range(1, int(drawn["blocks"]) + 1)
     ]
-    drawn["repeats"] = _suggest(suggest, f"{prefix}.repeats", stage.repeats) if widths else 0
-    return _stage_blocks(drawn, shared, widths)
+    return _stage_blocks(drawn, shared, widths, so_far)
 
 
 def _draw_head(suggest: Suggest, head: HeadSpace) -> Draws:
@@ -333,7 +352,7 @@ def _draw_head(suggest: Suggest, head: HeadSpace) -> Draws:
     return order | shape | _draw(suggest, "head", head, ("bias", "norm"))
 
 
-def _stage_blocks(drawn: Draws, shared: Draws, widths: Sequence[int]) -> list[Any]:
+def _stage_blocks(drawn: Draws, shared: Draws, widths: Sequence[int], so_far: _SoFar) -> list[Any]:
     """The blocks that one stage's draws stand for."""
     blocks: list[Any] = []
     if drawn["transition"]:
@@ -345,10 +364,23 @@ def _stage_blocks(drawn: Draws, shared: Draws, widths: Sequence[int]) -> list[An
         stride = 2 if last and drawn["downsample"] == "stride" else 1
         blocks.append(_block(drawn, shared, channels, stride))
     if drawn["repeats"]:
-        blocks += [_block(drawn, shared, widths[-1], 1), *[Repeat()] * (int(drawn["repeats"]) - 1)]
+        blocks += _repeats(drawn, shared, blocks, so_far)
     if drawn["downsample"] in ("max", "average"):
         blocks.append(Pool(method=drawn["downsample"]))
     return blocks
+
+
+def _repeats(drawn: Draws, shared: Draws, blocks: Sequence[Any], so_far: _SoFar) -> list[Any]:
+    """The further blocks behind those of a stage."""
+    reads = [so_far.width, *(_unit(block).channels for block in blocks)]
+    repeatable = reads[-1] == reads[-2] and _unit(blocks[-1]).stride == 1 if blocks else so_far.repeatable
+    first = [] if repeatable else [_block(drawn, shared, reads[-1], 1)]
+    return [*first, *[Repeat()] * (int(drawn["repeats"]) - len(first))]
+
+
+def _unit(block: Conv | Separable | Residual) -> Conv | Separable:
+    """What gives a block its width."""
+    return block.body[-1] if block.kind == "residual" else block
 
 
 def _block(drawn: Draws, shared: Draws, channels: int, stride: int) -> Conv | Separable | Residual:
@@ -376,7 +408,12 @@ def _named(prefix: str, keys: BaseModel, values: Mapping[str, Any]) -> Draws:
 
 
 def _match_stage(
-    prefix: str, stage: StageSpace, network: Draws, blocks: Sequence[Any], tries: Iterator[int]
+    prefix: str,
+    stage: StageSpace,
+    network: Draws,
+    blocks: Sequence[Any],
+    so_far: _SoFar,
+    tries: Iterator[int],
 ) -> Iterator[Draws]:
     """All ways to read ``blocks`` as exactly this stage, while there are tries."""
     own = [name for name in INHERITED if getattr(stage, name) is not None]
@@ -384,13 +421,14 @@ def _match_stage(
     for drawn, _ in zip(_every(stage, names), tries, strict=False):
         pooled = drawn["downsample"] in ("max", "average")
         first, end = int(bool(drawn["transition"])), len(blocks) - int(pooled) - int(drawn["repeats"])
-        if end - first != drawn["blocks"] or (drawn["repeats"] and not drawn["blocks"]):
+        if end - first != drawn["blocks"]:
             continue
-        units = [block.body[0] if block.kind == "residual" else block for block in blocks[first:end]]
-        if any(unit.kind in ("pool", "repeat") or unit.channels not in stage.channels for unit in units):
+        units = [block for block in blocks[first:end] if block.kind not in ("pool", "repeat")]
+        widths = [_unit(block).channels for block in units]
+        if len(units) < end - first or any(width not in stage.channels for width in widths):
             continue
-        widths = [unit.channels for unit in units]
-        if _stage_blocks(drawn, network | {name: drawn[name] for name in own}, widths) == list(blocks):
+        own_keys = network | {name: drawn[name] for name in own}
+        if _stage_blocks(drawn, own_keys, widths, so_far) == list(blocks):
             draws = _named(prefix, stage, drawn)
             if len(stage.channels) > 1:
                 draws |= {f"{prefix}.channels{number}": width for number, width in enumerate(widths, 1)}

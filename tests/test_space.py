@@ -180,22 +180,40 @@ REPEATING = (
 )
 
 
-def test_repeats_are_as_wide_as_the_last_block_and_have_one_set_of_weights() -> None:
-    space = SearchSpace.from_toml(STAGE + REPEATING)
+def test_repeats_are_as_wide_as_what_they_read_and_share_weights() -> None:
+    space = SearchSpace.from_toml(STAGE + REPEATING + REPEATING)
     seen = set()
-    for seed in range(200):
-        draws = RandomDraws(random.Random(seed))
-        architecture = space.draw(draws, BUDGET)
-        repeats = draws.draws.get("stage2.repeats", 0)
-        again = [layer for layer in architecture.layers if layer.weights_of is not None]
-        kinds = [block.kind for block in architecture.blocks if block.kind != "pool"]
-        assert len(kinds) == 1 + int(draws.draws["stage2.blocks"]) + int(repeats)
-        assert kinds.count("repeat") == max(int(repeats) - 1, 0)
-        assert len(again) == kinds.count("repeat") * (2 if "separable" in kinds else 1)
-        assert all(layer.in_shape[0] == layer.out_shape[0] for layer in again)
+    for seed in range(300):
+        suggest = RandomDraws(random.Random(seed))
+        architecture = space.draw(suggest, BUDGET)
         assert space.draw(Replay(space.encode(architecture)), BUDGET) == architecture
-        seen.add((draws.draws["stage2.blocks"], repeats))
-    assert seen == {(0, 0), *((blocks, repeats) for blocks in (1, 2) for repeats in range(4))}
+        drawn = [
+            (int(suggest.draws[f"stage{stage}.blocks"]), int(suggest.draws[f"stage{stage}.repeats"]))
+            for stage in (2, 3)
+        ]
+        kinds = [block.kind for block in architecture.blocks if block.kind != "pool"]
+        assert len(kinds) == 1 + sum(map(sum, drawn))
+        own = kinds.count("repeat")  # all but the first of a stage, if that one has weights of its own
+        assert sum(repeats - 1 for _, repeats in drawn if repeats) <= own <= sum(many for _, many in drawn)
+        again = [layer for layer in architecture.layers if layer.weights_of is not None]
+        assert all(layer.in_shape[0] == layer.out_shape[0] and layer.stride == 1 for layer in again)
+        seen.add(tuple(drawn))
+    assert len(seen) > 60  # of 12 * 12 pairs
+
+
+def test_repeats_of_a_stage_without_blocks_are_of_the_block_before() -> None:
+    text = 'channels = 4\nblock = "separable"\ndownsample = "{}"\nblocks = '
+    first, second = (text.format(down) for down in ("max", "stride"))
+    for stage, repeats, kinds in (
+        (first + "2\nrepeats = 1", 2, ["separable", "separable", "repeat", "pool", "repeat", "repeat"]),
+        (first + "1", 2, ["separable", "pool", "separable", "repeat"]),  # the one before reads one channel
+        (second + "2", 2, ["separable", "separable", "separable", "repeat"]),  # the one before has stride 2
+    ):
+        later = f"[[stages]]\nblocks = 0\nchannels = 9\nrepeats = {repeats}\nblock = 'separable'\n"
+        space = SearchSpace.from_toml(f"[[stages]]\n{stage}\n{later}")
+        architecture = space.draw(RandomDraws(random.Random(0)), BUDGET)
+        assert [block.kind for block in architecture.blocks] == kinds
+        assert space.encode(architecture) == {}
 
 
 def test_a_filled_space_repeats_at_any_width() -> None:
