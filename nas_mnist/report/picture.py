@@ -63,7 +63,7 @@ def parts(architecture: Architecture) -> list[Part]:
             details = _details(newest.body[-1])
         else:
             title, details = _title(newest), _details(newest)
-        found.append(Part(newest.kind, title + " once more" * again, details, shape, params))
+        found.append(Part(newest.kind, title + ", the same weights again" * again, details, shape, params))
     head = architecture.head
     convolution = f"{head.kernel}×{head.kernel} to {architecture.classes} classes"
     ordered = [convolution, "global average"]
