@@ -23,10 +23,11 @@ import pandas as pd
 
 from .architecture import Architecture
 from .cost import Budget, cost_of
+from .draws import Draws, RandomDraws
 from .errors import InputError, NoResultError
 from .files import read_text, write_bytes
 from .recipe import Recipe, make_recipe
-from .space import Draws, RandomDraws, SearchSpace
+from .space import SearchSpace
 from .tasks import begin
 from .workers import Desk, run_workers
 

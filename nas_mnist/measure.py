@@ -26,12 +26,13 @@ from .architecture import Architecture
 from .contenders import Contender, convolutions, in_memory, loaded, ours, plain
 from .cost import Budget, cost_of
 from .data import DataSet, Images
+from .draws import RandomDraws
 from .errors import InputError
 from .layers import expand
 from .model import Network, build
 from .recipe import load_recipe
 from .scoring import Normalizer, evaluate
-from .space import RandomDraws, SearchSpace
+from .space import SearchSpace
 from .tasks import TOGETHER
 from .training import train, train_together
 from .workers import Desk, auto_workers, run_workers

@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from .architecture import Architecture
 from .cost import Budget, Cost, cost_of
+from .draws import Suggest
 from .errors import InputError
 from .owner import DEATHS, OWNER, RETRY_OF, myself
 from .recipe import Recipe, vary
-from .space import SearchSpace, Suggest
+from .space import SearchSpace
 from .stopping import FIRST_LOSS
 
 if TYPE_CHECKING:

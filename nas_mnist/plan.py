@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from .architecture import Architecture
 from .cost import COST_NAMES
+from .draws import Draws
 from .errors import InputError, NoResultError, StorageLostError
 from .files import write_bytes
 from .recipe import Recipe, make_recipe, unvaried
-from .space import Draws, Survey
+from .space import Survey
 from .workers import Handlers, WorkersLostError, run_workers
 from .zoo import load as load_from_zoo
 from .zoo import names as zoo_names

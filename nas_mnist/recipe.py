@@ -14,7 +14,7 @@ from .errors import InputError, explain
 from .files import read_text
 
 if TYPE_CHECKING:
-    from .space import Suggest
+    from .draws import Suggest
 
 MAX_EPOCHS = 20  # the exercise allows no more
 RECIPES = ("default", "seed", "tiny")

@@ -23,8 +23,9 @@ from optuna.trial import TrialState
 
 from .cost import Budget
 from .curves import Curve
+from .draws import Draws, Replay
 from .errors import InputError
-from .space import Draws, Replay, SearchSpace
+from .space import SearchSpace
 from .stopping import GO_ON, HALFWAY, Progress, falls_behind
 
 HALF = 0.5  # of an epoch, before the first look

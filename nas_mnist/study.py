@@ -15,11 +15,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from .cost import COST_NAMES, Budget, cost_of, weighed_against
+from .draws import Draws, RandomDraws
 from .errors import InputError, NoResultError
 from .objective import Objective, Verdict, verdict_of
 from .owner import OWNER
 from .recovery import recover, requeue, requeue_once, running
-from .space import Draws, RandomDraws, SearchSpace, Survey
+from .space import SearchSpace, Survey
 from .stopping import Halving
 from .storages import open_storage, shown
 

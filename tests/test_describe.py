@@ -139,7 +139,7 @@ def test_counting_and_drawing_import_nothing_heavy(work: Path) -> None:
 import random
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.cost import cost_of
-from nas_mnist.space import RandomDraws
+from nas_mnist.draws import RandomDraws
 space = SearchSpace.load()
 cost = cost_of(space.draw(RandomDraws(random.Random(0)), Budget(20_000)))
 assert space.survey(Budget(20_000), 50, random.Random(0)).tried == 50

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.classifier import Classifier
+from nas_mnist.draws import RandomDraws
 from nas_mnist.errors import InputError
 from nas_mnist.recipe import make_recipe, parse_toml
 from nas_mnist.report.subjects import read_result
-from nas_mnist.space import RandomDraws
 
 PACKAGE = resources.files("nas_mnist")
 REFERENCE = json.loads((PACKAGE / "zoo" / "reference.json").read_text())["architecture"]

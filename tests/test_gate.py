@@ -17,11 +17,11 @@ from sqlalchemy import event
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist import study as studies
 from nas_mnist.cost import cost_of
+from nas_mnist.draws import Replay
 from nas_mnist.errors import NoResultError
 from nas_mnist.objective import ARCHITECTURE, Objective, Verdict, Watcher, _seen_before, verdict_of
 from nas_mnist.owner import DEATHS, RETRY_OF
 from nas_mnist.recipe import Recipe
-from nas_mnist.space import Replay
 from nas_mnist.storages import losing
 from nas_mnist.training import train
 

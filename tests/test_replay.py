@@ -14,6 +14,7 @@ from conftest import Runner
 
 from nas_mnist.cost import Budget, cost_of
 from nas_mnist.curves import Curve, candidates, read_curves
+from nas_mnist.draws import Replay
 from nas_mnist.replay import (
     NearestToTpe,
     RandomOrder,
@@ -27,7 +28,7 @@ from nas_mnist.replay import (
     replay,
     worth,
 )
-from nas_mnist.space import Replay, SearchSpace
+from nas_mnist.space import SearchSpace
 from nas_mnist.stopping import Progress
 
 SPACE = """

@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nas_mnist import Architecture
 from nas_mnist.augment import affine, draw
 from nas_mnist.data import DataSet, Images
+from nas_mnist.draws import RandomDraws, Replay
 from nas_mnist.errors import InputError
 from nas_mnist.model import Network, build, side_by_side, take_apart
 from nas_mnist.recipe import FACTORS, VALUES, Augmentation, Recipe, load_recipe, make_recipe, unvaried, vary
 from nas_mnist.retrain import retrain, summarise
 from nas_mnist.scoring import Normalizer, Score, evaluate, predict
-from nas_mnist.space import RandomDraws, Replay
 from nas_mnist.step import Step, schedule
 from nas_mnist.tasks import RetrainTask, retrain_seeds
 from nas_mnist.training import EpochResult, TrainingError, train, train_together
