@@ -32,6 +32,7 @@ SMALL = Architecture.make(
         "blocks": [
             {"kind": "conv", "channels": 6, "stride": 2, "dropout": 0.1},
             {"kind": "residual", "body": [{"kind": "separable", "channels": 6, "norm": "after"}]},
+            {"kind": "repeat"},
             {"kind": "pool"},
         ]
     }
@@ -166,6 +167,7 @@ STILL = Architecture.make(  # as SMALL, without dropout
         "blocks": [
             {"kind": "conv", "channels": 6, "stride": 2},
             {"kind": "residual", "body": [{"kind": "separable", "channels": 6, "norm": "after"}]},
+            {"kind": "repeat"},
             {"kind": "pool"},
         ],
         "head": {"norm": True},
