@@ -100,6 +100,7 @@ def recipes(
                 {"network": entry.name, "recipe": name, **values, **dict(zip(_KEYS, keys, strict=True))}
             )
             write_bytes(path, _frame(rows).to_csv(index=False, lineterminator="\n").encode())
+            console.print(f"{name}, seed {number}: {result.score.accuracy:.2%}", markup=False)
 
         if jobs:
             task = FinalsTask(jobs, dataset, as_path(data_dir), where.type)
