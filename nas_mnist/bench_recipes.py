@@ -94,11 +94,8 @@ def recipes(
                 console.print(f"{name}, seed {number}: failed", style="red", markup=False)
                 return
             results = result.train_loss, result.score.loss, result.score.accuracy
-            values = dict(zip(_RESULTS, results, strict=True))
             keys = (entry.architecture.key, tried[name].digest, images, number)
-            rows.append(
-                {"network": entry.name, "recipe": name, **values, **dict(zip(_KEYS, keys, strict=True))}
-            )
+            rows.append(dict(zip(COLUMNS, (entry.name, name, *results, *keys), strict=True)))
             write_bytes(path, _frame(rows).to_csv(index=False, lineterminator="\n").encode())
             console.print(f"{name}, seed {number}: {result.score.accuracy:.2%}", markup=False)
 

@@ -38,6 +38,7 @@ class Plan:
     """Everything a search was asked to do, checked."""
 
     task: SearchTask
+    recipe: Recipe  # of finalists and winner; candidates may be trained for fewer epochs
     data: DataSet
     device: torch.device
     trials: int
@@ -62,7 +63,7 @@ class Plan:
         return {
             "seed": self.task.seed,
             "space": self.task.space.model_dump(mode="json"),
-            "recipe": self.task.recipe.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
             "data": self.data.source,
             "data_note": self.data.note,
             "device": describe_machine(self.device),
@@ -95,13 +96,17 @@ class Plan:
         say = self.console.print
         say(
             f"[bold]Searching[/bold] for at most {self.task.budget}{self._weighed()}: study "
-            f"{study.study_name!r}, {self.trials} candidates, {self.task.recipe.epochs} epochs, "
+            f"{study.study_name!r}, {self.trials} candidates, {self._epochs()}, "
             f"{describe_device(self.device)}, {self.workers} worker{'s' * (self.workers > 1)}",
         )
         say(f"Data: {self.data.source}; one in six is held out to choose", markup=False)
         self._warn()
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
+
+    def _epochs(self) -> str:
+        many = f"{self.task.recipe.epochs} epochs"
+        return f"{many} (of finalists {self.recipe.epochs})" if self._is_short else many
 
     def _weighed(self) -> str:
         against = self.task.against
@@ -204,7 +209,7 @@ class Plan:
         say(f"The winner: trial {winner.trial}, key {architecture.key}{also}")
         say(layer_table(architecture), markup=False)
         if self.task.vary_recipe:
-            own, usual = self._recipe_of(winner).model_dump(), self.task.recipe.model_dump()
+            own, usual = self._recipe_of(winner).model_dump(), self.recipe.model_dump()
             changed = {name: value for name, value in own.items() if value != usual[name]}
             words = ", ".join(f"{name} {value}" for name, value in changed.items())
             say(f"Its recipe differs in: {words or 'nothing'}", markup=False)
@@ -212,7 +217,7 @@ class Plan:
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
         budget = self.task.budget.max_params
-        met = requirements(architecture, self.task.recipe.epochs, accuracy, self.data.name, budget)
+        met = requirements(architecture, self.recipe.epochs, accuracy, self.data.name, budget)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
         say(f"Repeat it over seeds with:\n{self.repeat()}", soft_wrap=True, markup=False)
@@ -259,9 +264,9 @@ class Plan:
 
         if jobs:
             self.console.print(f"Training the best {len(rows)} again, to choose by the mean of their seeds")
-            with EpochLog(self.console, self.task.recipe.epochs, len(jobs), lines=False) as log:
+            with EpochLog(self.console, self.recipe.epochs, len(jobs), lines=False) as log:
                 run_workers(task, self.workers, len(jobs), {"epoch": log, "score": score})
-        self.console.print(finals_table(rows, finals))
+        self.console.print(finals_table(rows, finals, self._is_short))
 
     def _test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
         """The winner's test accuracy after training on all training images, kept in the study."""
@@ -286,7 +291,7 @@ class Plan:
             device=self.task.device,
             last_only=True,
         )
-        with EpochLog(self.console, self.task.recipe.epochs, 1) as log:
+        with EpochLog(self.console, self.recipe.epochs, 1) as log:
             (result,) = retrain_seeds(task, self.data, 1, log)
         device = describe_machine(self.device)
         name, recipe = f"trial-{winner.trial}", self._recipe_of(winner)
@@ -307,10 +312,15 @@ class Plan:
         return draws | (unvaried(self.task.recipe) if self.task.vary_recipe else {})
 
     def _recipe_of(self, row: TrialRow) -> Recipe:
-        """What a candidate was trained with."""
-        return (
-            self.task.recipe if row.recipe is None else make_recipe(row.recipe, f"trial {row.trial}: recipe")
-        )
+        """How a candidate is trained as finalist and winner."""
+        if row.recipe is None:
+            return self.recipe
+        return make_recipe(row.recipe, f"trial {row.trial}: recipe").with_epochs(self.recipe.epochs)
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether candidates are trained for fewer epochs."""
+        return self.task.recipe.epochs < self.recipe.epochs
 
     def _warn(self) -> None:
         if self.data.note:

@@ -165,13 +165,13 @@ def _find(name: str, study: str, storage: str, trial: int | None) -> tuple[Entry
 
 def _best_of(study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe, str]:
     """The best candidate that a study trained to the end, or that of a trial, as its trial stored it."""
-    from .results import FINALS, trial_rows, winner_of
+    from .results import FINALS, trained_shortly, trial_rows, winner_of
     from .study import load_study
 
     stored = load_study(storage, study)
     with stored_by_others(f"study: {study!r}"):
         rows = trial_rows(stored)
-        winner = winner_of(rows, stored.user_attrs.get(FINALS, {}))
+        winner = winner_of(rows, stored.user_attrs.get(FINALS, {}), trained_shortly(stored.user_attrs))
     if trial is not None:
         chosen = [row for row in rows if row.trial == trial and row.verdict.counts]
         if not chosen:
@@ -184,6 +184,8 @@ def _best_of(study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe
     entry = Entry(name, about, Architecture.make(winner.architecture), f"of study {study!r}")
     used = winner.recipe or stored.user_attrs.get("recipe", {})
     recipe = make_recipe(used, f"study {study!r}: recipe")
+    if trained_shortly(stored.user_attrs):
+        recipe = recipe.with_epochs(stored.user_attrs["recipe"]["epochs"])
     dataset = stored.user_attrs.get("dataset") or stored.user_attrs["identity"]["data"].rpartition(" ")[0]
     return entry, recipe, str(dataset)
 

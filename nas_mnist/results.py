@@ -85,23 +85,32 @@ def best_rows(rows: list[TrialRow], count: int) -> list[TrialRow]:
     return sorted(trained, key=lambda row: (-(row.validation_accuracy or 0), row.n_params or 0))[:count]
 
 
-def accuracies_of(row: TrialRow, finals: Finals) -> list[float]:
-    """A candidate's validation accuracies: the search's, then those of further seeds."""
-    return [row.validation_accuracy or 0.0, *finals.get(row.key or "", {}).values()]
+def seeds_of(row: TrialRow, finals: Finals) -> list[float]:
+    """A candidate's validation accuracies with further seeds."""
+    return list(finals.get(row.key or "", {}).values())
 
 
-def winner_of(rows: list[TrialRow], finals: Finals) -> TrialRow | None:
+def accuracies_of(row: TrialRow, finals: Finals, short: bool) -> list[float]:
+    """The validation accuracies by which a candidate is judged: the search's, then those of further seeds.
+
+    ``short``: the search trained for fewer epochs than those, and counts only where there are none.
+    """
+    further = seeds_of(row, finals)
+    return further if short and further else [row.validation_accuracy or 0.0, *further]
+
+
+def winner_of(rows: list[TrialRow], finals: Finals, short: bool = False) -> TrialRow | None:
     """The best candidate, by the mean over its seeds among those that were trained with the most seeds.
 
     The best of many noisy scores is too good; so a candidate that was trained once does not beat one whose
-    mean is known. None where no candidate was trained to the end.
+    mean is known. None where no candidate was trained to the end. ``short`` as in `accuracies_of`.
     """
     trained = best_rows(rows, len(rows))
     if not trained:
         return None
-    most = max(len(accuracies_of(row, finals)) for row in trained)
-    known = [row for row in trained if len(accuracies_of(row, finals)) == most]
-    return max(known, key=lambda row: (fmean(accuracies_of(row, finals)), -(row.n_params or 0)))
+    most = max(len(seeds_of(row, finals)) for row in trained)
+    known = [row for row in trained if len(seeds_of(row, finals)) == most]
+    return max(known, key=lambda row: (fmean(accuracies_of(row, finals, short)), -(row.n_params or 0)))
 
 
 @dataclass(frozen=True)
@@ -123,13 +132,23 @@ class StudyResults:
     @property
     def winner(self) -> TrialRow | None:
         """The best candidate that was trained to the last epoch (`winner_of`)."""
-        return winner_of(self.rows, self.finals)
+        return winner_of(self.rows, self.finals, self.short)
 
     @property
     def finals(self) -> Finals:
         """Validation accuracies of candidates that were trained again, by key, by seed."""
         stored: Finals = self.facts.get(FINALS, {})
         return stored
+
+    @property
+    def short(self) -> bool:
+        """Whether candidates were trained for fewer epochs than finalists and winner."""
+        return trained_shortly(self.facts)
+
+    @property
+    def epochs(self) -> int:
+        """For which candidates are trained."""
+        return int(self.facts["identity"].get("search_epochs") or self.facts["recipe"]["epochs"])
 
     @property
     def against(self) -> str | None:
@@ -145,6 +164,11 @@ class StudyResults:
     def counts(self) -> Counter[Verdict]:
         """How many trials ended in which way."""
         return Counter(row.verdict for row in self.rows)
+
+
+def trained_shortly(facts: Mapping[str, Any]) -> bool:
+    """Whether a study's candidates are trained for fewer epochs than its finalists, by its facts."""
+    return bool(facts.get("identity", {}).get("search_epochs"))
 
 
 def budget_of(identity: Mapping[str, Any]) -> Budget:

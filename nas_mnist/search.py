@@ -49,6 +49,14 @@ def search(
             parser=whole(1, MAX_EPOCHS), metavar="N", help="For every candidate; else the recipe's."
         ),
     ] = None,
+    search_epochs: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, MAX_EPOCHS - 1),
+            metavar="N",
+            help="Fewer for candidates than for finalists and winner.",
+        ),
+    ] = None,
     study: Annotated[str, typer.Option(help="The same name continues the same study.")] = STUDY,
     storage: Annotated[str, typer.Option(help="Database URL.")] = STORAGE,
     space: Annotated[
@@ -101,6 +109,11 @@ def search(
     SearchSpace.load(space)  # what is wrong with it is said before any data is read
     trained_by = load_recipe(recipe)
     trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
+    check_in_use("--search-epochs", search_epochs, None, retrain, "without --no-retrain")
+    if search_epochs is not None and search_epochs >= trained_by.epochs:
+        most = trained_by.epochs - 1
+        raise InputError(f"--search-epochs: {search_epochs} (use up to {most}: the others have {most + 1})")
+    short = trained_by if search_epochs is None else trained_by.with_epochs(search_epochs)
     check_writable(REPORTS, "reports")
     copy_to = as_path(json_file)
     if copy_to is not None:
@@ -128,6 +141,7 @@ def search(
             data=f"{data.name.partition(':')[0]} {data.fingerprint}",
             split=data.split_fingerprint,
             epochs=trained_by.epochs,
+            search_epochs=search_epochs,
             search_recipe=search_recipe or None,
             objective=objective if AIMS[objective] else None,
             **asdict(budget),
@@ -138,7 +152,7 @@ def search(
             total=trials,
             space=drawn_from,
             budget=budget,
-            recipe=trained_by,
+            recipe=short,
             dataset=data.name,
             data_dir=as_path(data_dir),
             device=where.type,
@@ -149,7 +163,7 @@ def search(
         )
         count = processes or auto_workers(where.type)
         finals = (finalists, finalist_seeds) if retrain else (1, 0)
-        plan = Plan(task, data, where, trials, count, finals, retrain, quiet, copy_to)
+        plan = Plan(task, trained_by, data, where, trials, count, finals, retrain, quiet, copy_to)
         with losing(storage):
             opened = open_study(storage, study, identity, plan.facts(), plan.reference())
         plan.run(opened, survey, _command(storage))

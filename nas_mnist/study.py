@@ -55,6 +55,7 @@ class Identity:
     max_macs: int | None = None
     max_memory: int | None = None
     objective: str | None = None  # one of `AIMS`; None: accuracy
+    search_epochs: int | None = None  # of candidates; None: as many as of finalists and winner
 
     @property
     def directions(self) -> list[StudyDirection]:
@@ -70,7 +71,14 @@ class Identity:
         ]
 
 
-LATER = {"split", "search_recipe", "max_macs", "max_memory", "objective"}  # not in every study
+LATER = {
+    "split",
+    "search_recipe",
+    "max_macs",
+    "max_memory",
+    "objective",
+    "search_epochs",
+}  # not in every study
 _NO_IDENTITY = Identity("", "", "", "", 0, 0)
 
 

@@ -108,6 +108,12 @@ CASES = {
     "finalists that are not trained": Case(
         "search", ["--finalists", 3, "--no-retrain"], ["--finalists", "3", "without --no-retrain"]
     ),
+    "short trainings without long ones": Case(
+        "search", ["--search-epochs", 3, "--no-retrain"], ["--search-epochs", "3", "without --no-retrain"]
+    ),
+    "short trainings as long as the others": Case(
+        "search", ["--search-epochs", 5, "--epochs", 5], ["--search-epochs: 5 (use up to 4", "have 5)"]
+    ),
     "seeds of no finalists": Case(
         "search",
         ["--finalists", 1, "--finalist-seeds", 3],
@@ -274,6 +280,7 @@ NUMBERS = {
         "--max-macs",
         "--max-memory",
         "--epochs",
+        "--search-epochs",
         "--seed",
         "--finalists",
         "--finalist-seeds",

@@ -366,6 +366,9 @@ def test_the_winner_is_the_best_mean_among_those_with_the_most_seeds() -> None:
     assert winner_of(rows, finals) is steady
     assert winner_of([*rows, late], finals) is steady
     assert winner_of(rows, finals | {"small": {"1": 0.996}}) is small
+    assert winner_of(rows, {"lucky": {"1": 0.99}, "steady": {"1": 0.9901}}, short=True) is steady
+    assert winner_of(rows, {"lucky": {"1": 0.99}}, short=True) is lucky
+    assert winner_of(rows, {}, short=True) is lucky
 
 
 def test_importances_find_the_choice_that_matters() -> None:

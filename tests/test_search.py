@@ -224,7 +224,7 @@ def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: 
     assert set(finals) == {row.key for row in rows}
     assert all(set(scores) == {"1", "2"} for scores in finals.values())
     assert f"Training the best {len(rows)} again" in ended.out
-    means = {row.key: statistics.fmean(accuracies_of(row, finals)) for row in rows}
+    means = {row.key: statistics.fmean(accuracies_of(row, finals, short=False)) for row in rows}
     assert means[study.user_attrs["winner"]["key"]] == max(means.values())
     summary = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())
     assert summary["finals"] == finals
@@ -234,6 +234,33 @@ def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: 
     assert again.code == 0
     assert "again, to choose" not in again.out
     assert stored(work).user_attrs[FINALS] == finals
+
+
+@pytest.mark.usefixtures("one_process")
+def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path, invoke: Runner) -> None:
+    furnish(work)
+    (work / "recipe.toml").write_text("batch_size = 3000\n")
+    asked = [*SEARCH, "--epochs", 3, "--workers", 1, "--trials", 3, "--finalists", 2]
+    ended = invoke("search", *asked, "--search-epochs", 1)
+    assert (ended.code, ended.err) == (0, "")
+    assert "3 candidates, 1 epochs (of finalists 3)" in ended.out
+    study = stored(work)
+    rows, attrs = trial_rows(study), study.user_attrs
+    assert {row.epochs for row in best_rows(rows, 3)} == {1}
+    assert (attrs["identity"]["epochs"], attrs["identity"]["search_epochs"]) == (3, 1)
+    finals = attrs[FINALS]
+    means = {key: statistics.fmean(scores.values()) for key, scores in finals.items()}
+    assert len(means) == 2
+    assert means[attrs["winner"]["key"]] == max(means.values())  # what the search found does not count
+    result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
+    assert (result["recipe"]["epochs"], len(result["runs"][0]["epochs"])) == (3, 3)
+    again = invoke("reproduce", "best", *COMMON, "--json", "again.json")
+    assert (again.code, again.err) == (0, "")
+    told = json.loads((work / "again.json").read_text())
+    assert (told["key"], told["recipe"]) == (attrs["winner"]["key"], result["recipe"])
+    refused = invoke("search", *asked)
+    assert refused.code == 2
+    assert "search_epochs 1, not None" in refused.err
 
 
 def test_for_scripts_there_is_silence_and_a_file(copied: Path, invoke: Runner) -> None:

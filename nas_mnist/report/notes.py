@@ -67,7 +67,7 @@ def _values(facts: dict[str, Any]) -> str:
     """What a trial's values are."""
     against = weighed_against(facts["identity"].get("objective"))
     if against is None:
-        last = facts["recipe"]["epochs"]
+        last = facts["identity"].get("search_epochs") or facts["recipe"]["epochs"]
         return f"A trial's value is its accuracy on the validation images after epoch {last}."
     return (
         f"A trial's values are its accuracy on the validation images after its last epoch and its "

@@ -59,9 +59,10 @@ class Subject:
         """How it was trained."""
         if self.result:
             return self.result["recipe"]  # type: ignore[no-any-return]
+        usual = self.study.facts.get("recipe") if self.study else None
         if self.winner and self.winner.recipe:
-            return self.winner.recipe
-        return self.study.facts.get("recipe") if self.study else None
+            return self.winner.recipe | ({"epochs": usual["epochs"]} if usual else {})
+        return usual
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,11 @@ def requirements_of(subject: Subject) -> list[dict[str, Any]]:
 
 
 def _means(study: StudyResults) -> dict[str, float]:
-    scores = {row.key: accuracies_of(row, study.finals) for row in study.rows if row.key in study.finals}
+    scores = {
+        row.key: accuracies_of(row, study.finals, study.short)
+        for row in study.rows
+        if row.key in study.finals
+    }
     return {key: fmean(accuracies) for key, accuracies in scores.items() if key}
 
 
@@ -134,7 +139,7 @@ def figures(subject: Subject) -> dict[str, Figure]:
         drawn["network"] = draw(subject.architecture)
     if study and study.curves:
         trained = [row.trial for row in best_rows(study.rows, len(study.rows))]
-        epochs = study.facts["recipe"]["epochs"]
+        epochs = study.epochs
         asked = required_accuracy(study.facts["identity"]["data"])
         drawn["learning-curves"] = plots.learning_curves(study.curves, trained, epochs, asked)
         limits = study.facts["identity"]

@@ -17,7 +17,7 @@ from rich.text import Text
 from ..cost import cost_of
 from ..objective import Verdict
 from ..published import PUBLISHED_LOG
-from ..results import Finals, TrialRow, accuracies_of, best_rows
+from ..results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
 from ..retrain import Requirement, Run, Summary, summarise
 from .layers import layer_table
 
@@ -60,16 +60,20 @@ def best_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Tabl
     return table
 
 
-def finals_table(rows: Sequence[TrialRow], finals: Finals) -> Table:
-    """The finalists, the winner first: validation accuracies seed by seed, and their mean."""
+def finals_table(rows: Sequence[TrialRow], finals: Finals, short: bool) -> Table:
+    """The finalists, the winner first: validation accuracies seed by seed, and the mean that counts.
+
+    ``short`` as in `accuracies_of`.
+    """
     table = Table(title="The best trained again with other seeds (validation images)")
-    for heading in ("Trial", "Parameters", "In the search", "Other seeds", "Mean"):
+    first = "In the search, shorter" if short else "In the search"
+    for heading in ("Trial", "Parameters", first, "Other seeds", "Mean"):
         table.add_column(heading, justify="right")
-    for row in sorted(rows, key=lambda row: -fmean(accuracies_of(row, finals))):
-        first, *others = accuracies_of(row, finals)
-        again = ", ".join(f"{accuracy:.2%}" for accuracy in others)
-        mean = fmean([first, *others])
-        table.add_row(str(row.trial), f"{row.n_params:,}", f"{first:.2%}", again, f"{mean:.3%}")
+    for row in sorted(rows, key=lambda row: -fmean(accuracies_of(row, finals, short))):
+        again = ", ".join(f"{accuracy:.2%}" for accuracy in seeds_of(row, finals))
+        mean = fmean(accuracies_of(row, finals, short))
+        in_search = f"{row.validation_accuracy or 0:.2%}"
+        table.add_row(str(row.trial), f"{row.n_params:,}", in_search, again, f"{mean:.3%}")
     return table
 
 
