@@ -254,6 +254,8 @@ def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path,
     assert means[attrs["winner"]["key"]] == max(means.values())  # what the search found does not count
     result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
     assert (result["recipe"]["epochs"], len(result["runs"][0]["epochs"])) == (3, 3)
+    page = " ".join((work / "reports" / "nas_mnist" / "report.html").read_text().split())
+    assert "which is epoch 1; the best of them were trained again for 3 epochs" in page
     again = invoke("reproduce", "best", *COMMON, "--json", "again.json")
     assert (again.code, again.err) == (0, "")
     told = json.loads((work / "again.json").read_text())
