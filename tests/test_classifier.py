@@ -248,7 +248,7 @@ def test_weights_of_the_zoo_belong_to_their_architecture(
     assert found == name
     assert classifier.model.architecture == zoo.load(name).architecture
     right = classifier(images).argmax(1) == five_thousand.read_test().labels
-    assert right.float().mean() > 0.99  # seen in its training: says only that weights and preprocessing fit
+    assert right.float().mean() > 0.97  # seen in its training: says only that weights and preprocessing fit
 
 
 @pytest.mark.skipif(
