@@ -615,7 +615,7 @@ def test_the_packages_recipes() -> None:
     tiny = load_recipe("tiny")
     assert (tiny.epochs, tiny.batch_size, tiny.augmentation.rotate) == (
         20,
-        64,
+        32,
         default.augmentation.rotate / 2,
     )
     with pytest.raises(InputError, match=r"recipe: 'fast' is not known \(use default, seed, tiny or a file"):
