@@ -148,7 +148,7 @@ class StudyResults:
     @property
     def epochs(self) -> int:
         """For which candidates are trained."""
-        return int(self.facts["identity"].get("search_epochs") or self.facts["recipe"]["epochs"])
+        return candidate_epochs(self.facts)
 
     @property
     def against(self) -> str | None:
@@ -169,6 +169,11 @@ class StudyResults:
 def trained_shortly(facts: Mapping[str, Any]) -> bool:
     """Whether a study's candidates are trained for fewer epochs than its finalists, by its facts."""
     return bool(facts.get("identity", {}).get("search_epochs"))
+
+
+def candidate_epochs(facts: Mapping[str, Any]) -> int:
+    """For which a study's candidates are trained, by its facts."""
+    return int(facts["identity"].get("search_epochs") or facts["recipe"]["epochs"])
 
 
 def budget_of(identity: Mapping[str, Any]) -> Budget:

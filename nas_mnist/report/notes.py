@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial
 from ..architecture import Architecture
 from ..cost import COST_NAMES, weighed_against
 from ..objective import ARCHITECTURE, Verdict
-from ..results import budget_of
+from ..results import budget_of, candidate_epochs
 from ..stopping import FIRST_LOSS
 from .layers import layer_table
 
@@ -67,7 +67,7 @@ def _values(facts: dict[str, Any]) -> str:
     """What a trial's values are."""
     against = weighed_against(facts["identity"].get("objective"))
     if against is None:
-        last = facts["identity"].get("search_epochs") or facts["recipe"]["epochs"]
+        last = candidate_epochs(facts)
         return f"A trial's value is its accuracy on the validation images after epoch {last}."
     return (
         f"A trial's values are its accuracy on the validation images after its last epoch and its "
