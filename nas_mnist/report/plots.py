@@ -127,7 +127,9 @@ def accuracy_against(rows: Sequence[TrialRow], limit: int | None, cost: str = "n
         )  # fmt: skip
     if limit is not None:
         axes.axvline(limit, color=RED, linestyle="--", linewidth=1.2, label=f"budget, {limit:,}")
-    axes.set_xlim(left=0)
+    costs, _ = _points([*stopped, *trained], cost)
+    if limit is None or min(costs, default=0) < limit / 2:  # not where all fill most of the budget
+        axes.set_xlim(left=0)
     cost_axis(axes, COST_NAMES[cost].capitalize())
     error_axis(axes, "Validation error (%)")
     figure.legend(loc="outside lower center", ncols=2)
