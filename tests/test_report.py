@@ -431,7 +431,10 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(
     ("name", "folder"),
     [
         ("reference", "reference-seed"),
-        *((name, name) for name in ("mnist-19k", "mnist-16k", "mnist-6k", "mnist-4k", "mnist-2k", "mnist-1k")),
+        *(
+            (name, name)
+            for name in ("mnist-19k", "mnist-16k", "mnist-6k", "mnist-4k", "mnist-2k", "mnist-1k")
+        ),
     ],
 )
 def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str, folder: str) -> None:

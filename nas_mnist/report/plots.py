@@ -163,7 +163,8 @@ def comparison(
         marker, label = "os^Dv"[(position + position // 5) % 5], name
         if published:  # all of ours are one kind of point
             colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
-            axes.annotate(name, (size, error), (-7, 0), textcoords="offset points", ha="right", fontsize=8)
+            short = name.removeprefix("mnist-")  # there are many
+            axes.annotate(short, (size, error), (-6, 0), textcoords="offset points", ha="right", fontsize=8)
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
     sizes = [*params, *(one.params for one in published)]
     cost_axis(axes)
