@@ -166,8 +166,11 @@ def _changed(recipe: Recipe, changes: str, where: str) -> Recipe:
         place: Any = fields
         for name in outer:
             place = place.get(name) if isinstance(place, dict) else None
-        if not sign or not isinstance(place, dict) or field not in place:
+        if not sign:
             raise InputError(f"{where}: {change!r} changes nothing (use field=value,field=value)")
+        if not isinstance(place, dict) or field not in place:
+            known = ", ".join(place if isinstance(place, dict) else fields)
+            raise InputError(f"{where}: {path!r} is not known (use {known})")
         place[field] = _value(value)
     return make_recipe(fields, f"{where}:{changes}")
 

@@ -64,7 +64,8 @@ def reproduce(
         int, typer.Option(parser=whole(0, 2**31 - 1001), metavar="N", help="The first of them.")
     ] = 0,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE.toml", help="default, seed or a file; else its own.")
+        str | None,
+        typer.Option(metavar="NAME|FILE.toml", help="default, tiny, seed or a file; else its own."),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="Else the recipe's.")

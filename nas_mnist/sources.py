@@ -91,12 +91,17 @@ def read_idx(folder: Path, train: bool) -> Arrays:
         if images[:1] != labels[:1] or images[1:] != sizes[True][0][1:]:
             counted = f"{list(images)} images and {list(labels)} labels"
             raise InputError(f"dataset: {files[part][0]} does not go with the other files ({counted})")
-    return _checked(f"dataset: {folder}", *(_read_idx_file(path) for path in files[train]))
+    where = f"dataset: {folder}"
+    found = _checked(where, *(_read_idx_file(path) for path in files[train]))
+    if train:  # before anything is trained
+        _check_test_labels(where, found[1], _read_idx_file(files[False][1]))
+    return found
 
 
 def read_npz(path: Path, train: bool) -> Arrays:
     """One part of an NPZ file with x_train, y_train, x_test and y_test; raises `InputError`."""
     where = f"dataset: {path}"
+    shapes: dict[str, tuple[int, ...]] = {}
     if not path.is_file():
         raise InputError(f"{where} does not exist")
     try:
@@ -105,8 +110,15 @@ def read_npz(path: Path, train: bool) -> Arrays:
             for name in (name for names in _NPZ_NAMES.values() for name in names):
                 if f"{name}.npy" not in members:
                     raise InputError(f"{where} lacks {name} (needed: x_train, y_train, x_test, y_test)")
-                _check_member(archive, f"{name}.npy")
-            return _checked(where, *(_read_member(archive, f"{name}.npy") for name in _NPZ_NAMES[train]))
+                shapes[name] = _check_member(archive, f"{name}.npy")
+            found = _checked(where, *(_read_member(archive, f"{name}.npy") for name in _NPZ_NAMES[train]))
+            if train:  # what is wrong with the test images is said before anything is trained
+                (images, labels), wanted = (shapes[name] for name in _NPZ_NAMES[False]), found[0].shape[2:]
+                if images[1:] not in (wanted, (*wanted, 1)) or images[:1] != labels[:1]:
+                    told = f"x_test is {list(images)}, y_test {list(labels)}"
+                    raise InputError(f"{where}: {told} (use [N, {', '.join(map(str, wanted))}] and [N])")
+                _check_test_labels(where, found[1], _read_member(archive, "y_test.npy"))
+            return found
     except InputError:
         raise
     except Exception as error:  # zipfile and numpy raise many kinds for files that are damaged or made up
@@ -114,8 +126,18 @@ def read_npz(path: Path, train: bool) -> Arrays:
         raise InputError(f"{where} is no NPZ file of plain arrays ({reason})") from None
 
 
-def _check_member(archive: zipfile.ZipFile, name: str) -> None:
-    """Hold the header of an array in an NPZ file against the size that the archive says it has."""
+def _check_test_labels(where: str, labels: Tensor, tested: np.ndarray) -> None:
+    """Raise `InputError` where test images are of classes that no training image has."""
+    if tested.dtype.kind not in "iu" or not tested.size:
+        raise InputError(f"{where}: labels of test images are {tested.dtype} {list(tested.shape)}")
+    several = labels.max() > 0  # where all are of one class, that is what will be said
+    if several and (tested.min() < 0 or tested.max() > labels.max()):
+        told = f"{tested.min()} to {tested.max()}"
+        raise InputError(f"{where}: labels of test images {told} (use 0 to {labels.max()}, as in training)")
+
+
+def _check_member(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    """The shape of an array in an NPZ file, its header held against the size that the archive tells."""
     with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -123,6 +145,7 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
         wanted, there = math.prod(shape) * kind.itemsize, archive.getinfo(name).file_size - stream.tell()
     if kind.hasobject or wanted != there or wanted > MAX_BYTES:
         raise ValueError(f"{name}: {wanted:,} bytes of {kind} by its header, {there:,} in the archive")
+    return tuple(shape)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -74,7 +74,7 @@ CASES = {
     "unknown device": Case("search", [*SMALL[:2], "--device", "tpu"], ["'tpu'", "auto, cpu, cuda, mps"]),
     "unknown recipe": Case("search", [*SMALL, "--recipe", "fast"], ["recipe", "'fast'", "default, seed"]),
     "recipe with a field that no recipe has": Case(
-        "search", [*SMALL, "--recipe", "tiny:colour=3"], ["tiny: 'colour=3' changes nothing"]
+        "search", [*SMALL, "--recipe", "tiny:colour=3"], ["tiny: 'colour' is not known (use epochs,"]
     ),
     "recipe with a value out of range": Case(
         "search", [*SMALL, "--recipe", "tiny:epochs=30"], ["tiny:epochs=30", "less than or equal to 20"]

@@ -98,9 +98,10 @@ def test_npz_that_cannot_be_used_is_refused_in_one_line(work: Path, invoke: Runn
 
 
 def test_test_images_of_another_kind_are_refused(work: Path) -> None:
-    data = load(f"npz:{write_npz(work / 'own.npz', y_test=LABELS[:10] + 5)}")
-    with pytest.raises(InputError, match="other sizes or labels"):
-        data.read_test()
+    with pytest.raises(InputError, match="labels of test images 5 to 7"):
+        load(f"npz:{write_npz(work / 'own.npz', y_test=LABELS[:10] + 5)}")
+    with pytest.raises(InputError, match=r"x_test is \[10, 9, 9\]"):
+        load(f"npz:{write_npz(work / 'own.npz', x_test=np.zeros((10, 9, 9), np.uint8))}")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ asked that it classifies 99.4 % of the test images, with fewer than 20,000 param
 The test images are read once, for the winner. The user attribute `verdict` says how a trial ended; `n_params`
 and the other numbers sort.
 
-Data: {facts["data"]} {facts["data_note"]}
+Data: {facts["data"]}. {facts["data_note"]}
 
 Continue with
 

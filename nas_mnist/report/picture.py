@@ -7,11 +7,13 @@ The bar at the right is the block's share of the parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import log2
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.textpath import TextPath
 
 from ..architecture import Architecture, Conv, Pool, Repeat, Residual, Separable
 from ..cost import cost_of
@@ -31,6 +33,8 @@ _ACTIVATIONS = {
 _COLOURS = {"conv": BLUE, "separable": GREEN, "residual": ORANGE, "pool": GREY, "head": RED, "image": INK}
 _LEFT, _TEXT, _RIGHT = 1.1, 2.4, 8.4  # centre of the bars, start of the words, start of the shares
 _LINE = 0.46  # inches a block
+_MORE = 0.39  # of a block: from a line of its words to the next one
+_TITLE, _DETAILS = 8.5, 7.5  # points
 
 
 @dataclass(frozen=True)
@@ -77,27 +81,53 @@ def parts(architecture: Architecture) -> list[Part]:
 def draw(architecture: Architecture) -> Figure:
     """The drawing."""
     lines = parts(architecture)
+    words = [_words(line) for line in lines]
+    tops = list(accumulate((1 + _MORE * (len(one) - 2) for one in words), initial=0.0))
     total = cost_of(architecture).params
-    figure = Figure(figsize=(WIDTH, _LINE * (len(lines) + 0.9)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, _LINE * (tops[-1] + 0.9)), layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(-0.4, 10)
-    axes.set_ylim(len(lines) + 0.05, -0.85)
+    axes.set_ylim(tops[-1] + 0.05, -0.85)
     axes.axis("off")
     widest = max(line.shape[2] for line in lines)
-    for x, words, side in (
+    for x, heading, side in (
         (_LEFT, "maps", "center"),
         (_TEXT, "block", "left"),
         (_RIGHT, "parameters", "left"),
     ):
-        axes.text(x, -0.6, words, ha=side, va="center", fontsize=8, color=INK, fontweight="bold")
-    for position, line in enumerate(lines):
-        _draw_part(axes, position, line, widest, total)
-    axes.text(_RIGHT, len(lines) - 0.3, f"{total:,} in all", va="center", fontsize=8, fontweight="bold")
+        axes.text(x, -0.6, heading, ha=side, va="center", fontsize=8, color=INK, fontweight="bold")
+    for top, line, told in zip(tops, lines, words, strict=False):
+        _draw_part(axes, top, line, told, widest, total)
+    axes.text(_RIGHT, tops[-1] - 0.3, f"{total:,} in all", va="center", fontsize=8, fontweight="bold")
     return figure
 
 
-def _draw_part(axes: Axes, position: int, line: Part, widest: int, total: int) -> None:
+def _words(line: Part) -> list[tuple[str, bool]]:
+    """What stands beside a block, line by line, and whether it is of the title."""
     channels, height, width = line.shape
+    below = f"{channels} × {height} × {width}" + (f"; {line.details}" if line.details else "")
+    title, details = _broken(line.title, _TITLE), _broken(below, _DETAILS)
+    return [(one, True) for one in title] + [(one, False) for one in details]
+
+
+def _broken(words: str, size: float) -> list[str]:
+    """Broken at commas into lines that fit the column, in points."""
+    room = 72 * WIDTH * (_RIGHT - _TEXT - 0.2) / 10.4 * 0.95  # the axes are a little narrower than the figure
+    lines = [""]
+    for part in words.split(", "):
+        longer = f"{lines[-1]}, {part}" if lines[-1] else part
+        if lines[-1] and TextPath((0, 0), longer, size=size).get_extents().width > room:
+            lines[-1] += ","
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _draw_part(
+    axes: Axes, position: float, line: Part, words: list[tuple[str, bool]], widest: int, total: int
+) -> None:
+    channels, _, width = line.shape
     long, thick = 1.9 * width / widest, 0.05 + 0.055 * log2(1 + channels)
     corner = (_LEFT - long / 2, position - thick / 2)
     axes.add_patch(Rectangle(corner, long, thick, facecolor=_COLOURS[line.kind], edgecolor="none"))
@@ -108,14 +138,14 @@ def _draw_part(axes: Axes, position: int, line: Part, widest: int, total: int) -
         axes.add_patch(
             FancyArrowPatch(start, end, connectionstyle=bow, arrowstyle="->", mutation_scale=7, color=INK)
         )
-    axes.text(_TEXT, position - 0.17, line.title, va="center", fontsize=8.5)
-    below = f"{channels} × {height} × {width}" + (f"; {line.details}" if line.details else "")
-    axes.text(_TEXT, position + 0.22, below, va="center", fontsize=7.5, color=SOFT)
+    for row, (told, of_title) in enumerate(words):
+        size, colour = (_TITLE, INK) if of_title else (_DETAILS, SOFT)
+        axes.text(_TEXT, position - 0.17 + _MORE * row, told, va="center", fontsize=size, color=colour)
     if line.params:
         share = 1.5 * line.params / total
         bar = Rectangle((_RIGHT, position + 0.1), share, 0.2, facecolor=_COLOURS[line.kind], edgecolor="none")
         axes.add_patch(bar)
-        axes.text(_RIGHT, position - 0.17, f"{line.params:,}", va="center", fontsize=8.5)
+        axes.text(_RIGHT, position - 0.17, f"{line.params:,}", va="center", fontsize=_TITLE)
 
 
 def _of(architecture: Architecture, path: str) -> tuple[Shape, int]:
