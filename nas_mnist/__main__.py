@@ -1,4 +1,7 @@
-"""``python -m nas_mnist``: which commands there are."""
+"""``python -m nas_mnist [COMMAND]``: which commands there are, or one of them."""
+
+import runpy
+import sys
 
 COMMANDS = {
     "search": "find the best network within a budget",
@@ -10,7 +13,20 @@ COMMANDS = {
     "bench": "how fast this machine trains",
 }
 
+
+def _run() -> None:
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in COMMANDS:
+        del sys.argv[1]
+        runpy.run_module(f"nas_mnist.{command}", run_name="__main__", alter_sys=True)
+    elif command in ("--help", "-h"):
+        for name, purpose in COMMANDS.items():
+            print(f"python -m nas_mnist.{name:<10} {purpose}")
+        print("\nEach one says more with --help.")
+    else:
+        print(f"error: command: {command[:40]!r} is not known (use {', '.join(COMMANDS)})", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    for name, purpose in COMMANDS.items():
-        print(f"python -m nas_mnist.{name:<10} {purpose}")
-    print("\nEach one says more with --help.")
+    _run()

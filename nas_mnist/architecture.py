@@ -168,7 +168,10 @@ class Architecture(_Data):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:
-        """Read what `to_json` wrote; raises `InputError` with one line."""
+        """Read what `to_json` wrote, alone or as ``architecture`` beside other things.
+
+        Raises `InputError` with one line.
+        """
         if len(text) > MAX_JSON_BYTES:
             raise InputError(f"architecture: {len(text):,} bytes of JSON (at most {MAX_JSON_BYTES:,})")
         try:
@@ -177,7 +180,7 @@ class Architecture(_Data):
             raise InputError(f"architecture: not JSON ({error})") from None
         if not isinstance(data, dict):
             raise InputError(f"architecture: a JSON {type(data).__name__} (use an object with 'blocks')")
-        return cls.make(data)
+        return cls.make(data.get("architecture", data))
 
     def to_json(self) -> str:
         """Indented JSON with every field, defaults included."""

@@ -1,4 +1,4 @@
-"""``python -m nas_mnist.describe NAME|FILE.json``: the layer table and the cost, without torch."""
+"""``python -m nas_mnist.describe NAME|best|FILE.json|FOLDER``: layer table and cost, without torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Annotated
 
 import typer
 
-from .cli import run
+from .cli import STORAGE, STUDY, check_lookup, run
 from .cost import cost_of
-from .report.layers import layer_table
-from .zoo import load
+from .entries import find_entry
+from .report.layers import layer_table, shared_weights
 
 
 def describe(
-    architecture: Annotated[str, typer.Argument(metavar="NAME|FILE.json", help="Of the zoo, or a file.")],
+    architecture: Annotated[
+        str, typer.Argument(metavar="NAME|best|FILE.json|FOLDER", help="Of the zoo, of a study, or a file.")
+    ],
+    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
+    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
     """Print an architecture's layers, shapes, parameters and cost."""
-    found = load(architecture).architecture
+    check_lookup(architecture, study, storage)
+    found = find_entry(architecture, study, storage)[0].architecture
     cost = cost_of(found)
     if as_json:
         layers = [layer._asdict() for layer in found.layers]
@@ -36,6 +41,8 @@ def describe(
     print(f"Multiply-adds an image: {cost.macs:,}")
     print(f"Peak activation memory (bytes, float32): {cost.peak_memory:,}")
     print(f"Receptive field (pixels): {cost.receptive_field}")
+    if shared := shared_weights(found):
+        print(shared)
     print("Activations and additions are functions: they have no parameters and no rows.")
 
 

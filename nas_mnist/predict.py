@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 BOX = 20 / 28  # share of the image that a digit's longer side takes in MNIST
 MIDDLE = 127.5  # between dark and light bytes
-BLANK = 30  # bytes; paper that is not quite white is no ink
+BLANK = 30  # bytes; what is hardly darker than the paper is no ink
 
 
 def predict(
@@ -88,9 +88,12 @@ def read_picture(path: Path) -> Image.Image:
                 raise InputError(f"picture: {path} has more than {MAX_PIXELS:,} pixels")
             if file.mode.startswith("I"):  # 16 bits a pixel
                 return Image.fromarray((np.asarray(file) / 257).clip(0, 255).astype(np.uint8))
+            drawn = file.convert("RGBA")
             with_paper = Image.new("RGBA", file.size, "white")
-            with_paper.alpha_composite(file.convert("RGBA"))
-            return with_paper.convert("L")
+            with_paper.alpha_composite(drawn)
+            grey = with_paper.convert("L")
+            low, high = grey.getextrema()
+            return drawn.getchannel("A") if low == high == 255 else grey  # white ink on nothing
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -104,15 +107,19 @@ def prepare(
     """Bytes (height, width), on a background that is ``dark`` as MNIST's, or light.
 
     A picture on another background is inverted. One of another size is resized; with ``digit`` it is brought
-    into MNIST's form: the digit, scaled to 20 of 28 pixels, with its centre of mass in the middle.
+    into MNIST's form: paper as black as there, and the digit, scaled to 20 of 28 pixels, with its centre of
+    mass in the middle.
     """
     import numpy as np
     from PIL import Image as images
 
     pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if (np.median(border) < MIDDLE) != dark:
-        pixels = 255 - pixels
+    paper = float(np.median(border))
+    if (paper < MIDDLE) != dark:
+        pixels, paper = 255 - pixels, 255 - paper
+    if digit and dark:
+        pixels = ((np.maximum(pixels, paper) - paper) * (255 / (255 - paper))).astype(np.uint8)
     if pixels.shape == (height, width):
         return pixels.copy()
     if digit and dark:

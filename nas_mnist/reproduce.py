@@ -1,4 +1,4 @@
-"""``python -m nas_mnist.reproduce NAME|best|FILE.json``: train on all images, read the test set, report."""
+"""``python -m nas_mnist.reproduce NAME|best|FILE.json|FOLDER``: train on all images, then test and report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .architecture import Architecture
 from .cli import (
     STORAGE,
     STUDY,
@@ -15,16 +14,14 @@ from .cli import (
     check_data_dir,
     check_in_use,
     check_lookup,
-    check_name,
     run,
     typed,
     whole,
 )
-from .errors import InputError, NoResultError, stored_by_others
+from .entries import find_entry
 from .files import check_new, check_writable, write_bytes
-from .recipe import MAX_EPOCHS, Recipe, load_recipe, make_recipe
+from .recipe import MAX_EPOCHS, load_recipe
 from .workers import auto_workers, parse_workers
-from .zoo import Entry
 from .zoo import load as load_from_zoo
 from .zoo import names as zoo_names
 
@@ -32,6 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .data import DataSet
+    from .retrain import Run
+    from .tasks import RetrainTask
 
 REPORTS = Path("reports")
 
@@ -46,7 +45,7 @@ def _show_zoo(wanted: bool) -> None:
 
 
 def reproduce(
-    architecture: Annotated[str, typer.Argument(metavar="NAME|best|FILE.json", help="What to train.")],
+    architecture: Annotated[str, typer.Argument(metavar="NAME|best|FILE.json|FOLDER", help="What to train.")],
     _: Annotated[
         bool,
         typer.Option("--list", callback=_show_zoo, is_eager=True, help="Show the zoo, and train nothing."),
@@ -90,7 +89,7 @@ def reproduce(
     check_lookup(architecture, study, storage)
     check_in_use("--trial", trial, None, architecture == "best", "with 'best'")
     processes = parse_workers(workers)
-    entry, its_recipe, its_data = _find(architecture, study, storage, trial)
+    entry, its_recipe, its_data = find_entry(architecture, study, storage, trial)
     check_data_dir(data_dir, dataset or its_data)
     chosen = load_recipe(recipe) if recipe is not None else its_recipe
     chosen = chosen if epochs is None else chosen.with_epochs(epochs)
@@ -103,13 +102,13 @@ def reproduce(
     from .device import describe_device, describe_machine, pick_device
     from .report.files import write_runs
     from .report.layers import layer_table
-    from .report.live import EpochLog, screen
+    from .report.live import screen
     from .report.subjects import of_result, read_result
     from .report.tables import published_table, requirement_table, runs_table, summary_line
     from .report.write import write_report
     from .retrain import check_fits, requirements, summarise
     from .storages import shown
-    from .tasks import RetrainTask, retrain_seeds
+    from .tasks import RetrainTask
 
     console = screen(quiet)
     again = typed("reproduce", storage, shown(storage))
@@ -130,8 +129,7 @@ def reproduce(
         last_only=False,
         plain=plain,
     )
-    with EpochLog(console, chosen.epochs, seeds) as log:
-        runs = retrain_seeds(task, data, processes or auto_workers(where.type), log)
+    runs = _train(task, data, processes or auto_workers(where.type), console)
     if entry.name == "reference" and data.name == "mnist":
         console.print(published_table(runs[0]))
     console.print(runs_table(runs))
@@ -149,46 +147,21 @@ def reproduce(
     console.print(f"Written: {folder}")
 
 
+def _train(task: RetrainTask, data: DataSet, processes: int, console: Console) -> list[Run]:
+    from .report.live import EpochLog
+    from .tasks import retrain_seeds
+
+    try:
+        with EpochLog(console, task.recipe.epochs, len(task.seeds)) as log:
+            return retrain_seeds(task, data, processes, log)
+    except KeyboardInterrupt:
+        console.print("Interrupted; nothing was written.")
+        raise
+
+
 def _warn(console: Console, data: DataSet) -> None:
     if data.note:
         console.print(f"[bold yellow]{data.note}[/bold yellow]")
-
-
-def _find(name: str, study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe, str]:
-    """What the argument stands for, and the recipe and the data set that belong to it."""
-    if name == "best":
-        return _best_of(study, storage, trial)
-    entry = load_from_zoo(name)
-    if name.endswith(".json"):
-        check_name("architecture", entry.name)
-    return entry, load_recipe(entry.recipe), "mnist"
-
-
-def _best_of(study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe, str]:
-    """The best candidate that a study trained to the end, or that of a trial, as its trial stored it."""
-    from .results import FINALS, trained_shortly, trial_rows, winner_of
-    from .study import load_study
-
-    stored = load_study(storage, study)
-    with stored_by_others(f"study: {study!r}"):
-        rows = trial_rows(stored)
-        winner = winner_of(rows, stored.user_attrs.get(FINALS, {}), trained_shortly(stored.user_attrs))
-    if trial is not None:
-        chosen = [row for row in rows if row.trial == trial and row.verdict.counts]
-        if not chosen:
-            raise InputError(f"--trial: {trial} is no trial of study {study!r} that was trained")
-        winner = chosen[0]
-    if winner is None:
-        raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
-    about = f"{'best' if trial is None else 'one'} of study {study!r}, trial {winner.trial}"
-    name = f"{study}-best" if trial is None else f"{study}-trial-{trial}"
-    entry = Entry(name, about, Architecture.make(winner.architecture), f"of study {study!r}")
-    used = winner.recipe or stored.user_attrs.get("recipe", {})
-    recipe = make_recipe(used, f"study {study!r}: recipe")
-    if trained_shortly(stored.user_attrs):
-        recipe = recipe.with_epochs(stored.user_attrs["recipe"]["epochs"])
-    dataset = stored.user_attrs.get("dataset") or stored.user_attrs["identity"]["data"].rpartition(" ")[0]
-    return entry, recipe, str(dataset)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,16 @@ FINALISTS = 3  # candidates
 FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= 1e6:
+        raise typer.BadParameter(f"{text[:40]!r} (use minutes above 0)")
+    return minutes
+
+
 def search(
     trials: Annotated[
         int, typer.Option(parser=whole(1, 100_000), metavar="N", help="Candidates to train.")
@@ -73,7 +83,9 @@ def search(
     seed: Annotated[
         int, typer.Option(parser=whole(0, 2**31 - 1), metavar="N", help="Of draws, weights and order.")
     ] = 0,
-    timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start nothing later.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(parser=_minutes, metavar="MINUTES", help="Start nothing later.")
+    ] = None,
     finalists: Annotated[
         int | None,
         typer.Option(
@@ -96,8 +108,6 @@ def search(
     The same command again continues the same study up to the same total.
     """
     check_name("--study", study)
-    if timeout is not None and not 0 < timeout <= 1e6:
-        raise InputError(f"--timeout: {timeout} (use minutes above 0)")
     if objective not in AIMS:
         raise InputError(f"--objective: {objective[:40]!r} (use {', '.join(AIMS)})")
     check_in_use("--finalists", finalists or 1, 1, retrain, "without --no-retrain")

@@ -64,13 +64,21 @@ class Identity:
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """In words, what ``stored`` (an earlier study's identity) has otherwise."""
+        names = [name for name, value in vars(self).items() if stored.get(name) != value]
+        if "epochs" in names and "recipe" in names:  # a recipe with other epochs is another recipe
+            names.remove("recipe")
         return [
-            f"{name} {stored.get(name)!r}, not {value!r}"
-            for name, value in vars(self).items()
-            if stored.get(name) != value
+            _DIGESTS.get(name) or f"{name} {stored.get(name)!r}, not {getattr(self, name)!r}"
+            for name in names
         ]
 
 
+_DIGESTS = {
+    "space": "another space",
+    "recipe": "another recipe",
+    "data": "other data",
+    "split": "another split of the data",
+}
 LATER = {
     "split",
     "search_recipe",
@@ -87,7 +95,7 @@ def load_study(url: str, name: str) -> optuna.Study:
     storage = open_storage(url, requeue_once, create=False)
     known = optuna.get_all_study_names(storage)
     if name not in known:
-        others = ", ".join(known) or "another --storage"
+        others = " or ".join(f"--study {other}" for other in known) or "another --storage"
         raise InputError(f"study: {name!r} is not in {shown(url)} (use {others})")
     study = optuna.load_study(study_name=name, storage=storage)
     if not _is_ours(study):

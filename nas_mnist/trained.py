@@ -55,5 +55,7 @@ def _winner(study: str, storage: str) -> Path:
 def _in_folder(folder: Path) -> Path:
     files = sorted(folder.glob("weights-seed-*.safetensors"))
     if not files:
-        raise InputError(f"weights: {folder} holds no weights-seed-N.safetensors")
+        below = sorted({str(file.parent) for file in folder.glob("*/weights-seed-*.safetensors")})
+        advice = f" (use {' or '.join(below)})" if below else ""
+        raise InputError(f"weights: {folder} holds no weights-seed-N.safetensors{advice}")
     return files[0]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import optuna
 import pytest
 import typer
-from conftest import STUDY_FACTS, TINY_SPACE, Ended, Runner, run_module
+from conftest import STUDY_FACTS, TINY_SPACE, Ended, Runner, run_module, run_python
 from PIL import Image
 
 STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
@@ -56,7 +56,7 @@ CASES = {
     "negative seed": Case("search", ["--seed", -1], ["--seed", "-1", "0"]),
     "unknown option": Case("search", ["--budget", 3], ["--budget"]),
     "unknown option of describe": Case("describe", ["reference", "--xml"], ["--xml"]),
-    "nothing to describe": Case("describe", [], ["NAME|FILE.json"]),
+    "nothing to describe": Case("describe", [], ["NAME|best|FILE.json"]),
     "nothing to reproduce": Case("reproduce", [], ["NAME|best|FILE.json"]),
     "no time": Case("search", ["--timeout", 0], ["--timeout", "0", "minutes above 0"]),
     "negative time": Case("search", ["--timeout", -1], ["--timeout", "-1", "minutes above 0"]),
@@ -323,6 +323,7 @@ TEXTS: dict[str, tuple[list[str], list[str]]] = {
         ["best"],
         ["--study", "--storage", "--recipe", "--dataset", "--data-dir", "--device", "--workers", "--json"],
     ),
+    "describe": (["best"], ["--study", "--storage"]),
     "report": ([], ["--study", "--storage", "--data-dir"]),
     "export": (["best"], ["--to", "--output", "--study", "--storage"]),
     "predict": (["digit.png"], ["--network", "--study", "--storage"]),
@@ -526,6 +527,15 @@ def test_every_command_has_a_case_in_a_fresh_interpreter() -> None:
     assert {case.command for case in FRESH.values()} == {"search", "reproduce", "describe"}
 
 
+def test_a_command_is_run_by_its_name_alone_and_no_other(work: Path) -> None:
+    ended = run_python(["-m", "nas_mnist", "describe", "reference"], work)
+    assert (ended.code, ended.err) == (0, "")
+    assert "19,122" in ended.out
+    ended = run_python(["-m", "nas_mnist", "serch"], work)
+    assert (ended.code, ended.out) == (2, "")
+    assert "command: 'serch' is not known (use search, reproduce," in ended.err
+
+
 def test_best_of_a_study_that_is_not_there_names_those_that_are(work: Path, invoke: Runner) -> None:
     import optuna
 
@@ -533,7 +543,7 @@ def test_best_of_a_study_that_is_not_there_names_those_that_are(work: Path, invo
     ended = invoke("reproduce", "best", *SMALL, "--storage", "sqlite:///s.db", "--study", "yours")
     assert ended.code == 2
     assert "'yours'" in ended.err
-    assert "use mine" in ended.err
+    assert "use --study mine" in ended.err
 
 
 def test_best_of_a_study_without_a_trained_candidate_is_no_result(work: Path, invoke: Runner) -> None:

@@ -19,7 +19,7 @@ from nas_mnist.data import DataSet, load
 from nas_mnist.errors import InputError
 from nas_mnist.export import int8_bytes, to_onnx, to_torch
 from nas_mnist.model import build
-from nas_mnist.predict import prepare
+from nas_mnist.predict import prepare, read_picture
 from nas_mnist.scoring import Normalizer
 from nas_mnist.trained import find_classifier
 
@@ -196,6 +196,11 @@ def test_the_best_of_a_study_is_exported_and_asked(
     assert found["probabilities"] == pytest.approx(expected.tolist())
     assert found["class"] == int(expected.argmax())
     assert found["name"] == str(found["class"])
+    key = Classifier.load(weights).model.architecture.key
+    for what in ("best", weights.parent):
+        assert json.loads(invoke("describe", what, "--json").out)["key"] == key
+    ended = invoke("predict", "digit.png", "--network", "reports/nas_mnist")
+    assert f"(use {weights.parent.relative_to(copied)})" in ended.err
     shutil.rmtree(copied / "reports")
     assert invoke("predict", "digit.png", "--network", "best").code == 2
 
@@ -225,6 +230,17 @@ def test_pictures_are_brought_into_the_form_of_the_data_set(images: torch.Tensor
     assert abs(rows.mean() - 13.5) <= 0.5
     assert abs(columns.mean() - 13.5) <= 0.5
     assert not prepare(Image.new("L", (50, 40), 255), 28, 28).any()
+    grey = (large * (150 / 255)).astype(np.uint8)  # on paper that is far from white
+    assert np.abs(prepare(Image.fromarray(grey), 28, 28).astype(float) - small).max() <= 1
+
+
+def test_ink_on_transparent_paper_is_read_whatever_its_colour(work: Path, images: torch.Tensor) -> None:
+    digit = Image.fromarray(images[0, 0].numpy())
+    for colour in ("white", "black"):
+        picture = Image.new("RGBA", digit.size, colour)
+        picture.putalpha(digit)
+        picture.save(work / "digit.png")
+        assert (prepare(read_picture(work / "digit.png"), 28, 28) == images[0, 0].numpy()).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])

@@ -111,6 +111,17 @@ def test_a_file_prints_what_the_zoo_prints(invoke: Runner, work: Path, reference
     assert invoke("describe", "mine.json").out == invoke("describe", "reference").out
 
 
+def test_what_describe_printed_as_json_is_an_architecture_again(invoke: Runner, work: Path) -> None:
+    (work / "printed.json").write_text(invoke("describe", "reference", "--json").out)
+    assert invoke("describe", "printed.json").out == invoke("describe", "reference").out
+
+
+def test_weights_that_are_used_again_are_explained(invoke: Runner) -> None:
+    said = "has the weights of an earlier one"
+    assert said in invoke("describe", "mnist-1k").out
+    assert said not in invoke("describe", "reference").out
+
+
 def test_json_has_stable_fields(invoke: Runner, reference: Architecture) -> None:
     ended = invoke("describe", "reference", "--json")
     assert ended.code == 0
@@ -130,7 +141,9 @@ def test_json_has_stable_fields(invoke: Runner, reference: Architecture) -> None
 
 
 def test_describing_imports_nothing_heavy(work: Path) -> None:
-    script = "from nas_mnist.describe import describe\ndescribe('reference')\ndescribe('reference', True)"
+    script = (
+        "from nas_mnist.describe import describe\ndescribe('reference')\ndescribe('reference', as_json=True)"
+    )
     assert loaded(script, work) == []
 
 

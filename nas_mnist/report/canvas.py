@@ -67,7 +67,7 @@ def error_axis(axes: Axes, label: str) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     elif low <= 0:  # somebody made no mistake
-        axes.set_ylim(0, 1.05 * high or 1)
+        axes.set_ylim(-0.02 * (high or 1), 1.05 * high or 1)  # a line at zero is seen whole
     axes.set_ylabel(label)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from ..architecture import Architecture
+from ..architecture import Architecture, Repeat
 from ..layers import ACTIVATIONS
 
 _FUNCTIONS = frozenset({"Add", *ACTIVATIONS.values()})  # no parameters, no rows: functions, not modules
@@ -20,6 +20,13 @@ def table_rows(architecture: Architecture) -> list[tuple[str, str, int]]:
         (f"{layer.kind}-{number}", str([-1, *layer.out_shape]), layer.params)
         for number, layer in enumerate(modules, 1)
     ]
+
+
+def shared_weights(architecture: Architecture) -> str:
+    """What is to be said of weights that several layers use; nothing where none do."""
+    if any(isinstance(block, Repeat) for block in architecture.blocks):
+        return "A convolution without parameters has the weights of an earlier one, which count once."
+    return ""
 
 
 def layer_table(architecture: Architecture) -> str:

@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from ..architecture import Architecture
 from ..classes import class_names
 from ..cost import cost_of
+from ..objective import Verdict
 from ..published import PUBLISHED_LOG, RESULTS
 from ..recipe import RECIPES
 from ..results import ENOUGH_TO_COMPARE, StudyResults, TrialRow, accuracies_of, best_rows
 from ..retrain import required_accuracy, requirements, summarise
 from ..zoo import names as zoo_names
 from . import canvas, plots
-from .layers import layer_table
+from .layers import layer_table, shared_weights
 from .picture import draw
 from .tables import counts_line
 
@@ -81,6 +82,8 @@ class Chapter:
     ]  # by key: mean validation accuracy of those that were trained with several seeds
     counts: str
     layers: str
+    shared: str  # said of weights that several layers use; empty where none do
+    unseen: int  # candidates that were stopped before they met a validation image
     cost: Mapping[str, int]
     again: Sequence[str]  # command lines
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +107,10 @@ def chapter(subject: Subject) -> Chapter:
         _means(study) if study else {},
         counts_line(study.counts) if study else "",
         layer_table(architecture) if architecture else "",
+        shared_weights(architecture) if architecture else "",
+        sum(row.verdict is Verdict.STOPPED and row.validation_accuracy is None for row in study.rows)
+        if study
+        else 0,
         {"params": cost.params, "macs": cost.macs, "peak_memory": cost.peak_memory} if cost else {},
         _again(subject),
         _facts(subject),
@@ -165,10 +172,17 @@ def figures(subject: Subject) -> dict[str, Figure]:
             names = class_names(result["data"]["name"], len(matrix))
             drawn["confusion"] = plots.confusion(matrix, names)
             if subject.images is not None and len(subject.images):
+                found = result["runs"][0]["mistakes"]
+                shown = _spread(len(found), MISTAKES)  # test images may be sorted by class
                 drawn["mistakes"] = plots.mistakes(
-                    subject.images[:MISTAKES], result["runs"][0]["mistakes"][:MISTAKES], names
+                    subject.images[shown], [found[position] for position in shown], names
                 )
     return drawn
+
+
+def _spread(number: int, most: int) -> list[int]:
+    """At most so many positions of a list, evenly spread."""
+    return [position * number // min(number, most) for position in range(min(number, most))]
 
 
 def _is_published(result: Mapping[str, Any]) -> bool:
@@ -267,8 +281,8 @@ def _headline(subject: Subject) -> tuple[str, str]:
 
 
 def compared(chapters: Sequence[Chapter]) -> list[dict[str, Any]]:
-    """One row a chapter, where there are several."""
-    rows = []
+    """One row a chapter, where there are several; the largest network first."""
+    rows: list[dict[str, Any]] = []
     for one in chapters if len(chapters) > 1 else ():
         test = _test(one.subject)
         winner = one.subject.winner
@@ -283,7 +297,7 @@ def compared(chapters: Sequence[Chapter]) -> list[dict[str, Any]]:
                 "trials": one.counts,
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: -row.get("params", 0))
 
 
 def _again(subject: Subject) -> list[str]:

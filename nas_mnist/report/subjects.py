@@ -12,6 +12,7 @@ from ..architecture import Architecture
 from ..cost import COST_NAMES
 from ..errors import InputError
 from ..files import read_text
+from ..recipe import RECIPES, load_recipe
 from ..results import StudyResults, budget_of
 from .page import Subject
 
@@ -51,7 +52,14 @@ def of_study(study: optuna.Study, data_dir: Path | None) -> Subject:
     weighed = f", for every number of {COST_NAMES[results.against]}" if results.against else ""
     about = f"A search for the best all-convolutional network with at most {budget}{weighed}."
     images = mistaken_images(result, data_dir) if result else None
-    return Subject(results.name, architecture, results, result, images, about)
+    name = _recipe_name(results.facts["recipe"])
+    return Subject(results.name, architecture, results, result, images, about, recipe_name=name)
+
+
+def _recipe_name(recipe: Mapping[str, Any]) -> str:
+    """What the package calls a recipe; empty for one of somebody's own."""
+    named = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
+    return next((name for name, known in named.items() if known == recipe), "")
 
 
 def of_name(what: str, data_dir: Path | None) -> Subject:

@@ -158,12 +158,15 @@ def show(console: Console, subject: Subject) -> None:
 
 def compared_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Several subjects side by side: `page.compared`."""
-    table = Table(title="Side by side: test accuracy after the last epoch", box=box.SIMPLE_HEAD)
-    for heading in ("Name", "Data", "Recipe", "Params", "Mean %", "95 % interval", "Seeds"):
-        table.add_column(heading, justify="left" if heading in ("Name", "Data", "Recipe") else "right")
+    title = "Side by side: test accuracy after the last epoch"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for heading in ("Name", "Data", "Recipe"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("Params", "Mean %", "95 % interval", "Seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         test = row["test"] or {}
-        low, high = (f"{100 * end:.2f}" for end in test["interval"]) if test.get("interval") else ("", "")
+        low, high = (f"{100 * end:.3f}" for end in test["interval"]) if test.get("interval") else ("", "")
         table.add_row(
             *(row["name"], row["data"], row["recipe"], f"{row['params']:,}" if "params" in row else ""),
             *(
