@@ -612,13 +612,11 @@ def test_the_packages_recipes() -> None:
     assert schedule(default, 1.0) == pytest.approx(0, abs=1e-12)
     assert not default.augmentation.off
     assert default.average > 0
-    tiny = load_recipe("tiny")
-    assert (tiny.epochs, tiny.batch_size, tiny.augmentation.rotate) == (
-        20,
-        32,
-        default.augmentation.rotate / 2,
-    )
-    with pytest.raises(InputError, match=r"recipe: 'fast' is not known \(use default, seed, tiny or a file"):
+    small, tiny = load_recipe("small"), load_recipe("tiny")
+    assert small.augmentation == default.augmentation
+    assert (tiny.epochs, tiny.batch_size, tiny.augmentation.rotate) == (20, 32, small.augmentation.rotate / 2)
+    assert tiny.model_copy(update={"augmentation": small.augmentation}) == small
+    with pytest.raises(InputError, match=r"recipe: 'fast' is not known \(use default, seed, small, tiny or"):
         load_recipe("fast")
 
 
