@@ -164,7 +164,8 @@ def comparison(
         if published:  # all of ours are one kind of point
             colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
             short = name.removeprefix("mnist-")  # there are many
-            shift, side = (6, "left") if size == max(params) else (-6, "right")
+            at_the_edge = size in (min(params), max(params))
+            shift, side = (6, "left") if at_the_edge else (-6, "right")
             axes.annotate(short, (size, error), (shift, 0), textcoords="offset points", ha=side, fontsize=8)
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
     sizes = [*params, *(one.params for one in published)]
