@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli import as_path, check_data_dir, whole
+from .entries import find_entry
 from .errors import InputError
 from .files import check_writable, read_text, write_bytes
 from .recipe import load_recipe
 from .workers import auto_workers, parse_workers, run_workers
-from .zoo import load as load_from_zoo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ def recipes(
         raise InputError(f"--table: {table!r} (use a path that ends in .csv)")
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
-    entry = load_from_zoo(network)
+    entry = find_entry(network)[0]
     tried = {name: load_recipe(name) for name in names}
     if len({one.digest for one in tried.values()}) < len(names):
         raise InputError("recipes: one comes twice (use each once)")

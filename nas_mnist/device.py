@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .errors import InputError
-from .workers import cores
+from .workers import cores, threads_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -29,18 +29,20 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def describe_device(device: torch.device) -> str:
-    """The device in words, for reports."""
+def describe_device(device: torch.device, workers: int = 1) -> str:
+    """The device and how it is shared in words, for reports."""
+    sharing = [f"{workers} workers"] if workers > 1 else []
     if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
+        sharing.insert(0, torch.cuda.get_device_name(device))
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
-    return device.type
+        threads = threads_of(workers) if workers > 1 else torch.get_num_threads()
+        sharing.append(f"{threads} thread{'s' * (threads > 1)}{' each' * (workers > 1)}")
+    return f"{device.type} ({', '.join(sharing)})" if sharing else device.type
 
 
-def describe_machine(device: torch.device) -> str:
+def describe_machine(device: torch.device, workers: int = 1) -> str:
     """The device and, where that is the processor itself, the processor."""
-    return describe_device(device) + (f", {describe_processor()}" if device.type == "cpu" else "")
+    return describe_device(device, workers) + (f", {describe_processor()}" if device.type == "cpu" else "")
 
 
 def describe_processor() -> str:

@@ -24,11 +24,11 @@ def find_entry(
         return _best_of(study, storage, trial)
     if name not in names() and (Path(name) / "result.json").is_file():
         return _of_folder(Path(name))
-    try:
-        entry = load(name)
-    except InputError as error:
-        known = name.endswith(".json")
-        raise InputError(str(error) if known else f"{error}, or a folder that holds a result.json") from None
+    if name not in names() and Path(name).is_dir():
+        below = sorted(str(file.parent) for file in Path(name).glob("*/result.json"))
+        advice = f"use {' or '.join(below)}" if below else "use a folder of results"
+        raise InputError(f"architecture: {name} holds no result.json ({advice})")
+    entry = load(name)
     check_name("architecture", entry.name)
     return entry, load_recipe(entry.recipe), "mnist"
 

@@ -66,7 +66,7 @@ class Plan:
             "recipe": self.recipe.model_dump(mode="json"),
             "data": self.data.source,
             "data_note": self.data.note,
-            "device": describe_machine(self.device),
+            "device": describe_machine(self.device, self.workers),
             "versions": versions(),
         }
 
@@ -97,7 +97,7 @@ class Plan:
         say(
             f"[bold]Searching[/bold] for at most {self.task.budget}{self._weighed()}: study "
             f"{study.study_name!r}, {self.trials} candidates, {self._epochs()}, "
-            f"{describe_device(self.device)}, {self.workers} worker{'s' * (self.workers > 1)}",
+            f"{describe_device(self.device, self.workers)}",
         )
         say(f"Data: {self.data.source}; one in six is held out to choose", markup=False)
         self._warn()

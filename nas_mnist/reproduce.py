@@ -88,7 +88,7 @@ def reproduce(
     """Train an architecture on all training images and report the last epoch's test accuracy."""
     check_lookup(architecture, study, storage)
     check_in_use("--trial", trial, None, architecture == "best", "with 'best'")
-    processes = parse_workers(workers)
+    wanted_workers = parse_workers(workers)
     entry, its_recipe, its_data = find_entry(architecture, study, storage, trial)
     check_data_dir(data_dir, dataset or its_data)
     chosen = load_recipe(recipe) if recipe is not None else its_recipe
@@ -113,12 +113,13 @@ def reproduce(
     console = screen(quiet)
     again = typed("reproduce", storage, shown(storage))
     where = pick_device(device)
+    processes = min(wanted_workers or auto_workers(where.type), seeds)
     data = load(dataset or its_data, as_path(data_dir))
     check_fits(entry.architecture, data)
     console.print(layer_table(entry.architecture), markup=False)
     console.print(f"Data: {data.source}", markup=False)
     _warn(console, data)
-    console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where)}")
+    console.print(f"{entry.name}, recipe {recipe or entry.recipe}, {describe_device(where, processes)}")
     task = RetrainTask(
         architecture=entry.architecture,
         recipe=chosen,
@@ -129,17 +130,17 @@ def reproduce(
         last_only=False,
         plain=plain,
     )
-    runs = _train(task, data, processes or auto_workers(where.type), console)
+    runs = _train(task, data, processes, console)
     if entry.name == "reference" and data.name == "mnist":
         console.print(published_table(runs[0]))
     console.print(runs_table(runs))
     summary = summarise([one.result.accuracy for one in runs])
     met = requirements(entry.architecture, chosen.epochs, summary.mean, data.name)
-    console.print(requirement_table(met, "The requirements (test images, last epoch, mean of the seeds)"))
+    console.print(requirement_table(met, f"The requirements (test images, last epoch, {_of(seeds)})"))
     console.print(summary_line(summary))
     _warn(console, data)
     told = {"recipe_name": recipe or entry.recipe, "plain": plain, "command": again}
-    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_machine(where), **told)
+    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_machine(where, processes), **told)
     if copy_to is not None:
         write_bytes(copy_to, (folder / "result.json").read_bytes())
     result = read_result(folder / "result.json")
@@ -157,6 +158,10 @@ def _train(task: RetrainTask, data: DataSet, processes: int, console: Console) -
     except KeyboardInterrupt:
         console.print("Interrupted; nothing was written.")
         raise
+
+
+def _of(seeds: int) -> str:
+    return "one seed" if seeds == 1 else "mean of the seeds"
 
 
 def _warn(console: Console, data: DataSet) -> None:

@@ -56,6 +56,7 @@ def _in_folder(folder: Path) -> Path:
     files = sorted(folder.glob("weights-seed-*.safetensors"))
     if not files:
         below = sorted({str(file.parent) for file in folder.glob("*/weights-seed-*.safetensors")})
+        below += [folder.name] if folder.name in zoo.names() else []  # its reports lie without weights
         advice = f" (use {' or '.join(below)})" if below else ""
         raise InputError(f"weights: {folder} holds no weights-seed-N.safetensors{advice}")
     return files[0]

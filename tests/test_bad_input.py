@@ -185,7 +185,9 @@ CASES = {
     "unknown architecture": Case("describe", ["alexnet"], ["'alexnet'", "reference", ".json"]),
     "unknown architecture to reproduce": Case("reproduce", ["alexnet"], ["'alexnet'", "reference"]),
     "file that is missing": Case("describe", ["no.json"], ["no.json", "does not exist"]),
-    "file that is a folder": Case("describe", ["f.json"], ["f.json", "is a folder"], {"f.json/x": ""}),
+    "file that is a folder": Case(
+        "describe", ["f.json"], ["f.json", "holds no result.json"], {"f.json/x": ""}
+    ),
     "not JSON": architecture("blocks = 3", "my.json", "not JSON"),
     "not JSON to reproduce": architecture("{", "my.json", "not JSON", command="reproduce"),
     "JSON of something else": architecture("[1, 2]", "my.json", "list", "blocks"),

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from nas_mnist import study as studies
+from nas_mnist.device import describe_device
 from nas_mnist.owner import OWNER, myself
 from nas_mnist.workers import Desk, cores, run_workers, threads_of
 
@@ -91,3 +93,13 @@ def test_a_search_says_when_it_only_waits_for_others(monkeypatch) -> None:
     monkeypatch.setattr("nas_mnist.study.time.sleep", others_end)
     studies.search(study, SimpleNamespace(against=None), 2, seed="0", waiting=told.append)
     assert told == [True, True]
+
+
+def test_a_device_is_described_with_how_it_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_mnist.device.threads_of", lambda workers: 8 // workers)
+    monkeypatch.setattr("nas_mnist.device.torch.get_num_threads", lambda: 1)
+    cpu = torch.device("cpu")
+    assert describe_device(cpu) == "cpu (1 thread)"
+    assert describe_device(cpu, 2) == "cpu (2 workers, 4 threads each)"
+    assert describe_device(cpu, 8) == "cpu (8 workers, 1 thread each)"
+    assert describe_device(torch.device("meta"), 2) == "meta (2 workers)"

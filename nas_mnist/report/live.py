@@ -188,14 +188,18 @@ class SearchDisplay:
 class EpochLog:
     """One line for every epoch of every seed's training, in the form of published logs; below them bars.
 
-    A context manager. Without ``lines`` there are only the bars.
+    A context manager. Without ``lines`` there are only the bars: one of all epochs, and one for every
+    training where there are several.
     """
 
     def __init__(self, console: Console, epochs: int, seeds: int, lines: bool = True) -> None:
         self.console, self.epochs, self.seeds, self.lines = console, epochs, seeds, lines
         self.pace = Pace()
         self.progress = _Lines(console=console, transient=True, disable=not console.is_terminal)
-        self._seed_bar = self.progress.add_task("seeds", total=seeds, note=self._note)
+        self._speed = ""
+        self._all = self.progress.add_task(
+            "epochs", total=epochs * seeds, note=self._note, ahead=self.pace.ahead
+        )
         self._running: dict[int | str, tuple[TaskID, Pace]] = {}  # by seed, or by another name
         self._results: list[float] = []  # accuracies of the trainings that are done
 
@@ -216,22 +220,29 @@ class EpochLog:
         if self.lines:
             self.console.print(f"{line}  {result.seconds:.1f} s")
         self.pace.did()
-        note = f"{name}, {result.images / result.seconds:,.0f} images/s"
+        self.progress.update(self._all, completed=self.pace.count)
+        self._speed = f"{result.images / result.seconds:,.0f} images/s"
+        if self.seeds > 1:
+            self._show(seed, f"{name}, {self._speed}", result)
+        if result.epoch == self.epochs:
+            self._results += [result.score.accuracy] if result.score else []
+
+    def _show(self, seed: int | str, note: str, result: EpochResult) -> None:
+        """Move the bar of one training of several."""
         if seed not in self._running:
             pace = Pace()
             pace.started -= result.seconds  # of the epoch that was its first
-            bar = self.progress.add_task("epochs", total=self.epochs, note=lambda: note, ahead=pace.ahead)
+            bar = self.progress.add_task("      ", total=self.epochs, note=lambda: note, ahead=pace.ahead)
             self._running[seed] = bar, pace
         bar, pace = self._running[seed]
         pace.did()
         self.progress.update(bar, completed=result.epoch, note=lambda: note)
         if result.epoch == self.epochs:
-            self._results += [result.score.accuracy] if result.score else []
             self.progress.remove_task(self._running.pop(seed)[0])
-            self.progress.advance(self._seed_bar)
 
     def _note(self) -> str:
         seconds = self.pace.left(self.epochs * self.seeds - self.pace.count)
         left = "" if seconds is None else f", {clock(seconds)} left"
+        speed = f", {self._speed}" if self._speed and self.seeds == 1 else ""
         mean = f", mean {fmean(self._results):.3%}" if self._results else ""
-        return f"{clock(self.pace.elapsed)} gone{left}{mean}"
+        return f"{clock(self.pace.elapsed)} gone{left}{speed}{mean}"

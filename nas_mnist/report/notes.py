@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,18 @@ Search space:
 
 
 def _in_lines(space: dict[str, Any]) -> str:
-    """A space as JSON, a line for every key and for every stage."""
-    stages = ",\n  ".join(json.dumps(stage) for stage in space["stages"])
-    lines = {name: json.dumps(value) for name, value in space.items()} | {"stages": f"[\n  {stages}\n ]"}
+    """A space as JSON, a line or a few for every key and for every stage: a long one would widen the page."""
+    stages = ",\n  ".join(_folded(stage, "   ") for stage in space["stages"])
+    lines = {name: _folded(value, "  ") for name, value in space.items()}
+    lines["stages"] = f"[\n  {stages}\n ]"
     return "{\n" + ",\n".join(f' "{name}": {value}' for name, value in lines.items()) + "\n}"
+
+
+def _folded(value: Any, indent: str) -> str:
+    """JSON, broken at its spaces."""
+    return textwrap.fill(
+        json.dumps(value), 90, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _values(facts: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from ..classes import class_names
 from ..cost import cost_of
 from ..objective import Verdict
 from ..published import PUBLISHED_LOG, RESULTS
-from ..recipe import RECIPES
+from ..recipe import RECIPES, load_recipe
 from ..results import ENOUGH_TO_COMPARE, StudyResults, TrialRow, accuracies_of, best_rows
 from ..retrain import required_accuracy, requirements, summarise
 from ..zoo import names as zoo_names
@@ -120,6 +120,9 @@ def chapter(subject: Subject) -> Chapter:
 def requirements_of(subject: Subject) -> list[dict[str, Any]]:
     """The verdict: of a study by its own budget, too, and by the validation images until the test is read."""
     winner, study, result = subject.winner, subject.study, subject.result
+    if subject.measured and subject.architecture:
+        epochs, mean = load_recipe(subject.recipe_name).epochs, fmean(subject.measured)
+        return [asdict(one) for one in requirements(subject.architecture, epochs, mean, "mnist")]
     if study is None or winner is None or subject.architecture is None:
         return list(result["requirements"]) if result else []
     identity = study.facts["identity"]
@@ -259,7 +262,8 @@ def _headline(subject: Subject) -> tuple[str, str]:
         test = result["test_accuracy"]
         runs = test["runs"]
         seeds = "one seed" if runs == 1 else f"the mean of {runs} seeds"
-        sentence = f"of the {result['runs'][0]['test_images']:,} test images after the last epoch, {seeds}"
+        images, data = result["runs"][0]["test_images"], result["data"]["name"]
+        sentence = f"of the {images:,} test images of {data} after the last epoch, {seeds}"
         if test["interval"]:
             low, high = (f"{end:.2%}" for end in test["interval"])
             sentence += f"; 95% interval of the mean {low} to {high}"

@@ -50,7 +50,8 @@ def of_study(study: optuna.Study, data_dir: Path | None) -> Subject:
         result = read_result(path) if path.is_file() else None
     budget = budget_of(results.facts["identity"])
     weighed = f", for every number of {COST_NAMES[results.against]}" if results.against else ""
-    about = f"A search for the best all-convolutional network with at most {budget}{weighed}."
+    data = results.facts["identity"]["data"].partition(" ")[0]
+    about = f"A search on {data} for the best all-convolutional network with at most {budget}{weighed}."
     images = mistaken_images(result, data_dir) if result else None
     name = _recipe_name(results.facts["recipe"])
     return Subject(results.name, architecture, results, result, images, about, recipe_name=name)
@@ -69,10 +70,7 @@ def of_name(what: str, data_dir: Path | None) -> Subject:
         return of_result(read_result(folder / "result.json"), folder.resolve().name, data_dir)
     if folder.is_dir():
         raise InputError(f"report: {what} holds no result.json (use a folder that reproduce has written)")
-    try:
-        entry = zoo.load(what)
-    except InputError as error:
-        raise InputError(f"{error}, or a folder that holds a result.json") from None
+    entry = zoo.load(what)
     return Subject(
         entry.name,
         entry.architecture,

@@ -40,7 +40,9 @@ def load(name: str) -> Entry:
         return Entry(Path(name).stem, "", architecture, "default")
     if name not in names():
         known = ", ".join(names())
-        raise InputError(f"architecture: {name!r} is not known (use {known} or a file ending in .json)")
+        raise InputError(
+            f"architecture: {name!r} is not known (use {known}, a .json file or a folder of results)"
+        )
     stored = json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text())
     architecture, measured = Architecture.make(stored["architecture"]), tuple(stored["test_accuracies"])
     return Entry(name, stored["about"], architecture, stored["recipe"], measured)
