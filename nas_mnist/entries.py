@@ -63,7 +63,8 @@ def _best_of(study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
     about = f"{'best' if trial is None else 'one'} of study {study!r}, trial {winner.trial}"
     name = f"{study}-best" if trial is None else f"{study}-trial-{trial}"
-    entry = Entry(name, about, Architecture.make(winner.architecture), f"of study {study!r}")
+    budget = stored.user_attrs["identity"]["max_params"]
+    entry = Entry(name, about, Architecture.make(winner.architecture), f"of study {study!r}", budget=budget)
     used = winner.recipe or stored.user_attrs.get("recipe", {})
     recipe = make_recipe(used, f"study {study!r}: recipe")
     if trained_shortly(stored.user_attrs):

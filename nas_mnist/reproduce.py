@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,7 +107,7 @@ def reproduce(
     from .report.subjects import of_result, read_result
     from .report.tables import published_table, requirement_table, runs_table, summary_line
     from .report.write import write_report
-    from .retrain import check_fits, requirements, summarise
+    from .retrain import MAX_PARAMS, check_fits, requirements, summarise
     from .storages import shown
     from .tasks import RetrainTask
 
@@ -135,11 +136,16 @@ def reproduce(
         console.print(published_table(runs[0]))
     console.print(runs_table(runs))
     summary = summarise([one.result.accuracy for one in runs])
-    met = requirements(entry.architecture, chosen.epochs, summary.mean, data.name)
+    met = requirements(entry.architecture, chosen.epochs, summary.mean, data.name, entry.budget or MAX_PARAMS)
     console.print(requirement_table(met, f"The requirements (test images, last epoch, {_of(seeds)})"))
     console.print(summary_line(summary))
     _warn(console, data)
-    told = {"recipe_name": recipe or entry.recipe, "plain": plain, "command": again}
+    told = {
+        "requirements": [asdict(one) for one in met],
+        "recipe_name": recipe or entry.recipe,
+        "plain": plain,
+        "command": again,
+    }
     folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_machine(where, processes), **told)
     if copy_to is not None:
         write_bytes(copy_to, (folder / "result.json").read_bytes())

@@ -431,13 +431,17 @@ def test_reproduce_best_trains_the_candidate_that_the_trial_stored(
     copied: Path, invoke: Runner, result: dict[str, Any]
 ) -> None:
     (copied / "space.toml").unlink()  # an edited or lost space breaks nothing
+    study = stored(copied)
+    study.set_user_attr("identity", study.user_attrs["identity"] | {"max_params": 7_777})  # it has a budget
     ended = invoke("reproduce", "best", "--device", "cpu", "--json", "copy.json")  # the study knows its data
     assert (ended.code, ended.err) == (0, "")
+    assert "parameters <= 7,777, the budget" in ended.out
     ours = json.loads((copied / "reports" / "nas_mnist-best" / "result.json").read_text())
     assert ours["key"] == result["key"]
     assert ours["data"] == result["data"]
     assert ours["command"] == "python -m nas_mnist.reproduce best --device cpu"
     assert ours["recipe"] == result["recipe"]
+    assert "parameters <= 7,777, the budget" in [one["what"] for one in ours["requirements"]]
     assert ours["runs"][0]["test_correct"] == pytest.approx(result["runs"][0]["test_correct"], abs=5)
 
 

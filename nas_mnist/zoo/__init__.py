@@ -27,6 +27,7 @@ class Entry:
     architecture: Architecture
     recipe: str
     test_accuracies: tuple[float, ...] = ()  # of MNIST with that recipe, last epoch, a seed each; 0 to 1
+    budget: int | None = None  # of parameters, in the search that found it
 
 
 def load(name: str) -> Entry:
