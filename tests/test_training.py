@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -100,25 +101,43 @@ def test_loss_falls_and_the_network_learns(name: str, five_thousand: DataSet) ->
     assert results[-1].score.accuracy > 0.4  # a guess has 0.1
 
 
-def plain_losses(architecture: Architecture, data: Images, recipe: Recipe, seed: int) -> list[float]:
-    """The mean loss of every epoch of a float32 loop of torch's own modules on the same batches."""
+def plain_loop(
+    architecture: Architecture, data: Images, recipe: Recipe, seed: int
+) -> tuple[list[float], Network]:
+    """The mean loss of every epoch of a float32 loop of torch's own modules, and the result."""
     model = build(architecture, seed).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+    average = deepcopy(model)
+    weights = [one for one in model.parameters() if one.dim() > 1]
+    others = [one for one in model.parameters() if one.dim() == 1]
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others}]
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, betas=(recipe.momentum, 0.999), weight_decay=0.0)
+    else:
+        optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov)
     generator = torch.Generator().manual_seed(seed)
     normalize = Normalizer.of(data.images)
-    means = []
+    means, done, total = [], 0, recipe.epochs * (len(data) // recipe.batch_size)
     for _ in range(recipe.epochs):
         losses = []
         for picked in torch.randperm(len(data), generator=generator).split(recipe.batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * schedule(recipe, (done + 1) / total)
             loss = torch.nn.functional.cross_entropy(
-                model(normalize(data.images[picked])), data.labels[picked]
+                model(normalize(data.images[picked])),
+                data.labels[picked],
+                label_smoothing=recipe.label_smoothing,
             )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+            share = 1 - min(recipe.average, (2 + done) / (11 + done))
+            for mean, newest in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(newest, share)
+            done += 1
         means.append(sum(losses) / len(losses))
-    return means
+    return means, average
 
 
 MIXED = Architecture.make(
@@ -148,7 +167,7 @@ def test_losses_agree_with_those_of_a_plain_float32_loop_for_a_hundred_steps(
     data = five_thousand.train.take(torch.arange(0, 3000, 6))
     recipe = Recipe(epochs=10, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
     ours = [result.train_loss for result in train(build(MIXED, seed), data, recipe, seed=seed)]
-    expected = plain_losses(MIXED, data, recipe, seed)
+    expected, _ = plain_loop(MIXED, data, recipe, seed)
     assert expected[-1] < 0.7 * expected[0]  # there is something to agree about
     for epoch, (mine, other) in enumerate(zip(ours, expected, strict=True), 1):
         assert mine == pytest.approx(other, rel=TOLERANCE * epoch), epoch
@@ -159,7 +178,60 @@ def test_plain_training_is_a_plain_float32_loop(five_thousand: DataSet) -> None:
     recipe = Recipe(epochs=3, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
     with mock.patch("nas_mnist.scoring.FusedNetwork", side_effect=AssertionError("not plain")):
         ours = [r.train_loss for r in train(build(MIXED, 0), data, recipe, seed=0, plain=True)]
-    assert ours == pytest.approx(plain_losses(MIXED, data, recipe, 0), rel=2e-3)
+    assert ours == pytest.approx(plain_loop(MIXED, data, recipe, 0)[0], rel=2e-3)
+
+
+EVERYTHING = Recipe(
+    epochs=2, batch_size=50, learning_rate=0.02, momentum=0.8, nesterov=True, weight_decay=0.05,
+    label_smoothing=0.1, schedule="cosine", warmup=0.3, average=0.3,
+)  # fmt: skip
+ADAMW = EVERYTHING.model_copy(update={"optimizer": "adamw", "nesterov": False, "learning_rate": 0.003})
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "momentum": {"momentum": 0.7},
+    "nesterov": {"nesterov": False},
+    "decay": {"weight_decay": 0.0},
+    "smoothing": {"label_smoothing": 0.0},
+    "schedule": {"schedule": "linear"},
+    "warmup": {"warmup": 0.2},
+    "average": {"average": 0.2},
+}
+
+
+def difference(data: Images, ours: Recipe, theirs: Recipe, plain: bool) -> float:
+    """How far apart the results of a training and of a plain loop are, as a share of the loop's own way."""
+    model, start = build(MIXED, 0), build(MIXED, 0)
+    for _ in train(model, data, ours, seed=0, plain=plain):
+        pass
+    _, other = plain_loop(MIXED, data, theirs, 0)
+    mine, loops, first = (
+        torch.cat([one.detach().flatten() for one in network.parameters()])
+        for network in (model, other, start)
+    )
+    return float((mine - loops).norm() / (loops - first).norm())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "plain", "most"),
+    [
+        pytest.param(EVERYTHING, True, 1e-4, id="sgd"),
+        pytest.param(EVERYTHING, False, 5e-3, id="sgd, fast"),  # rounding grows with every step
+        pytest.param(
+            ADAMW, True, 0.01, id="adamw"
+        ),  # a gradient that is zero but for rounding counts in full
+    ],
+)
+def test_every_field_of_a_recipe_does_what_torch_does_by_that_name(
+    recipe: Recipe, plain: bool, most: float, five_thousand: DataSet
+) -> None:
+    data = five_thousand.train.take(torch.arange(0, 3000, 15))
+    assert difference(data, recipe, recipe, plain) < most
+
+
+@pytest.mark.parametrize("field", OTHERWISE)
+def test_no_field_of_a_recipe_could_be_forgotten_unseen(field: str, five_thousand: DataSet) -> None:
+    data = five_thousand.train.take(torch.arange(0, 3000, 15))
+    changed = EVERYTHING.model_copy(update=OTHERWISE[field])
+    assert difference(data, changed, EVERYTHING, plain=True) > 1e-3
 
 
 STILL = Architecture.make(  # as SMALL, without dropout
