@@ -215,9 +215,8 @@ def difference(data: Images, ours: Recipe, theirs: Recipe, plain: bool) -> float
     [
         pytest.param(EVERYTHING, True, 1e-4, id="sgd"),
         pytest.param(EVERYTHING, False, 5e-3, id="sgd, fast"),  # rounding grows with every step
-        pytest.param(
-            ADAMW, True, 0.01, id="adamw"
-        ),  # a gradient that is zero but for rounding counts in full
+        # A gradient that is zero but for rounding counts in full.
+        pytest.param(ADAMW, True, 0.01, id="adamw"),
     ],
 )
 def test_every_field_of_a_recipe_does_what_torch_does_by_that_name(
