@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -193,12 +194,17 @@ def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Op
     return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
-def _record(step: Step) -> torch.cuda.CUDAGraph:
-    """A step as a CUDA graph; recording it trains on nothing."""
-    graph = torch.cuda.CUDAGraph()
-    for generator in step.generators:
-        graph.register_generator_state(generator)
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        step()
+def _record(step: Step) -> torch.cuda.CUDAGraph | None:
+    """A step as a CUDA graph; recording it trains on nothing. None, with a warning: it cannot be recorded."""
+    try:
+        graph = torch.cuda.CUDAGraph()
+        for generator in step.generators:
+            graph.register_generator_state(generator)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            step()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"steps are launched one by one, as recording one failed: {reason}", stacklevel=2)
+        return None
     return graph

@@ -1,0 +1,152 @@
+"""What CUDA asks of a step that it records and replays, held where there is no CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nas_mnist import Architecture
+from nas_mnist.data import DataSet
+from nas_mnist.model import build, side_by_side
+from nas_mnist.recipe import Augmentation, Recipe
+from nas_mnist.step import EAGER, Step
+
+NETWORK = Architecture.make(
+    {
+        "blocks": [
+            {"kind": "conv", "channels": 4, "stride": 2, "dropout": 0.1},
+            {"kind": "separable", "channels": 6},
+            {"kind": "pool"},
+        ]
+    }
+)
+RECIPE = Recipe(
+    epochs=2,
+    batch_size=30,
+    learning_rate=0.1,
+    momentum=0.8,
+    weight_decay=1e-3,
+    average=0.9,
+    augmentation=Augmentation(rotate=10, translate=0.1),
+)
+
+
+def make(data: DataSet, recipe: Recipe = RECIPE) -> Step:
+    """Two networks side by side in training, as on CUDA but for the device."""
+    model = side_by_side([build(NETWORK, seed) for seed in range(2)])
+    torch.manual_seed(0)
+    return Step(model, data.train, recipe, [torch.Generator().manual_seed(seed) for seed in (5, 6)], True)
+
+
+class Graph:
+    """A CUDA graph that runs a step again instead of replaying its kernels."""
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.replays = step, 0
+        self.registered: list[torch.Generator] = []
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.registered.append(generator)
+
+    def replay(self) -> None:
+        assert len(self.registered) == 2
+        self.replays += 1
+        self.step()
+
+
+@contextmanager
+def without_effect(graph: Graph) -> Iterator[None]:
+    """What `torch.cuda.graph` does: nothing that is run within changes a number on the device."""
+    step, default = graph.step, torch.default_generator
+    states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
+    places = [step.numbers.all, step.averaged, step.loss, step.done, step.rate, *step.model.buffers(), *states]
+    before = [place.clone() for place in places]
+    drawn = [generator.get_state() for generator in (default, *step.generators)]
+    yield
+    for place, numbers in zip(places, before, strict=True):
+        place.copy_(numbers)
+    for generator, state in zip((default, *step.generators), drawn, strict=True):
+        generator.set_state(state)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, step: Step, recording: Any = without_effect) -> Graph:
+    step.recorded, graph = True, Graph(step)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return graph
+
+
+def numbers_of(step: Step) -> tuple[torch.Tensor, ...]:
+    return step.numbers.all.clone(), step.averaged.clone(), step.loss.clone()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_recording_a_step_changes_nothing(
+    optimizer: str, tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.model_validate({**RECIPE.model_dump(), "optimizer": optimizer, "learning_rate": 0.01})
+    parts = (2, EAGER + 1), (EAGER + 3,)  # steps, by epoch
+    expected = make(tiny_data, recipe)
+    recorded = make(tiny_data, recipe)
+    for step in (expected, recorded):
+        torch.manual_seed(1)
+        graph = stand_in(monkeypatch, step) if step is recorded else None
+        for epoch in parts:
+            step.begin_epoch()
+            for steps in epoch:
+                step.run(steps)
+    assert graph is not None
+    assert graph.registered == recorded.generators
+    assert graph.replays == sum(map(sum, parts)) - EAGER
+    for one, other in zip(numbers_of(recorded), numbers_of(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_where_recording_fails_training_goes_on_step_by_step(
+    tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def failing(graph: Graph) -> Iterator[None]:
+        with without_effect(graph):
+            yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+    expected, unrecorded = make(tiny_data), make(tiny_data)
+    torch.manual_seed(1)
+    expected.begin_epoch()
+    expected.run(EAGER + 4)
+    torch.manual_seed(1)
+    graph = stand_in(monkeypatch, unrecorded, failing)
+    unrecorded.begin_epoch()
+    with pytest.warns(UserWarning, match="one by one.*stream is capturing$") as warned:
+        unrecorded.run(EAGER + 4)
+    assert len(warned) == 1
+    assert graph.replays == 0
+    for one, other in zip(numbers_of(unrecorded), numbers_of(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_step_reads_nothing_back(tiny_data: DataSet) -> None:
+    """CUDA cannot record a step in which the host reads a number of the device's."""
+    step = make(tiny_data)
+    step.begin_epoch()
+    step()
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            read.append(str(func)) if "_local_scalar_dense" in str(func) else None
+            return func(*args, **(kwargs or {}))
+
+    read: list[str] = []
+    with Reads():
+        assert float(torch.ones(1)) == 1
+        assert read  # it notices
+        read.clear()
+        step()
+    assert read == []
