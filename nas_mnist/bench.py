@@ -30,6 +30,7 @@ OTHERS: dict[str, Callable[..., None]] = {
     "search": bench_search.search,
     "recipes": bench_recipes.recipes,
 }
+BUSY = 0.5  # processes on average in the minute before, from which on the machine counts as busy
 TRICK_IMAGES = 1_280  # trained on in a turn without one of the engine's tricks
 NETWORKS = {  # beside the reference
     "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
@@ -83,8 +84,14 @@ def bench(
     data = learn.take(torch.arange(min(images, len(learn)), device=where))
     reference = load_from_zoo("reference").architecture
     machine = {"device": describe_device(where), "processor": describe_processor()}
-    found: dict[str, Any] = {"machine": machine | versions(), "images": len(data), "repeats": repeats}
+    found: dict[str, Any] = {"machine": machine | versions(), "load_before": measure.load_average()}
+    found |= {"images": len(data), "repeats": repeats}
     console.print(facts_table("Machine", found["machine"]))
+    if found["load_before"] is not None and found["load_before"] > BUSY:
+        console.print(
+            f"Something else is running (load {found['load_before']}): the figures will be of no use",
+            style="yellow",
+        )
     found["training"], tricks = {}, {}
     networks = {"reference": reference} | {
         name: Architecture.make({"blocks": blocks}) for name, blocks in NETWORKS.items()

@@ -50,16 +50,24 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def plain(
-    trained: dict[str, Network], name: str, architecture: Architecture, batches: Any, device: torch.device
+    trained: dict[str, Network],
+    name: str,
+    architecture: Architecture,
+    batches: Any,
+    device: torch.device,
+    half: bool = False,
 ) -> float:
-    """A tutorial's loop over one epoch."""
-    model = trained[name] = build(architecture, 0).to(device).train()
+    """A tutorial's loop over one epoch; ``half``: in bfloat16, and in the layout that is made for it."""
+    form = torch.channels_last if half else torch.contiguous_format
+    model = trained[name] = build(architecture, 0).to(device, memory_format=form).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     started, count = time.perf_counter(), 0
     for batch in batches:
         images, labels = (part.to(device) for part in batch)
         optimizer.zero_grad()
-        loss = F.nll_loss(F.log_softmax(model(images), dim=1), labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            scores = model(images.to(memory_format=form))
+        loss = F.nll_loss(F.log_softmax(scores.float(), dim=1), labels)
         loss.backward()
         optimizer.step()
         loss.item()  # for the progress bar
@@ -90,16 +98,20 @@ def ours(
     return epoch.images / epoch.seconds
 
 
-def convolutions(architecture: Architecture, device: torch.device) -> Contender:
-    """The sum of every convolution's fastest forward and backward pass on one batch, torch's or ours."""
+def convolutions(architecture: Architecture, device: torch.device, half: bool = False) -> Contender:
+    """The sum of every convolution's fastest forward and backward pass on one batch, torch's or ours.
+
+    In the number types in which our engine computes on the device; ``half``: also in bfloat16.
+    """
     runs = []
+    kinds = {torch.float32, number_type(device)} | ({torch.bfloat16} if half else set())
     for position, layer in enumerate(architecture.layers):
         if layer.kind != "Conv2d":
             continue
         variants = [
             _one_convolution(layer, position > 0, device, layout, kind)
             for layout in (torch.contiguous_format, torch.channels_last)
-            for kind in {torch.float32, number_type(device)}
+            for kind in kinds
         ]
         if device.type == "cpu":
             variants.append(_own_convolution(layer, position > 0))

@@ -50,14 +50,14 @@ def describe_processor() -> str:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    kinds = {
-        "AMX": torch.cpu._is_amx_tile_supported(),
-        "AVX-512": torch.cpu._is_avx512_bf16_supported(),
-        "no": True,
-    }
-    kind = next(name for name, there in kinds.items() if there)
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {cores()} cores, {kind} bfloat16"
+    return f"{name}, {cores()} cores, {bfloat16_unit() or 'no'} bfloat16"
+
+
+def bfloat16_unit() -> str | None:
+    """What multiplies bfloat16 on this processor, where something does."""
+    kinds = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX-512": torch.cpu._is_avx512_bf16_supported()}
+    return next((name for name, there in kinds.items() if there), None)
 
 
 def number_type(device: torch.device) -> torch.dtype:

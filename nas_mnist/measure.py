@@ -6,12 +6,14 @@ Contenders take turns (`turns`), so that a machine whose speed drifts is unfair 
 from __future__ import annotations
 
 import math
+import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,27 +28,31 @@ from .architecture import Architecture
 from .contenders import Contender, convolutions, in_memory, loaded, ours, plain
 from .cost import Budget, cost_of
 from .data import DataSet, Images
+from .device import bfloat16_unit
 from .draws import RandomDraws
 from .errors import InputError
 from .layers import expand
 from .model import Network, build
-from .recipe import load_recipe
-from .scoring import Normalizer, evaluate
+from .recipe import Recipe, load_recipe
+from .scoring import Normalizer, Score, evaluate
 from .space import SearchSpace
 from .tasks import TOGETHER
-from .training import train, train_together
+from .training import EpochResult, train, train_together
 from .workers import Desk, auto_workers, run_workers
 
 CANDIDATES = 3_000
+STORED = (10, 100, 1_000)  # trials
 
 
 def measure_training(architecture: Architecture, data: Images, check: Images, repeats: int) -> dict[str, Any]:
-    """Images a second of four ways to train one network with the published recipe, turn by turn.
+    """Images a second of ways to train one network with the published recipe, turn by turn.
 
     ``plain``: a tutorial's loop (dataset, loader, contiguous float32); ``in memory``: the same with the
     images as one tensor; ``ours``: `train`; ``convolutions``: the network's convolutions alone, forward
-    and backward, each in the layout and number type that is fastest for it. The accuracies on ``check`` of
-    what the newest turn trained, from the same initial weights, show that all of them learn.
+    and backward, each in the layout that is fastest for it, in float32 (on CUDA in bfloat16, too). Where a
+    processor multiplies bfloat16, also the loop in memory in bfloat16, and the convolutions in the faster of
+    both types. The accuracies on ``check`` of what the newest turn trained, from the same initial weights,
+    show that all of them learn.
     """
     normalize = Normalizer.of(data.images)
     device = data.images.device
@@ -57,6 +63,11 @@ def measure_training(architecture: Architecture, data: Images, check: Images, re
         "ours": lambda: ours(trained, architecture, data),
         "convolutions": convolutions(architecture, device),
     }
+    if device.type == "cpu" and bfloat16_unit():
+        contenders["in memory, bfloat16"] = lambda: plain(
+            *(trained, "in memory, bfloat16", architecture, in_memory(data, normalize), device), half=True
+        )
+        contenders["convolutions, either type"] = convolutions(architecture, device, half=True)
     speeds = turns(contenders, repeats)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     return {
@@ -65,14 +76,19 @@ def measure_training(architecture: Architecture, data: Images, check: Images, re
             name: {"median": round(medians[name]), "min": round(min(values)), "max": round(max(values))}
             for name, values in speeds.items()
         },
-        "ours_to_plain": _ratio(speeds["ours"], speeds["plain"]),
         "ours_to_in_memory": _ratio(speeds["ours"], speeds["in memory"]),
         "convolution_share_of_our_step": _ratio(speeds["ours"], speeds["convolutions"]),
+        "to_plain": {name: _ratio(values, speeds["plain"]) for name, values in speeds.items()},
         "seconds_for_20_epochs": round(20 * 60_000 / medians["ours"], 1),
         "accuracy_after_one_turn": {
             name: round(evaluate(model, check, normalize).accuracy, 4) for name, model in trained.items()
         },
     }
+
+
+def load_average() -> float | None:
+    """How many processes wanted to run in the last minute; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def turns(contenders: dict[str, Contender], repeats: int) -> dict[str, list[float]]:
@@ -235,26 +251,47 @@ def measure_building(architecture: Architecture) -> dict[str, float]:
 
 
 def measure_storage() -> dict[str, float]:
-    """Milliseconds of drawing and storing a trial, over-budget ones, at 10, 100 and 1,000 trials."""
+    """Milliseconds of a trial without its training, around the 10th, the 100th and the 1,000th.
+
+    That is drawing (TPE), counting, comparing with those before, building and storing; most of the
+    trials are stopped early, as in a search.
+    """
     import optuna
 
     from .objective import Objective, Watcher
+    from .stopping import Halving
     from .storages import open_storage
 
-    nothing: Any = None
+    nothing = Images(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     watcher = Watcher(lambda *_: None, lambda *_: None)
-    objective = Objective(SearchSpace.load(), Budget(0), load_recipe("seed"), nothing, nothing, 0, watcher)
+    recipe = load_recipe("default")
+    objective = Objective(SearchSpace.load(), Budget(20_000), recipe, nothing, nothing, 0, watcher)
     costs = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch("nas_mnist.training.train", partial(_without_training, random.Random(0))),
+    ):
         storage = open_storage(f"sqlite:///{Path(folder) / 'bench.db'}")
-        study = optuna.create_study(storage=storage, sampler=optuna.samplers.TPESampler(seed=0))
-        for goal in (10, 100, 1000):
+        sampler = optuna.samplers.TPESampler(seed=0)
+        study = optuna.create_study(storage=storage, sampler=sampler, pruner=Halving(), direction="maximize")
+        for goal in STORED:
             study.optimize(objective, n_trials=goal - len(study.trials) - 5)
             started = time.perf_counter()
             study.optimize(objective, n_trials=5)
             costs[f"milliseconds_at_{goal}_trials"] = round(1000 * (time.perf_counter() - started) / 5, 1)
         storage.remove_session()
     return costs
+
+
+def _without_training(
+    rng: random.Random, _: Network, data: Images, recipe: Recipe, **__: Any
+) -> Iterator[EpochResult]:
+    """The results of a training that did not take place: networks differ, and all learn."""
+    talent = rng.random()
+    yield EpochResult(0, 1 - talent / 2, recipe.learning_rate, 0.0, len(data), None)
+    for epoch in range(1, recipe.epochs + 1):
+        correct = round(10_000 * (1 - (1 - talent / 2) / (5 + epoch)))
+        yield EpochResult(epoch, 0.1, recipe.learning_rate, 0.0, len(data), Score(0.1, correct, 10_000))
 
 
 def measure_starting() -> dict[str, float]:

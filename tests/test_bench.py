@@ -1,32 +1,43 @@
 """What the benchmark measures, on few images: that it measures, never how fast this machine is."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Runner
+from optuna.trial import Trial
 
-from nas_mnist import measure
+from nas_mnist import bench, measure
 from nas_mnist.architecture import Architecture
 from nas_mnist.contenders import Contender
 from nas_mnist.data import DataSet, load
 from nas_mnist.model import build
+from nas_mnist.objective import Objective, Verdict
 from nas_mnist.recipe import load_recipe
 from nas_mnist.training import train
+from nas_mnist.zoo import Entry
 
 SMALL = Architecture.make(
     {"blocks": [{"kind": "conv", "channels": 8, "stride": 2}, {"kind": "separable", "channels": 12}]}
 )
 
 
-def test_training_is_measured_for_every_contender(tiny_data: DataSet) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_training_is_measured_for_every_contender(
+    half: bool, tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "bfloat16_unit", lambda: "AMX" if half else None)
     learn, check = tiny_data.split()
     found = measure.measure_training(SMALL, learn, check, repeats=2)
     assert found["params"] == SMALL_PARAMS
-    assert set(found["images_per_second"]) == {"plain", "in memory", "ours", "convolutions"}
+    trained = {"plain", "in memory", "ours"} | ({"in memory, bfloat16"} if half else set())
+    bounds = {"convolutions"} | ({"convolutions, either type"} if half else set())
+    assert set(found["images_per_second"]) == trained | bounds == set(found["to_plain"])
+    assert found["to_plain"]["plain"] == 1
     for speed in found["images_per_second"].values():
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]
-    assert set(found["accuracy_after_one_turn"]) == {"plain", "in memory", "ours"}
+    assert set(found["accuracy_after_one_turn"]) == trained
     assert all(0 <= accuracy <= 1 for accuracy in found["accuracy_after_one_turn"].values())
     assert found["convolution_share_of_our_step"] > 0
 
@@ -95,6 +106,52 @@ def test_seeds_are_measured_one_after_the_other_and_at_once(tiny_data: DataSet) 
         "times faster at once than one after the other",
     }
     assert min(found.values()) > 0
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_whole_benchmark_is_kept_as_json(
+    work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "NETWORKS", {})
+    monkeypatch.setattr(bench, "load_from_zoo", lambda _: Entry("reference", "", SMALL, "seed"))
+    monkeypatch.setattr(measure, "CANDIDATES", 20)
+    monkeypatch.setattr(measure, "STORED", (6, 12))
+    monkeypatch.setattr(measure, "load_average", lambda: 1.7)
+    command = ["--dataset", "mnist-5k", "--images", 640, "--repeats", 1, "--json", "found.json"]
+    ended = invoke("bench", *command)
+    assert (ended.code, ended.err) == (0, "")
+    assert "load 1.7" in ended.out
+    found = json.loads((work / "found.json").read_text())
+    assert (found["images"], found["repeats"], found["load_before"]) == (640, 1, 1.7)
+    assert {"processor", "torch"} < set(found["machine"])
+    assert found["training"]["reference"]["params"] == SMALL_PARAMS
+    assert len(found["times_faster_with"]["reference"]) == len(measure.TRICKS)
+    assert found["counting"]["counted_per_second"] > found["counting"]["drawn_and_counted_per_second"] > 0
+    assert 1 <= found["counting"]["layers_on_average"] < 100
+    assert found["building"]["milliseconds"] > 0
+    assert list(found["storage"]) == ["milliseconds_at_6_trials", "milliseconds_at_12_trials"]
+    assert all(0 < cost < 10_000 for cost in found["storage"].values())
+    assert found["starting_seconds"].keys() == {"search --help", "describe reference"}
+    assert all(0.01 < seconds < 60 for seconds in found["starting_seconds"].values())
+    assert "time" not in found
+
+
+def test_trials_whose_storing_is_measured_are_drawn_and_end_as_in_a_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Verdict] = []
+    monkeypatch.setattr(measure, "STORED", (40,))
+    ends = Objective._end
+
+    def ending(self: Objective, trial: Trial, verdict: Verdict, reason: str = "") -> Exception:
+        told.append(verdict)
+        return ends(self, trial, verdict, reason)
+
+    monkeypatch.setattr(Objective, "_end", ending)
+    measure.measure_storage()
+    assert len(told) == 40
+    assert told.count(Verdict.STOPPED) > 20
+    assert told.count(Verdict.TRAINED) > 0
 
 
 @pytest.mark.usefixtures("one_process")

@@ -64,7 +64,15 @@ def without_effect(graph: Graph) -> Iterator[None]:
     """What `torch.cuda.graph` does: nothing that is run within changes a number on the device."""
     step, default = graph.step, torch.default_generator
     states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
-    places = [step.numbers.all, step.averaged, step.loss, step.done, step.rate, *step.model.buffers(), *states]
+    places = [
+        step.numbers.all,
+        step.averaged,
+        step.loss,
+        step.done,
+        step.rate,
+        *step.model.buffers(),
+        *states,
+    ]
     before = [place.clone() for place in places]
     drawn = [generator.get_state() for generator in (default, *step.generators)]
     yield

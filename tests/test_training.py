@@ -22,7 +22,7 @@ from nas_mnist.model import Network, build, side_by_side, take_apart
 from nas_mnist.recipe import FACTORS, VALUES, Augmentation, Recipe, load_recipe, make_recipe, unvaried, vary
 from nas_mnist.retrain import retrain, summarise
 from nas_mnist.scoring import Normalizer, Score, evaluate, predict
-from nas_mnist.step import Step, schedule
+from nas_mnist.step import schedule
 from nas_mnist.tasks import RetrainTask, retrain_seeds
 from nas_mnist.training import EpochResult, TrainingError, train, train_together
 from nas_mnist.warp import Warp
