@@ -59,7 +59,7 @@ def plain(
 ) -> float:
     """A tutorial's loop over one epoch; ``half``: in bfloat16, and in the layout that is made for it."""
     form = torch.channels_last if half else torch.contiguous_format
-    model = trained[name] = build(architecture, 0).to(device, memory_format=form).train()
+    model = trained[name] = build(architecture, 0).to(device).to(memory_format=form).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     started, count = time.perf_counter(), 0
     for batch in batches:
