@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    from rich.console import Console
 
+    from .data import Images
+    from .tasks import Final
+    from .teaching import Teacher
     from .training import EpochResult
 
 TABLE = "reports/recipes/mnist.csv"
@@ -44,9 +49,7 @@ def recipes(
 
     Every training is a row of the table; those that it has are not repeated.
     """
-    path = as_path(table)
-    if path is None or path.suffix != ".csv":
-        raise InputError(f"--table: {table!r} (use a path that ends in .csv)")
+    path = _table(table)
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
     entry = find_entry(network)[0]
@@ -69,19 +72,20 @@ def recipes(
     rows = _read(path)
     where = pick_device(device)
     data = load(dataset, as_path(data_dir))
-    check_fits(entry.architecture, data)
     for one in tried.values():
         check_enough(data.split()[0], one)
+        check_fits(entry.architecture, data, one)
     images = f"{data.name} {data.fingerprint}"
     known = {tuple(row[key] for key in _KEYS) for row in rows}
-    jobs = [
+    console = screen()
+    missing = [
         Final(f"{name}, seed {number}", name, entry.architecture, recipe, number)
         for number in range(seed, seed + seeds)
         for name, recipe in tried.items()
         if (entry.architecture.key, recipe.digest, images, number) not in known
     ]
+    jobs = _with_teachers(missing, data.split()[0].to(where), console)
     newest: dict[str, EpochResult] = {}
-    console = screen()
     with EpochLog(console, epochs, len(jobs), lines=False) as log:
 
         def heard(name: str, result: EpochResult) -> None:
@@ -104,9 +108,29 @@ def recipes(
             run_workers(
                 task, processes or auto_workers(where.type), len(jobs), {"epoch": heard, "score": scored}
             )
-    wanted = [row for row in rows if row["key"] == entry.architecture.key and row["data"] == images]
-    console.print(recipes_table(entry.name, wanted))
+    same = (row for row in rows if (row["key"], row["data"]) == (entry.architecture.key, images))
+    console.print(recipes_table(entry.name, list(same)))
     console.print(f"Written: {path}" if jobs else f"Nothing to train: {path} has them all")
+
+
+def _with_teachers(jobs: Sequence[Final], learn: Images, console: Console) -> list[Final]:
+    """The jobs with the teachers that their recipes name, each trained once."""
+    from .report.live import EpochLog
+    from .teaching import train_teacher
+
+    teachers: dict[str, Teacher | None] = {"": None}
+    for job in jobs:
+        if (name := job.recipe.distillation.teacher) not in teachers:
+            with EpochLog(console, job.recipe.epochs, 1) as log:
+                teachers[name] = train_teacher(job.recipe, learn, log)
+    return [job._replace(teacher=teachers[job.recipe.distillation.teacher]) for job in jobs]
+
+
+def _table(table: str) -> Path:
+    path = as_path(table)
+    if path is None or path.suffix != ".csv":
+        raise InputError(f"--table: {table!r} (use a path that ends in .csv)")
+    return path
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

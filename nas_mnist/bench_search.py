@@ -13,7 +13,7 @@ from .cli import as_path, check_data_dir, whole
 from .cost import Budget
 from .errors import InputError, stored_by_others
 from .files import check_new, check_writable, write_bytes
-from .recipe import MAX_EPOCHS, load_recipe
+from .recipe import MAX_EPOCHS, check_untaught, load_recipe
 from .search import space_for
 from .space import SearchSpace
 from .workers import auto_workers, parse_workers
@@ -56,6 +56,7 @@ def record(
     processes = parse_workers(workers)
     SearchSpace.load(space)  # what is wrong with it is said before any data is read
     trained_by = load_recipe(recipe)
+    check_untaught(trained_by)
     trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
     check_writable(path.parent, "--curves")
 

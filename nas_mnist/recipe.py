@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .architecture import digest
 from .errors import InputError, explain
 from .files import read_text
+from .zoo import names
 
 if TYPE_CHECKING:
     from .draws import Suggest
@@ -36,6 +37,28 @@ class Augmentation(BaseModel):
         return not (self.rotate or self.translate or self.scale or self.shear)
 
 
+class Distillation(BaseModel):
+    """A bigger network from which this one learns as well; no ``teacher``: off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    teacher: str = ""  # of the zoo; it is trained first, on the same images, by its own recipe
+    share: float = Field(0.7, gt=0, le=1)  # of the loss that the teacher decides, not the labels
+    temperature: float = Field(3.0, gt=0, le=100)  # that both networks' scores are divided by for that
+
+    @field_validator("teacher")
+    @classmethod
+    def _known(cls, teacher: str) -> str:
+        if teacher and teacher not in names():
+            raise ValueError(f"use {', '.join(names())}")
+        return teacher
+
+    @property
+    def off(self) -> bool:
+        """Whether there is no teacher."""
+        return not self.teacher
+
+
 class Recipe(BaseModel):
     """Everything that decides how weights are learned, apart from the data, the seed and the device."""
 
@@ -54,6 +77,7 @@ class Recipe(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     average: float = Field(0.0, ge=0, lt=1)  # decay of the running average of weights, per step; 0: off
     augmentation: Augmentation = Augmentation()
+    distillation: Distillation = Distillation()
 
     @model_validator(mode="after")
     def _fits_the_optimizer(self) -> Recipe:
@@ -64,7 +88,7 @@ class Recipe(BaseModel):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly when the recipes are."""
-        return digest(self)
+        return digest(self, {"distillation"} if self.distillation.off else set())
 
     def fitted(self, images: int) -> Recipe:
         """The recipe for a data set of some size.
@@ -181,6 +205,15 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
+
+
+def check_untaught(recipe: Recipe) -> None:
+    """Raise `InputError` for a recipe with a teacher: many candidates are trained without one."""
+    if not recipe.distillation.off:
+        raise InputError(
+            f"recipe: distillation.teacher {recipe.distillation.teacher!r} (use none for candidates; "
+            "'reproduce' trains with a teacher)"
+        )
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

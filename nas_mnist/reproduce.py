@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,7 +116,7 @@ def reproduce(
     where = pick_device(device)
     processes = min(wanted_workers or auto_workers(where.type), seeds)
     data = load(dataset or its_data, as_path(data_dir))
-    check_fits(entry.architecture, data)
+    check_fits(entry.architecture, data, chosen)
     console.print(layer_table(entry.architecture), markup=False)
     console.print(f"Data: {data.source}", markup=False)
     _warn(console, data)
@@ -155,10 +155,17 @@ def reproduce(
 
 
 def _train(task: RetrainTask, data: DataSet, processes: int, console: Console) -> list[Run]:
+    import torch
+
     from .report.live import EpochLog
     from .tasks import retrain_seeds
+    from .teaching import train_teacher
 
     try:
+        if not task.recipe.distillation.off:
+            with EpochLog(console, task.recipe.epochs, 1) as log:
+                teacher = train_teacher(task.recipe, data.train.to(torch.device(task.device)), log)
+            task = replace(task, teacher=teacher)
         with EpochLog(console, task.recipe.epochs, len(task.seeds)) as log:
             return retrain_seeds(task, data, processes, log)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from .errors import InputError
 from .model import Network, build
 from .recipe import Recipe
 from .scoring import Judgement, Normalizer, Score, predict
+from .teaching import Teacher, teacher_of
 from .training import EpochResult, train_together
 
 MIN_ACCURACY, MAX_PARAMS, MAX_EPOCHS = 0.994, 20_000, 20  # the exercise; parameters stay below
@@ -92,6 +94,7 @@ def retrain(
     device: torch.device,
     last_only: bool,
     plain: bool = False,
+    teacher: Teacher | None = None,
     on_epoch: Callable[[int, EpochResult], None] = lambda *_: None,
 ) -> list[Run]:
     """Train on all training images, all seeds at once; a run for every seed.
@@ -101,9 +104,8 @@ def retrain(
     learn, test = data.train.to(device), data.read_test().to(device)
     models = [build(architecture, seed).to(device) for seed in seeds]
     epochs: list[list[EpochResult]] = [[] for _ in seeds]
-    for results in train_together(
-        models, learn, recipe, seeds=seeds, score_on=test, last_only=last_only, plain=plain
-    ):
+    how: Any = {"last_only": last_only, "plain": plain, "teacher": teacher and teacher.network(device)}
+    for results in train_together(models, learn, recipe, seeds=seeds, score_on=test, **how):
         for seed, told, result in zip(seeds, epochs, results, strict=True):
             told.append(result)
             on_epoch(seed, result)
@@ -117,14 +119,20 @@ def retrain(
     ]
 
 
-def check_fits(architecture: Architecture, data: DataSet) -> None:
-    """Raise `InputError` where an architecture does not take this data set's images or classes."""
+def check_fits(architecture: Architecture, data: DataSet, recipe: Recipe) -> None:
+    """Raise `InputError` where a network or its teacher does not take this data set's images or classes."""
+    _check_fits(architecture, data, "architecture")
+    if (teacher := teacher_of(recipe)) is not None:
+        _check_fits(teacher[0], data, f"teacher {recipe.distillation.teacher}")
+
+
+def _check_fits(architecture: Architecture, data: DataSet, what: str) -> None:
     if architecture.input_shape != data.shape:
         wanted, got = (" x ".join(map(str, shape)) for shape in (data.shape, architecture.input_shape))
-        raise InputError(f"architecture: input_shape {got} does not fit {data.name} (use {wanted})")
+        raise InputError(f"{what}: input_shape {got} does not fit {data.name} (use {wanted})")
     if architecture.classes != data.classes:
         raise InputError(
-            f"architecture: classes {architecture.classes} does not fit {data.name} (use {data.classes})"
+            f"{what}: classes {architecture.classes} does not fit {data.name} (use {data.classes})"
         )
 
 

@@ -14,7 +14,7 @@ from .cost import AIMS, Budget
 from .errors import InputError
 from .files import check_new, check_writable
 from .plan import REPORTS, Plan
-from .recipe import MAX_EPOCHS, load_recipe
+from .recipe import MAX_EPOCHS, check_untaught, load_recipe
 from .space import SPACES, SearchSpace
 from .workers import auto_workers, parse_workers
 
@@ -118,6 +118,7 @@ def search(
     as_path(space)
     SearchSpace.load(space)  # what is wrong with it is said before any data is read
     trained_by = load_recipe(recipe)
+    check_untaught(trained_by)
     trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
     check_in_use("--search-epochs", search_epochs, None, retrain, "without --no-retrain")
     if search_epochs is not None and search_epochs >= trained_by.epochs:

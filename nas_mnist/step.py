@@ -25,6 +25,7 @@ from .fused import lending
 from .model import Network
 from .recipe import Recipe
 from .scoring import Normalizer, forward_on
+from .teaching import Lessons
 from .warp import Warp
 
 EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
@@ -44,17 +45,22 @@ class Step:
         recipe: Recipe,
         generators: Sequence[torch.Generator],
         plain: bool = False,
+        teacher: Network | None = None,
     ) -> None:
         """The network's weights move to memory of the step's own.
 
-        ``plain``: torch's own modules in float32, step by step, to hold the fast ways against.
+        ``plain``: torch's own modules in float32, step by step, to hold the fast ways against. Raises
+        `ValueError` where the recipe names a teacher and there is none, or the other way round.
         """
+        if recipe.distillation.off != (teacher is None):
+            raise ValueError(f"teacher: {teacher and 'one'}, recipe's {recipe.distillation.teacher!r}")
         device = data.images.device
         self.numbers = Numbers(model)
         self.model, self.data, self.recipe, self.generators = model, data, recipe, generators
         self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
         self.forward = model if plain else forward_on(model, device)
         self.kind = torch.float32 if plain else number_type(device)
+        self.lessons = None if teacher is None else Lessons(teacher, recipe.distillation, plain)
         self.normalize = Normalizer.of(data.images)
         compiled = device.type == "cpu" and not plain and not recipe.augmentation.off
         self.warp = Warp(data.images, self.normalize) if compiled else None
@@ -105,11 +111,14 @@ class Step:
         self.calls += 1
         recipe = self.recipe
         picked = self.order[:, self.done % self.steps * recipe.batch_size + self.places].flatten()
-        images = self._images(picked).unflatten(0, (self.model.copies, -1)).transpose(0, 1).flatten(1, 2)
-        scores = self.forward(images.to(self.kind, memory_format=layout(images.device)))
+        images, form = self._images(picked), layout(self.done.device)
+        beside = images.unflatten(0, (self.model.copies, -1)).transpose(0, 1).flatten(1, 2)
+        scores = self.forward(beside.to(self.kind, memory_format=form))
         scores = scores.unflatten(1, (self.model.copies, -1)).transpose(0, 1).flatten(0, 1)
         labels = self.data.labels[picked]  # (copies * B,), as the scores (copies * B, classes)
         losses = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing, reduction="none")
+        if self.lessons is not None:
+            losses = self.lessons(losses, scores, images.to(self.kind, memory_format=form))
         loss = losses.view(self.model.copies, -1).mean(1)
         self.numbers.forget_gradients()
         loss.sum().backward()

@@ -22,6 +22,7 @@ from .workers import Desk, run_workers
 if TYPE_CHECKING:
     from .data import DataSet, Images
     from .retrain import Run
+    from .teaching import Teacher
     from .training import EpochResult
 
 
@@ -119,6 +120,7 @@ class RetrainTask:
     device: str
     last_only: bool  # score the test images after the last epoch only
     plain: bool = False  # train with torch's own modules in float32
+    teacher: Teacher | None = None  # that the recipe names
 
     def __call__(self, desk: Desk) -> None:
         """Train until there is no further job."""
@@ -157,6 +159,7 @@ class RetrainTask:
             device=torch.device(self.device),
             last_only=self.last_only,
             plain=self.plain,
+            teacher=self.teacher,
             on_epoch=on_epoch,
         )
 
@@ -169,6 +172,7 @@ class Final(NamedTuple):
     architecture: Architecture
     recipe: Recipe
     seed: int
+    teacher: Teacher | None = None  # that the recipe names
 
 
 @dataclass(frozen=True)
@@ -191,10 +195,13 @@ class FinalsTask:
 
         learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
         while (job := desk.claim()) is not None:
-            name, key, architecture, recipe, seed = self.jobs[job]
+            name, key, architecture, recipe, seed, teacher = self.jobs[job]
             model, accuracy = build(architecture, seed).to(learn.images.device), 0.0
+            taught: Any = {"teacher": teacher and teacher.network(learn.images.device)}
             try:
-                for result in train(model, learn, recipe, seed=seed, score_on=choose, last_only=True):
+                for result in train(
+                    model, learn, recipe, seed=seed, score_on=choose, last_only=True, **taught
+                ):
                     desk.send("epoch", name, result)
                     accuracy = result.score.accuracy if result.score else 0.0
             except TrainingError:

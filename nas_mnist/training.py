@@ -61,11 +61,13 @@ def train(
     last_only: bool = False,
     halfway: bool = False,
     plain: bool = False,
+    teacher: Network | None = None,
 ) -> Iterator[EpochResult]:
     """Train ``model`` on ``data``, both on one device; yields one result an epoch.
 
     With ``halfway`` there is one more before those, half-way through the first epoch, without a score.
     ``plain`` trains with torch's own modules in float32: slower, to hold the fast ways against.
+    ``teacher`` is what the recipe names, trained (`teaching`), on the same device.
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
     Every epoch is scored on ``score_on``, or the last one only: the last in float32, those before it in
@@ -80,6 +82,7 @@ def train(
         last_only=last_only,
         halfway=halfway,
         plain=plain,
+        teacher=teacher,
     )
     for (result,) in together:
         yield result
@@ -95,6 +98,7 @@ def train_together(
     last_only: bool = False,
     halfway: bool = False,
     plain: bool = False,
+    teacher: Network | None = None,
 ) -> Iterator[list[EpochResult]]:
     """Train networks of one architecture, a seed each, as one network of their copies; as `train` does.
 
@@ -103,7 +107,7 @@ def train_together(
     but for rounding and for dropout, which draws from one generator for all.
     """
     try:
-        yield from _train(models, data, recipe, seeds, score_on, last_only, halfway, plain)
+        yield from _train(models, data, recipe, seeds, score_on, last_only, halfway, plain, teacher)
     except (RuntimeError, MemoryError) as error:
         reason = None if isinstance(error, NoResultError) else device_failure(error)
         if reason is None:
@@ -120,6 +124,7 @@ def _train(
     last_only: bool,
     halfway: bool,
     plain: bool,
+    teacher: Network | None,
 ) -> Iterator[list[EpochResult]]:
     recipe = recipe.fitted(len(data))
     check_enough(data, recipe)
@@ -128,7 +133,8 @@ def _train(
         one.to(memory_format=layout(device))
     model = side_by_side(models).to(memory_format=layout(device))
     torch.manual_seed(seeds[0])  # dropout draws from the global generator
-    step = Step(model, data, recipe, [torch.Generator(device).manual_seed(seed) for seed in seeds], plain)
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    step = Step(model, data, recipe, generators, plain, teacher)
     for epoch in range(1, recipe.epochs + 1):
         step.begin_epoch()
         half = step.steps // 2 if halfway and epoch == 1 else 0
