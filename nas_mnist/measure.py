@@ -181,16 +181,27 @@ class TurnTask:
             desk.send("trained", ours({}, self.architecture, self.data))
 
 
-def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, int]:
-    """Images a second of one process with all threads, and of as many workers as `auto_workers` says."""
+def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
+    """Images a second of one process with all threads and of as many workers as `auto_workers` says.
 
-    def speed(count: int) -> int:
-        speeds: list[float] = []
-        run_workers(TurnTask(architecture, data), count, count * repeats, {"trained": speeds.append})
-        return round(count * statistics.median(speeds))
+    They take turns, each time as new processes.
+    """
 
-    counts = sorted({1, auto_workers(data.images.device.type)})
-    return {f"images_per_second_of_{count}": speed(count) for count in counts}
+    def speed(count: int) -> float:
+        found: list[float] = []
+        run_workers(TurnTask(architecture, data), count, 2 * count, {"trained": found.append})
+        return count * statistics.median(found)
+
+    one, *more = sorted({1, auto_workers(data.images.device.type)})
+    speeds = turns({str(count): partial(speed, count) for count in (one, *more)}, repeats)
+    told: dict[str, float] = {
+        f"images_per_second_of_{count}": round(statistics.median(found)) for count, found in speeds.items()
+    }
+    for count in map(str, more):
+        ratios = [many / alone for many, alone in zip(speeds[count], speeds["1"], strict=True)]
+        told[f"times_faster_with_{count}"] = round(statistics.median(ratios), 3)
+        told["slowest_turn"], told["fastest_turn"] = round(min(ratios), 3), round(max(ratios), 3)
+    return told
 
 
 def measure_time_to(

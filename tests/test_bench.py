@@ -68,7 +68,11 @@ def test_plain_loop_and_engine_learn_the_same(five_thousand: DataSet) -> None:
 def test_workers_are_measured_alone_and_together(tiny_data: DataSet, monkeypatch) -> None:
     monkeypatch.setattr(measure, "auto_workers", lambda _: 2)
     found = measure.measure_workers(SMALL, tiny_data.train, repeats=1)
-    assert set(found) == {"images_per_second_of_1", "images_per_second_of_2"}
+    assert set(found) == {
+        *("images_per_second_of_1", "images_per_second_of_2"),
+        *("times_faster_with_2", "slowest_turn", "fastest_turn"),
+    }
+    assert found["slowest_turn"] <= found["times_faster_with_2"] <= found["fastest_turn"]
     assert min(found.values()) > 0
 
 
