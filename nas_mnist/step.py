@@ -23,9 +23,8 @@ from .data import Images
 from .device import layout, number_type
 from .fused import lending
 from .model import Network
-from .recipe import Recipe
+from .recipe import Distillation, Recipe
 from .scoring import Normalizer, forward_on
-from .teaching import Lessons
 from .warp import Warp
 
 EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
@@ -138,6 +137,28 @@ class Step:
         if self.warp is not None:
             return self.warp(picked, *maps)
         return self.normalize(affine(self.data.images[picked].float(), *maps))
+
+
+class Lessons:
+    """What a teacher adds to the loss."""
+
+    def __init__(self, teacher: Network, how: Distillation, plain: bool = False) -> None:
+        """``plain``: the teacher is run by torch's own modules."""
+        self.how = how
+        device = next(teacher.parameters()).device
+        self.forward = teacher if plain else forward_on(teacher, device)
+
+    def __call__(self, losses: Tensor, scores: Tensor, images: Tensor) -> Tensor:
+        """The losses (N,) with the teacher's share: of scores (N, classes) for images (N, C, H, W).
+
+        That share is the cross-entropy of both networks' softmax at a temperature, times its square, which
+        keeps the gradients' size (Hinton et al. 2015, section 2, arxiv.org/abs/1503.02531).
+        """
+        share, temperature = self.how.share, self.how.temperature
+        with torch.no_grad():
+            wanted = (self.forward(images).float() / temperature).softmax(1)
+        taught = F.cross_entropy(scores / temperature, wanted, reduction="none") * temperature**2
+        return losses.lerp(taught, share)
 
 
 class Numbers:

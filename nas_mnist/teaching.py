@@ -7,21 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from .architecture import Architecture
+from .data import Images
 from .model import Network, build
 from .recipe import Distillation, Recipe, load_recipe
-from .scoring import forward_on
+from .training import EpochResult, train
 from .zoo import load
-
-if TYPE_CHECKING:
-    from .data import Images
-    from .training import EpochResult
 
 SEED = 0  # of a teacher's training
 
@@ -56,8 +51,6 @@ def train_teacher(
 
     ``on_epoch`` hears of its epochs under its name. Raises what `training.train` raises.
     """
-    from .training import train
-
     if (named := teacher_of(recipe)) is None:
         return None
     architecture, own = named
@@ -65,25 +58,3 @@ def train_teacher(
     for result in train(model, learn, own, seed=SEED):
         on_epoch(f"teacher {recipe.distillation.teacher}", result)
     return Teacher(architecture, {name: one.cpu().numpy() for name, one in model.state_dict().items()})
-
-
-class Lessons:
-    """What a teacher adds to the loss."""
-
-    def __init__(self, teacher: Network, how: Distillation, plain: bool = False) -> None:
-        """``plain``: the teacher is run by torch's own modules."""
-        self.how = how
-        device = next(teacher.parameters()).device
-        self.forward = teacher if plain else forward_on(teacher, device)
-
-    def __call__(self, losses: Tensor, scores: Tensor, images: Tensor) -> Tensor:
-        """The losses (N,) with the teacher's share: of scores (N, classes) for images (N, C, H, W).
-
-        That share is the cross-entropy of both networks' softmax at a temperature, times its square, which
-        keeps the gradients' size (section 2 of the paper).
-        """
-        share, temperature = self.how.share, self.how.temperature
-        with torch.no_grad():
-            wanted = (self.forward(images).float() / temperature).softmax(1)
-        taught = F.cross_entropy(scores / temperature, wanted, reduction="none") * temperature**2
-        return losses.lerp(taught, share)

@@ -17,8 +17,8 @@ from nas_mnist.errors import InputError
 from nas_mnist.model import Network, build, side_by_side
 from nas_mnist.recipe import Augmentation, Distillation, Recipe, load_recipe, make_recipe
 from nas_mnist.scoring import Normalizer
-from nas_mnist.step import Step
-from nas_mnist.teaching import Lessons, Teacher, teacher_of, train_teacher
+from nas_mnist.step import Lessons, Step
+from nas_mnist.teaching import Teacher, teacher_of, train_teacher
 from nas_mnist.training import train
 from nas_mnist.zoo import Entry
 
