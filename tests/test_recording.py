@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nas_mnist import Architecture
 from nas_mnist.data import DataSet
 from nas_mnist.model import build, side_by_side
-from nas_mnist.recipe import Augmentation, Recipe
+from nas_mnist.recipe import Augmentation, Distillation, Recipe
 from nas_mnist.step import EAGER, Step
 
 NETWORK = Architecture.make(
@@ -33,6 +33,7 @@ RECIPE = Recipe(
     weight_decay=1e-3,
     average=0.9,
     augmentation=Augmentation(rotate=10, translate=0.1),
+    distillation=Distillation(teacher="mnist-1k"),
 )
 
 
@@ -40,7 +41,8 @@ def make(data: DataSet, recipe: Recipe = RECIPE) -> Step:
     """Two networks side by side in training, as on CUDA but for the device."""
     model = side_by_side([build(NETWORK, seed) for seed in range(2)])
     torch.manual_seed(0)
-    return Step(model, data.train, recipe, [torch.Generator().manual_seed(seed) for seed in (5, 6)], True)
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    return Step(model, data.train, recipe, generators, plain=True, teacher=build(NETWORK, 7).eval())
 
 
 class Graph:
