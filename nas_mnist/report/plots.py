@@ -164,8 +164,9 @@ def comparison(
         if published:  # all of ours are one kind of point
             colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
             short = name.removeprefix("mnist-")  # there are many
-            at_the_edge = size in (min(params), max(params))
-            shift, side = (6, "left") if at_the_edge else (-6, "right")
+            left_is_taken = any(size / 1.3 < other < size for other in params)
+            to_the_right = left_is_taken or size in (min(params), max(params))
+            shift, side = (6, "left") if to_the_right else (-6, "right")
             axes.annotate(short, (size, error), (shift, 0), textcoords="offset points", ha=side, fontsize=8)
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
     sizes = [*params, *(one.params for one in published)]
