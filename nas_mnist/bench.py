@@ -112,8 +112,11 @@ def bench(
     found["counting"] = measure.measure_counting()
     found["building"] = measure.measure_building(reference)
     found["storage"] = measure.measure_storage()
-    found["starting_seconds"] = measure.measure_starting()
-    for name in ("workers", "seeds", "time", "counting", "building", "storage", "starting_seconds"):
+    found["starting_seconds"] = measure.measure_commands(measure.STARTING, 5)
+    if where.type == "cuda":
+        found["whole_seconds"] = measure.measure_commands(measure.WHOLE, 1, as_path(data_dir))
+    sections = ("workers", "seeds", "time", "counting", "building", "storage")
+    for name in (*sections, "starting_seconds", "whole_seconds"):
         if name not in found:
             continue
         console.print(facts_table(name.replace("_", ", in ").capitalize(), found[name]))

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -305,18 +305,28 @@ def _without_training(
         yield EpochResult(epoch, 0.1, recipe.learning_rate, 0.0, len(data), Score(0.1, correct, 10_000))
 
 
-def measure_starting() -> dict[str, float]:
-    """Seconds of whole processes."""
-    commands = {
-        "search --help": ["nas_mnist.search", "--help"],
-        "describe reference": ["nas_mnist.describe", "reference"],
-    }
+STARTING = {"search --help": ["search", "--help"], "describe reference": ["describe", "reference"]}
+# What a GPU is asked to do in a minute, and in a quarter of one.
+WHOLE = {
+    "search --trials 50": ["search", "--trials", "50", "--device", "cuda"],
+    "reproduce reference --seeds 10": ["reproduce", "reference", "--seeds", "10", "--device", "cuda"],
+}
+
+
+def measure_commands(
+    commands: Mapping[str, Sequence[str]], times: int, data_dir: Path | None = None
+) -> dict[str, float]:
+    """Seconds of whole processes, medians; what they write is thrown away."""
     seconds = {}
+    folder = str(data_dir) if data_dir else os.environ.get("NAS_MNIST_DATA", "")
+    here = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    known = os.environ | {"PYTHONPATH": here, "NAS_MNIST_DATA": folder and str(Path(folder).resolve())}
     for name, arguments in commands.items():
-        taken = []
-        for _ in range(5):
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True)
-            taken.append(time.perf_counter() - started)
+        command, taken = [sys.executable, "-m", "nas_mnist", *arguments], []
+        for _ in range(times):
+            with tempfile.TemporaryDirectory() as work:
+                started = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True, cwd=work, env=known)
+                taken.append(time.perf_counter() - started)
         seconds[name] = round(statistics.median(taken), 3)
     return seconds
