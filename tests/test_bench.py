@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -142,18 +141,20 @@ def test_the_whole_benchmark_is_kept_as_json(
     assert "time" not in found
 
 
-def test_whole_commands_are_timed_and_leave_nothing(work: Path, five_thousand: DataSet) -> None:
-    assert five_thousand.name == "mnist-5k"
-    found = measure.measure_commands(
-        {"reproduce": ["reproduce", "mnist-500", "--epochs", "1", "--dataset", "mnist-5k"]}, 1
-    )
+def test_whole_commands_are_timed_and_leave_nothing(work: Path) -> None:
+    commands = {"reproduce": ["reproduce", "mnist-500", "--epochs", "1", "--dataset", "mnist-5k"]}
+    found = measure.measure_commands(commands, 1)
     assert 0.5 < found["reproduce"] < 600
     assert list(work.iterdir()) == []
     with pytest.raises(subprocess.CalledProcessError):
         measure.measure_commands({"wrong": ["search", "--trials", "none"]}, 1)
-    for arguments in measure.WHOLE.values():  # said where there is no GPU, so it is no wrong option
-        said = subprocess.run([sys.executable, "-m", "nas_mnist", *arguments], capture_output=True, text=True)
-        assert torch.cuda.is_available() or "device: 'cuda' is not on this machine" in said.stderr
+
+
+def test_a_gpu_s_whole_commands_are_no_wrong_ones(invoke: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for command, *options in measure.WHOLE.values():
+        ended = invoke(command, *options, "--dataset", "mnist-5k")
+        assert "device: 'cuda' is not on this machine" in ended.err
 
 
 def test_trials_whose_storing_is_measured_are_drawn_and_end_as_in_a_search(
