@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .draws import Suggest
 
 MAX_EPOCHS = 20  # the exercise allows no more
-RECIPES = ("default", "seed", "small", "taught", "tiny")
+RECIPES = ("default", "seed", "small", "tiny")
 
 
 class Augmentation(BaseModel):

@@ -65,9 +65,7 @@ def reproduce(
     ] = 0,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME|FILE.toml", help="default, small, taught, tiny, seed or a file; else its own."
-        ),
+        typer.Option(metavar="NAME|FILE.toml", help="default, small, tiny, seed or a file; else its own."),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(parser=whole(1, MAX_EPOCHS), metavar="N", help="Else the recipe's.")

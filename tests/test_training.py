@@ -665,12 +665,7 @@ def test_the_packages_recipes() -> None:
     assert small.augmentation == default.augmentation
     assert (tiny.epochs, tiny.batch_size, tiny.augmentation.rotate) == (20, 32, small.augmentation.rotate / 2)
     assert tiny.model_copy(update={"augmentation": small.augmentation}) == small
-    taught = load_recipe("taught")
-    assert taught.model_copy(update={"distillation": tiny.distillation}) == tiny
-    assert not taught.distillation.off
-    with pytest.raises(
-        InputError, match=r"recipe: 'fast' is not known \(use default, seed, small, taught, tiny or"
-    ):
+    with pytest.raises(InputError, match=r"recipe: 'fast' is not known \(use default, seed, small, tiny or"):
         load_recipe("fast")
 
 
