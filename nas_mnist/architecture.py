@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Set
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -188,8 +187,7 @@ class Architecture(_Data):
         return self.model_dump_json(indent=2) + "\n"
 
 
-def digest(data: BaseModel, without: Set[str] = frozenset()) -> str:
-    """16 hexadecimal digits of the SHA-256 of a model's canonical JSON: sorted keys, every other field."""
-    fields = data.model_dump(mode="json", exclude=set(without))
-    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+def digest(data: BaseModel) -> str:
+    """16 hexadecimal digits of the SHA-256 of a model's canonical JSON (sorted keys, every field)."""
+    canonical = json.dumps(data.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

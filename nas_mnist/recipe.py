@@ -7,7 +7,16 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .architecture import digest
 from .errors import InputError, explain
@@ -85,10 +94,20 @@ class Recipe(BaseModel):
             raise ValueError("nesterov: true needs optimizer 'sgd' and a momentum above 0")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_an_absent_teacher(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain data, with ``distillation`` where there is a teacher: so what was stored before it was
+        thought of is the same recipe, with the same digest.
+        """
+        fields: dict[str, Any] = dump(self)
+        if self.distillation.off:
+            del fields["distillation"]
+        return fields
+
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly when the recipes are."""
-        return digest(self, {"distillation"} if self.distillation.off else set())
+        return digest(self)
 
     def fitted(self, images: int) -> Recipe:
         """The recipe for a data set of some size.
@@ -183,7 +202,7 @@ def load_recipe(name: str) -> Recipe:
 
 def _changed(recipe: Recipe, changes: str, where: str) -> Recipe:
     """The recipe with ``field=value,field=value``."""
-    fields = recipe.model_dump()
+    fields = recipe.model_dump() | {"distillation": recipe.distillation.model_dump()}
     for change in changes.split(","):
         path, sign, value = (part.strip() for part in change.partition("="))
         *outer, field = path.split(".")

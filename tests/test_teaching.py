@@ -138,7 +138,10 @@ def test_a_teacher_s_own_teacher_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     assert named[1] == load_recipe("seed").with_epochs(2)
 
 
-def test_recipes_without_a_teacher_keep_their_digest() -> None:
+def test_recipes_without_a_teacher_are_stored_as_before_there_were_teachers() -> None:
+    assert "distillation" not in PLAIN.model_dump()
+    assert "distillation" not in json.loads(load_recipe("tiny:distillation.share=0.2").model_dump_json())
+    assert make_recipe(TAUGHT.model_dump(mode="json"), "") == TAUGHT
     assert load_recipe("default").digest == "7c57add8451ebdf7"
     assert PLAIN.digest == PLAIN.model_copy(update={"distillation": Distillation(share=0.2)}).digest
     assert TAUGHT.digest != PLAIN.digest
