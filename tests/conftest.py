@@ -183,7 +183,7 @@ def run_here(work: Any, _count: int, jobs: int, handlers: Mapping[str, Callable[
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker processes: to start them takes seconds, and other tests do."""
-    for module in ("plan", "tasks", "curves", "bench_recipes"):
+    for module in ("plan", "tasks", "curves", "bench_recipes", "measure"):
         monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 
 
