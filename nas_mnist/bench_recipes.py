@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli import as_path, check_data_dir, whole
+from .cli import as_path, as_table, check_data_dir, whole
 from .entries import find_entry
 from .errors import InputError
 from .files import check_writable, read_text, write_bytes
@@ -49,7 +49,7 @@ def recipes(
 
     Every training is a row of the table; those that it has are not repeated.
     """
-    path = _table(table)
+    path = as_table("--table", table)
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
     entry = find_entry(network)[0]
@@ -124,13 +124,6 @@ def _with_teachers(jobs: Sequence[Final], learn: Images, console: Console) -> li
             with EpochLog(console, job.recipe.epochs, 1) as log:
                 teachers[name] = train_teacher(job.recipe, learn, log)
     return [job._replace(teacher=teachers[job.recipe.distillation.teacher]) for job in jobs]
-
-
-def _table(table: str) -> Path:
-    path = as_path(table)
-    if path is None or path.suffix != ".csv":
-        raise InputError(f"--table: {table!r} (use a path that ends in .csv)")
-    return path
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

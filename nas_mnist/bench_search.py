@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli import as_path, check_data_dir, whole
+from .cli import as_path, as_table, check_data_dir, whole
 from .cost import Budget
 from .errors import InputError, stored_by_others
 from .files import check_new, check_writable, write_bytes
@@ -51,7 +50,7 @@ def record(
     seed: Annotated[int, typer.Option(parser=whole(0, 2**31 - 1), metavar="N", help="Of draws.")] = 0,
 ) -> None:
     """Train random candidates to the end and keep how they learn, to replay searches on it."""
-    path = _table(curves)
+    path = as_table("--curves", curves)
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
     SearchSpace.load(space)  # what is wrong with it is said before any data is read
@@ -118,7 +117,7 @@ def search(
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="A new file.")] = None,
 ) -> None:
     """Compare samplers and rules of stopping on recorded learning curves."""
-    path = _table(curves)
+    path = as_table("--curves", curves)
     keep = as_path(json_file)
     if keep is not None:
         check_new(keep, "--json")
@@ -167,10 +166,3 @@ def _without_infinities(told: Any) -> Any:
     if isinstance(told, dict):
         return {name: _without_infinities(value) for name, value in told.items()}
     return None if isinstance(told, float) and not math.isfinite(told) else told
-
-
-def _table(curves: str) -> Path:
-    path = as_path(curves)
-    if path is None or path.suffix != ".csv":
-        raise InputError(f"--curves: {curves!r} (use a path that ends in .csv)")
-    return path

@@ -114,6 +114,14 @@ def as_path(text: str | None) -> Path | None:
     return Path(text).expanduser()
 
 
+def as_table(option: str, text: str) -> Path:
+    """The path of a table; raises `InputError`, naming the option, where it does not end in .csv."""
+    path = as_path(text)
+    if path is None or path.suffix != ".csv":
+        raise InputError(f"{option}: {text!r} (use a path that ends in .csv)")
+    return path
+
+
 def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:40] + "..."
 
