@@ -41,7 +41,8 @@ def _of_folder(folder: Path) -> tuple[Entry, Recipe, str]:
         name, recipe = folder.resolve().name, make_recipe(result["recipe"], f"{folder}: recipe")
         check_name("architecture", name)
         trained_by = str(result.get("recipe_name") or f"of {folder}")
-        entry = Entry(name, "", Architecture.make(result["architecture"]), trained_by)
+        architecture, budget = Architecture.make(result["architecture"]), result.get("budget")
+        entry = Entry(name, "", architecture, trained_by, budget=budget)
         return entry, recipe, str(result["data"]["name"])
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .data import DataSet
     from .results import TrialRow
+    from .retrain import Run
     from .tasks import SearchTask
 
 REPORTS = Path("reports")
@@ -271,7 +272,7 @@ class Plan:
     def _test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
         """The winner's test accuracy after training on all training images, kept in the study."""
         from .device import describe_machine
-        from .report.files import write_runs
+        from .report.files import Results, facts_of
         from .report.live import EpochLog
         from .report.write import study_folder
         from .tasks import RetrainTask, retrain_seeds
@@ -291,16 +292,18 @@ class Plan:
             device=self.task.device,
             last_only=True,
         )
+        runs: list[Run] = []
         with EpochLog(self.console, self.recipe.epochs, 1) as log:
-            (result,) = retrain_seeds(task, self.data, 1, log)
-        device = describe_machine(self.device)
-        name, recipe = f"trial-{winner.trial}", self._recipe_of(winner)
-        parent = study_folder(REPORTS, study)
-        folder = write_runs(parent, name, [result], recipe, self.data, device, trial=winner.trial)
-        accuracy = result.result.accuracy
-        read = {"key": winner.key, "seed": self.task.seed, "test_accuracy": accuracy, "folder": str(folder)}
-        study.set_user_attr("winner", read)
-        self.console.print(f"Written: {folder}")
+            retrain_seeds(task, self.data, 1, log, runs.append)
+        (run,) = runs
+        name, where = f"trial-{winner.trial}", describe_machine(self.device)
+        facts = facts_of(name, task.architecture, task.recipe, self.data, where, self.task.budget.max_params)
+        kept = Results(study_folder(REPORTS, study), name, facts | {"trial": winner.trial})
+        kept.add(run)
+        accuracy = run.result.accuracy
+        read = {"key": winner.key, "seed": self.task.seed, "test_accuracy": accuracy}
+        study.set_user_attr("winner", read | {"folder": str(kept.folder)})
+        self.console.print(f"Written: {kept.folder}")
         return accuracy
 
     def reference(self) -> Draws | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +23,7 @@ from .cli import (
     whole,
 )
 from .entries import find_entry
+from .errors import InputError, NoResultError, stored_by_others
 from .files import check_new, check_writable, write_bytes
 from .recipe import MAX_EPOCHS, load_recipe
 from .workers import auto_workers, parse_workers
@@ -30,10 +34,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .data import DataSet
-    from .retrain import Run
+    from .report.files import Results
     from .tasks import RetrainTask
 
 REPORTS = Path("reports")
+_MODULE = ("python", "-m", "nas_mnist.reproduce")
 
 
 def _show_zoo(wanted: bool) -> None:
@@ -84,39 +89,52 @@ def reproduce(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Also write the result here; must be new.")
     ] = None,
+    more: Annotated[
+        int | None,
+        typer.Option(parser=whole(1, 1000), metavar="N", help="So many further seeds, into FOLDER."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train an architecture on all training images and report the last epoch's test accuracy."""
     check_lookup(architecture, study, storage)
     check_in_use("--trial", trial, None, architecture == "best", "with 'best'")
     wanted_workers = parse_workers(workers)
+    if more is not None:  # the folder says how
+        for option, given, default in (
+            *(("--seeds", seeds, 1), ("--seed", seed, 0), ("--recipe", recipe, None)),
+            *(("--epochs", epochs, None), ("--dataset", dataset, None), ("--plain", plain, False)),
+        ):
+            check_in_use(option, given, default, False, "without --more")
     entry, its_recipe, its_data = find_entry(architecture, study, storage, trial)
+    held = None if more is None else _folder(architecture)
     check_data_dir(data_dir, dataset or its_data)
     chosen = load_recipe(recipe) if recipe is not None else its_recipe
     chosen = chosen if epochs is None else chosen.with_epochs(epochs)
-    check_writable(REPORTS, "reports")
+    check_writable(held or REPORTS, "reports")
     copy_to = as_path(json_file)
     if copy_to is not None:
         check_new(copy_to, "--json")
 
     from .data import load
     from .device import describe_device, describe_machine, pick_device
-    from .report.files import write_runs
+    from .report.files import Results, facts_of
     from .report.layers import layer_table
     from .report.live import screen
-    from .report.subjects import of_result, read_result
-    from .report.tables import published_table, requirement_table, runs_table, summary_line
-    from .report.write import write_report
-    from .retrain import MAX_PARAMS, check_fits, requirements, summarise
+    from .retrain import MAX_PARAMS, check_fits
     from .storages import shown
     from .tasks import RetrainTask
 
     console = screen(quiet)
     again = typed("reproduce", storage, shown(storage))
     where = pick_device(device)
-    processes = min(wanted_workers or auto_workers(where.type), seeds)
     data = load(dataset or its_data, as_path(data_dir))
     check_fits(entry.architecture, data, chosen)
+    numbers: Sequence[int] = range(seed, seed + seeds)
+    if held is not None:
+        numbers, plain, last_only = _continued(held, more or 0, data)
+    else:
+        last_only = False
+    processes = min(wanted_workers or auto_workers(where.type), len(numbers))
     console.print(layer_table(entry.architecture), markup=False)
     console.print(f"Data: {data.source}", markup=False)
     _warn(console, data)
@@ -124,37 +142,72 @@ def reproduce(
     task = RetrainTask(
         architecture=entry.architecture,
         recipe=chosen,
-        seeds=range(seed, seed + seeds),
+        seeds=numbers,
         dataset=data.name,
         data_dir=as_path(data_dir),
         device=where.type,
-        last_only=False,
+        last_only=last_only,
         plain=plain,
     )
-    runs = _train(task, data, processes, console)
-    if entry.name == "reference" and data.name == "mnist":
-        console.print(published_table(runs[0]))
-    console.print(runs_table(runs))
-    summary = summarise([one.result.accuracy for one in runs])
-    met = requirements(entry.architecture, chosen.epochs, summary.mean, data.name, entry.budget or MAX_PARAMS)
-    console.print(requirement_table(met, f"The requirements (test images, last epoch, {_of(seeds)})"))
+    machine = describe_machine(where, processes)
+    facts = facts_of(entry.name, entry.architecture, chosen, data, machine, entry.budget or MAX_PARAMS)
+    told = {"recipe_name": recipe or entry.recipe, "plain": plain, "command": again, "first_seed": numbers[0]}
+    kept = Results(REPORTS, entry.name, facts | told, held)
+    where_and_how = {"--data-dir": data_dir or "auto", "--device": device, "--workers": workers}
+    options = [word for name, one in where_and_how.items() if one != "auto" for word in (name, one)]
+    _train(task, data, processes, console, kept, options)
+    _tell(kept, data, console, as_path(data_dir))
+    if copy_to is not None:
+        write_bytes(copy_to, (kept.folder / "result.json").read_bytes())
+    console.print(f"Written: {kept.folder}")
+
+
+def _tell(kept: Results, data: DataSet, console: Console, data_dir: Path | None) -> None:
+    """All runs as tables, and as a page in their folder."""
+    from .report.subjects import of_result
+    from .report.tables import published_table, requirement_table, runs_table, summary_line
+    from .report.write import write_report
+    from .retrain import Requirement, Summary
+
+    folder, result = kept.folder, kept.result
+    if result["name"] == "reference" and data.name == "mnist":
+        console.print(published_table(result["runs"][0]))
+    console.print(runs_table(result["runs"]))
+    summary = Summary(**result["test_accuracy"])
+    of = "one seed" if summary.runs == 1 else "mean of the seeds"
+    met = [Requirement(**one) for one in result["requirements"]]
+    console.print(requirement_table(met, f"The requirements (test images, last epoch, {of})"))
     console.print(summary_line(summary))
     _warn(console, data)
-    told = {
-        "requirements": [asdict(one) for one in met],
-        "recipe_name": recipe or entry.recipe,
-        "plain": plain,
-        "command": again,
-    }
-    folder = write_runs(REPORTS, entry.name, runs, chosen, data, describe_machine(where, processes), **told)
-    if copy_to is not None:
-        write_bytes(copy_to, (folder / "result.json").read_bytes())
+    write_report(folder, [of_result(result, folder.name, data_dir)])
+
+
+def _folder(name: str) -> Path:
+    """A folder of results that seeds are added to."""
+    if name in zoo_names() or not (Path(name) / "result.json").is_file():
+        raise InputError(f"--more: {name!r} is no folder of results (use one that reproduce has written)")
+    return Path(name)
+
+
+def _continued(folder: Path, more: int, data: DataSet) -> tuple[Sequence[int], bool, bool]:
+    """The next seeds of a folder of results; whether torch's own modules and only last scores are its way."""
+    from .report.subjects import read_result
+
     result = read_result(folder / "result.json")
-    write_report(folder, [of_result(result, folder.name, as_path(data_dir))])
-    console.print(f"Written: {folder}")
+    with stored_by_others(f"result: {folder}"):
+        if result["data"]["fingerprint"] != data.fingerprint:
+            raise InputError(f"{folder} is of other images than {data.source}")
+        there = {int(run["seed"]) for run in result["runs"]}
+        first = int(result.get("first_seed", min(there)))
+        numbers = islice((one for one in count(first) if one not in there), more)
+        scored = [epoch["test_accuracy"] is not None for epoch in result["runs"][0]["epochs"]]
+        return tuple(numbers), bool(result.get("plain", False)), not any(scored[:-1])
 
 
-def _train(task: RetrainTask, data: DataSet, processes: int, console: Console) -> list[Run]:
+def _train(
+    task: RetrainTask, data: DataSet, processes: int, console: Console, kept: Results, options: Sequence[str]
+) -> None:
+    """Train and keep every seed; where that ends before all are done, say how to go on."""
     import torch
 
     from .report.live import EpochLog
@@ -167,14 +220,16 @@ def _train(task: RetrainTask, data: DataSet, processes: int, console: Console) -
                 teacher = train_teacher(task.recipe, data.train.to(torch.device(task.device)), log)
             task = replace(task, teacher=teacher)
         with EpochLog(console, task.recipe.epochs, len(task.seeds)) as log:
-            return retrain_seeds(task, data, processes, log)
-    except KeyboardInterrupt:
-        console.print("Interrupted; nothing was written.")
+            retrain_seeds(task, data, processes, log, kept.add)
+    except (KeyboardInterrupt, NoResultError) as error:
+        if kept.added:
+            left = len(task.seeds) - kept.added
+            line = shlex.join([*_MODULE, str(kept.folder), "--more", str(left), *options])
+            said = f"Kept in {kept.folder}: {kept.added} of {len(task.seeds)} seeds. Continue with:\n{line}"
+            console.print(said, soft_wrap=True, markup=False)
+        elif isinstance(error, KeyboardInterrupt):
+            console.print("Interrupted; nothing was written.")
         raise
-
-
-def _of(seeds: int) -> str:
-    return "one seed" if seeds == 1 else "mean of the seeds"
 
 
 def _warn(console: Console, data: DataSet) -> None:

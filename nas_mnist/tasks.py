@@ -210,28 +210,33 @@ class FinalsTask:
 
 
 def retrain_seeds(
-    task: RetrainTask, data: DataSet, workers: int, on_epoch: Callable[[int, EpochResult], None]
-) -> list[Run]:
-    """The runs of a task in the order of its seeds, by that many processes at once; one: by this process.
+    task: RetrainTask,
+    data: DataSet,
+    workers: int,
+    on_epoch: Callable[[int, EpochResult], None],
+    on_run: Callable[[Run], None],
+) -> None:
+    """Train a task's seeds by that many processes at once; one: by this process.
 
     With CUDA one process trains up to `TOGETHER` seeds at once, as one network. ``data`` is the task's data
-    set; ``on_epoch`` hears of every seed's epochs. Raises what `retrain.retrain` raises.
+    set; ``on_epoch`` hears of every seed's epochs, ``on_run`` of every run that is done. Raises what
+    `retrain.retrain` raises.
     """
     import torch
 
     from .model import Network
     from .retrain import Run
 
-    runs: dict[int, Run] = {}
-
     def done(seed: int, epochs: Sequence[EpochResult], weights: dict[str, Any], *rest: Any) -> None:
         model = Network(task.architecture)
         model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-        runs[seed] = Run(seed, tuple(epochs), model.eval(), *rest)
+        on_run(Run(seed, tuple(epochs), model.eval(), *rest))
 
     if min(workers, len(task.seeds)) == 1:
         at_once = task.at_once
         parts = [task.seeds[first : first + at_once] for first in range(0, len(task.seeds), at_once)]
-        return [run for part in parts for run in task.retrain(part, data, on_epoch)]
+        for part in parts:
+            for run in task.retrain(part, data, on_epoch):
+                on_run(run)
+        return
     run_workers(task, workers, len(task.seeds), {"epoch": on_epoch, "done": done})
-    return [runs[seed] for seed in task.seeds]

@@ -53,6 +53,21 @@ CASES = {
     "no budget": Case("search", ["--max-params", 0], ["--max-params", "0", "1"]),
     "negative budget": Case("search", ["--max-params", -20_000], ["--max-params", "-20000", "1"]),
     "no seeds": Case("reproduce", ["reference", "--seeds", 0], ["--seeds", "0", "1"]),
+    "more seeds of no folder": Case(
+        "reproduce", ["reference", "--more", 2], ["--more: 'reference' is no folder of results"]
+    ),
+    "more seeds of a file": Case(
+        "reproduce",
+        ["my.json", "--more", 2],
+        ["--more: 'my.json' is no folder of results"],
+        {"my.json": json.dumps({"blocks": [CONV]})},
+    ),
+    "more seeds and how many": Case(
+        "reproduce", ["reference", "--more", 2, "--seeds", 3], ["--seeds", "'3'", "without --more"]
+    ),
+    "more seeds by another recipe": Case(
+        "reproduce", ["reference", "--more", 2, "--recipe", "tiny"], ["--recipe", "'tiny'", "without --more"]
+    ),
     "negative seed": Case("search", ["--seed", -1], ["--seed", "-1", "0"]),
     "unknown option": Case("search", ["--budget", 3], ["--budget"]),
     "unknown option of describe": Case("describe", ["reference", "--xml"], ["--xml"]),
@@ -287,7 +302,7 @@ NUMBERS = {
         "--finalists",
         "--finalist-seeds",
     ],
-    "reproduce": ["--seeds", "--seed", "--epochs", "--trial"],
+    "reproduce": ["--seeds", "--seed", "--epochs", "--trial", "--more"],
     "bench": ["--images", "--repeats", "--seeds"],
     "bench record": ["--candidates", "--max-params", "--epochs", "--images", "--seed"],
     "bench search": ["--repeats", "--seed"],

@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -44,8 +44,9 @@ from nas_mnist.objective import Verdict, verdict_of
 from nas_mnist.published import PUBLISHED_LOG
 from nas_mnist.report.tables import published_table
 from nas_mnist.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
-from nas_mnist.scoring import Normalizer, Score, evaluate
-from nas_mnist.training import EpochResult
+from nas_mnist.scoring import Normalizer, evaluate
+from nas_mnist.tasks import RetrainTask
+from nas_mnist.training import TrainingError
 
 LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
 
@@ -533,6 +534,64 @@ def test_reports_are_never_overwritten(mine: Path, invoke: Runner) -> None:
     assert runs[0]["runs"][0]["test_correct"] == runs[1]["runs"][0]["test_correct"]
 
 
+def test_seeds_are_added_to_a_folder(mine: Path, invoke: Runner) -> None:
+    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1]
+    assert invoke("reproduce", *asked, "--seeds", 4).code == 0
+    all_at_once = json.loads((mine / "reports" / "mine" / "result.json").read_text())
+    assert invoke("reproduce", *asked, "--seed", 2).code == 0
+    folder = mine / "reports" / "mine-2"
+    one = json.loads((folder / "result.json").read_text())
+    ended = invoke("reproduce", folder, "--device", "cpu", "--more", 1, "--json", "copy.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "mean of 2 seeds" in ended.out
+    two = json.loads((folder / "result.json").read_text())
+    assert two == json.loads((mine / "copy.json").read_text())
+    assert two["runs"][0] == one["runs"][0]
+    changed = ("test_accuracy", "requirements", "runs")
+    assert [two[name] for name in two if name not in changed] == [
+        one[name] for name in one if name not in changed
+    ]
+    again, other = (found["runs"][-1] for found in (two, all_at_once))
+    assert (again["seed"], again["test_correct"]) == (3, other["test_correct"])
+    assert again["by"]["command"] == f"python -m nas_mnist.reproduce {folder} --device cpu --more 1"
+    lines = (folder / "epochs.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["seed", "2", "3"]
+    assert {path.name for path in folder.glob("*.safetensors")} == {
+        f"weights-seed-{seed}.safetensors" for seed in (2, 3)
+    }
+    page = (folder / "report.html").read_text()
+    assert "mean of 2 seeds" in page
+    assert "seeds added later: 3" in page
+    assert f"reproduce {folder} --device cpu --more 1" in page
+
+
+def test_seeds_that_are_done_are_kept_when_another_fails(
+    mine: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1, "--workers", 1]
+    train = RetrainTask.retrain
+
+    def failing(task: RetrainTask, seeds: Sequence[int], *rest: Any) -> Any:
+        if seeds[0] == 2:
+            raise TrainingError("no memory")
+        return train(task, seeds, *rest)
+
+    monkeypatch.setattr(RetrainTask, "retrain", failing)
+    ended = invoke("reproduce", *asked, "--seeds", 4)
+    assert (ended.code, ended.err) == (1, "error: no memory\n")
+    line = "python -m nas_mnist.reproduce reports/mine --more 2 --device cpu --workers 1"
+    assert f"Kept in reports/mine: 2 of 4 seeds. Continue with:\n{line}\n" in ended.out
+    kept = json.loads((mine / "reports" / "mine" / "result.json").read_text())
+    assert [run["seed"] for run in kept["runs"]] == [0, 1]
+    assert kept["test_accuracy"]["runs"] == 2
+    monkeypatch.setattr(RetrainTask, "retrain", train)
+    ended = invoke("reproduce", *line.split()[3:])
+    assert (ended.code, ended.err) == (0, "")
+    whole = json.loads((mine / "reports" / "mine" / "result.json").read_text())
+    assert [run["seed"] for run in whole["runs"]] == [0, 1, 2, 3]
+    assert (mine / "reports" / "mine" / "report.html").exists()
+
+
 def test_offline_is_said_and_no_published_log_is_laid_beside_other_data(work: Path) -> None:
     """By the data set's usual name, with no way to download it."""
     ended = run_module("reproduce", "reference", "--epochs", 1, "--device", "cpu", cwd=work)
@@ -556,10 +615,11 @@ PUBLISHED = (
 
 
 def test_reference_is_laid_beside_the_published_log() -> None:
-    epochs = tuple(
-        EpochResult(epoch, 0.1, 0.01, 1.0, 60_000, Score(0.05, 9_700 + epoch, 10_000)) for epoch in (1, 2)
-    )
-    table = published_table(SimpleNamespace(seed=3, epochs=epochs))
+    accuracies = {1: 0.9701, 2: 0.9702}
+    epochs = [
+        {"epoch": epoch, "test_loss": 0.05, "test_accuracy": share} for epoch, share in accuracies.items()
+    ]
+    table = published_table({"seed": 3, "epochs": epochs})
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table)
     rows = [line for line in console.export_text().splitlines() if "%" in line]

@@ -1,22 +1,25 @@
-"""Results as files: JSON, CSV and weights, each written whole, nothing overwritten."""
+"""Results as files: JSON, CSV and weights, each written whole, nothing lost."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..architecture import Architecture
 from ..classifier import Classifier
 from ..cost import cost_of
 from ..data import DataSet
 from ..files import new_folder, write_bytes
 from ..recipe import Recipe
-from ..retrain import Run, requirements, summarise, versions
+from ..retrain import MAX_PARAMS, Run, requirements, summarise, versions
+from .subjects import read_result
 
+MADE_BY = ("device", "versions", "command")  # told again of a run that was added later
 CSV_COLUMNS = (
     "seed",
     "epoch",
@@ -29,31 +32,62 @@ CSV_COLUMNS = (
 )
 
 
-def write_runs(
-    parent: Path, name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, device: str, **facts: Any
-) -> Path:
-    """Write ``result.json``, ``epochs.csv`` and a ``weights-seed-N.safetensors`` a run into a new folder."""
-    folder = new_folder(parent, name)
-    result = result_dict(name, runs, recipe, data, device) | facts
-    write_bytes(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    write_bytes(folder / "epochs.csv", epochs_csv(runs).encode())
-    for run in runs:
-        weights = Classifier(run.model, run.normalizer, data.name.partition(":")[0]).to_bytes()
-        write_bytes(folder / f"weights-seed-{run.seed}.safetensors", weights)
-    return folder
+class Results:
+    """The results of one architecture in a folder; every run is in its files as soon as it is done.
+
+    The files are ``result.json``, whose fields the README documents, ``epochs.csv`` and a
+    ``weights-seed-N.safetensors`` a run.
+    """
+
+    def __init__(self, parent: Path, name: str, facts: dict[str, Any], held: Path | None = None) -> None:
+        """A new folder in ``parent``, made with the first run; or ``held``, which `add` adds to.
+
+        ``facts`` are those of `facts_of` and whatever else is told.
+        """
+        self.parent, self.name, self.facts, self.held = parent, name, facts, held
+        self.continues = held is not None
+        self.added = 0  # runs
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie; only after the first run."""
+        assert self.held is not None
+        return self.held
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What ``result.json`` holds; only after the first run."""
+        return read_result(self.folder / "result.json")
+
+    def add(self, run: Run) -> None:
+        """Keep a run; one of this seed that is there already stays instead."""
+        if self.held is None:
+            self.held = new_folder(self.parent, self.name)
+        first = not (self.folder / "result.json").exists()
+        held = self.facts | {"runs": []} if first else self.result  # which somebody else may add to, too
+        if run.seed in (one["seed"] for one in held["runs"]):
+            self.added += 1
+            return
+        by = {"by": {name: self.facts[name] for name in MADE_BY}} if self.continues else {}
+        runs = sorted([*held["runs"], _run_dict(run) | by], key=lambda one: one["seed"])
+        weights = Classifier(run.model, run.normalizer, held["data"]["name"].partition(":")[0]).to_bytes()
+        write_bytes(self.folder / f"weights-seed-{run.seed}.safetensors", weights)
+        write_bytes(self.folder / "epochs.csv", epochs_csv(runs).encode())
+        result = json.dumps(held | _judged(held, runs) | {"runs": runs}, indent=2)
+        write_bytes(self.folder / "result.json", f"{result}\n".encode())
+        self.added += 1
 
 
-def result_dict(name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, device: str) -> dict[str, Any]:
-    """Everything that is known of some runs of one architecture; the README documents the fields."""
-    architecture = runs[0].model.architecture
-    cost = cost_of(architecture)
-    summary = summarise([run.result.accuracy for run in runs])
-    met = requirements(architecture, recipe.epochs, summary.mean, data.name)
+def facts_of(
+    name: str, architecture: Architecture, recipe: Recipe, data: DataSet, device: str, budget: int
+) -> dict[str, Any]:
+    """What is known of a training before it begins."""
     return {
         "name": name,
         "key": architecture.key,
         "architecture": architecture.model_dump(mode="json"),
-        "cost": asdict(cost),
+        "cost": asdict(cost_of(architecture)),
+        "budget": budget,
         "recipe": recipe.model_dump(mode="json"),
         "data": {
             "name": data.name,
@@ -63,19 +97,25 @@ def result_dict(name: str, runs: Sequence[Run], recipe: Recipe, data: DataSet, d
         },
         "device": device,
         "versions": versions(),
-        "test_accuracy": asdict(summary),
-        "requirements": [asdict(requirement) for requirement in met],
-        "runs": [_run_dict(run) for run in runs],
     }
 
 
-def epochs_csv(runs: Sequence[Run]) -> str:
+def _judged(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What some runs come to."""
+    summary = summarise([run["test_accuracy"] for run in runs])
+    architecture, epochs = Architecture.make(facts["architecture"]), facts["recipe"]["epochs"]
+    budget = facts.get("budget", MAX_PARAMS)
+    met = requirements(architecture, epochs, summary.mean, facts["data"]["name"], budget)
+    return {"test_accuracy": asdict(summary), "requirements": [asdict(requirement) for requirement in met]}
+
+
+def epochs_csv(runs: Sequence[Mapping[str, Any]]) -> str:
     """One line an epoch of every run; a test column is empty where that epoch was not scored."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for run in runs:
-        writer.writerows({"seed": run.seed, **row} for row in _epoch_dicts(run))
+        writer.writerows({"seed": run["seed"], **row} for row in run["epochs"])
     return stream.getvalue()
 
 

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -319,7 +320,10 @@ def _again(subject: Subject) -> list[str]:
         seeds = ["--recipe", subject.recipe_name, "--seeds", str(len(subject.measured))]
         lines.append(shlex.join([*module, "nas_mnist.reproduce", subject.name, *seeds]))
     elif subject.result and subject.result.get("command"):
-        lines.append(str(subject.result["command"]))
+        lines += dict.fromkeys(
+            str(by["command"])
+            for by in (subject.result, *(run["by"] for run in subject.result["runs"] if "by" in run))
+        )
     elif subject.result:
         seeds = [run["seed"] for run in subject.result["runs"]]
         options = ["--seeds", str(len(seeds)), "--seed", str(min(seeds))]
@@ -348,5 +352,15 @@ def _facts(subject: Subject) -> dict[str, str]:
     facts["device"] = str(source["device"])
     if result and result.get("plain"):
         facts["computed by"] = "torch's own modules in float32"
-    facts["versions"] = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
+    facts["versions"] = _in_a_line(source["versions"])
+    added = [(run["seed"], run["by"]) for run in result["runs"] if "by" in run] if result else []
+    for (device, versions), runs in groupby(
+        added, lambda one: (str(one[1]["device"]), _in_a_line(one[1]["versions"]))
+    ):
+        seeds = ", ".join(str(seed) for seed, _ in runs)
+        facts[f"seeds added later: {seeds}"] = f"{device}; {versions}"
     return facts
+
+
+def _in_a_line(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())

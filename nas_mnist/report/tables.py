@@ -18,7 +18,7 @@ from ..cost import cost_of
 from ..objective import Verdict
 from ..published import PUBLISHED_LOG
 from ..results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
-from ..retrain import Requirement, Run, Summary, summarise
+from ..retrain import Requirement, Summary, summarise
 from .layers import layer_table
 
 if TYPE_CHECKING:
@@ -106,29 +106,31 @@ def zoo_table(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
+def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     """One row a seed: the result, and in a column of its own the best epoch, which was chosen on test."""
     table = Table(title="Test images, seed by seed")
     for heading in ("Seed", "Last epoch (the result)", "Test loss", "Seconds"):
         table.add_column(heading, justify="right")
     table.add_column("Best epoch (chosen on test, no result)", justify="right")
     for run in runs:
-        best = run.best_on_test
-        shown = f"{best.score.accuracy:.2%} (epoch {best.epoch})" if best and best.score else ""
-        table.add_row(
-            str(run.seed), f"{run.result.accuracy:.2%}", f"{run.result.loss:.4f}", f"{run.seconds:.0f}", shown
-        )
+        best = run["best_epoch_chosen_on_test"]
+        shown = f"{best['test_accuracy']:.2%} (epoch {best['epoch']})" if best else ""
+        figures = (f"{run['test_accuracy']:.2%}", f"{run['test_loss']:.4f}", f"{run['seconds']:.0f}")
+        table.add_row(str(run["seed"]), *figures, shown)
     return table
 
 
-def published_table(run: Run) -> Table:
+def published_table(run: Mapping[str, Any]) -> Table:
     """A run of the reference beside the published one, epoch by epoch."""
-    table = Table(title=f"Epoch by epoch: seed {run.seed} beside the published run (one run, unknown seed)")
+    table = Table(
+        title=f"Epoch by epoch: seed {run['seed']} beside the published run (one run, unknown seed)"
+    )
     for heading in ("Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"):
         table.add_column(heading, justify="right")
-    for epoch, (loss, correct) in zip(run.epochs, PUBLISHED_LOG, strict=False):
-        ours = (f"{epoch.score.loss:.4f}", f"{epoch.score.accuracy:.2%}") if epoch.score else ("", "")
-        table.add_row(str(epoch.epoch), *ours, f"{loss:.4f}", f"{correct / 10_000:.2%}")
+    for epoch, (loss, correct) in zip(run["epochs"], PUBLISHED_LOG, strict=False):
+        scored = epoch["test_loss"] is not None
+        ours = (f"{epoch['test_loss']:.4f}", f"{epoch['test_accuracy']:.2%}") if scored else ("", "")
+        table.add_row(str(epoch["epoch"]), *ours, f"{loss:.4f}", f"{correct / 10_000:.2%}")
     return table
 
 
