@@ -70,7 +70,7 @@ def bench(
 
     import torch
 
-    from . import measure
+    from . import measure, overheads
     from .data import load
     from .device import describe_device, describe_processor, pick_device
     from .report.live import screen
@@ -109,12 +109,12 @@ def bench(
     found["seeds"] = measure.measure_together(reference, data, repeats)
     if seeds:
         found["time"] = measure.measure_time_to(reference, everything, where, seeds)
-    found["counting"] = measure.measure_counting()
-    found["building"] = measure.measure_building(reference)
-    found["storage"] = measure.measure_storage()
-    found["starting_seconds"] = measure.measure_commands(measure.STARTING, 5)
+    found["counting"] = overheads.measure_counting()
+    found["building"] = overheads.measure_building(reference)
+    found["storage"] = overheads.measure_storage()
+    found["starting_seconds"] = overheads.measure_commands(overheads.STARTING, 5)
     if where.type == "cuda":
-        found["whole_seconds"] = measure.measure_commands(measure.WHOLE, 1, as_path(data_dir))
+        found["whole_seconds"] = overheads.measure_commands(overheads.WHOLE, 1, as_path(data_dir))
     sections = ("workers", "seeds", "time", "counting", "building", "storage")
     for name in (*sections, "starting_seconds", "whole_seconds"):
         if name not in found:

@@ -49,6 +49,34 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[index].numpy())), self.labels[index]
 
 
+class PlainLoop:
+    """A tutorial's loop; ``half``: in bfloat16, and in the layout that is made for it."""
+
+    def __init__(
+        self, architecture: Architecture, device: torch.device, seed: int = 0, half: bool = False
+    ) -> None:
+        self.half, self.device = half, device
+        self.form = torch.channels_last if half else torch.contiguous_format
+        self.model = build(architecture, seed).to(device).to(memory_format=self.form)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+
+    def epoch(self, batches: Any) -> float:
+        """Train once on all batches; images a second."""
+        self.model.train()
+        started, count = time.perf_counter(), 0
+        for batch in batches:
+            images, labels = (part.to(self.device) for part in batch)
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                scores = self.model(images.to(memory_format=self.form))
+            loss = F.nll_loss(F.log_softmax(scores.float(), dim=1), labels)
+            loss.backward()
+            self.optimizer.step()
+            loss.item()  # for the progress bar
+            count += len(labels)
+        return count / (time.perf_counter() - started)
+
+
 def plain(
     trained: dict[str, Network],
     name: str,
@@ -57,22 +85,10 @@ def plain(
     device: torch.device,
     half: bool = False,
 ) -> float:
-    """A tutorial's loop over one epoch; ``half``: in bfloat16, and in the layout that is made for it."""
-    form = torch.channels_last if half else torch.contiguous_format
-    model = trained[name] = build(architecture, 0).to(device).to(memory_format=form).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    started, count = time.perf_counter(), 0
-    for batch in batches:
-        images, labels = (part.to(device) for part in batch)
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            scores = model(images.to(memory_format=form))
-        loss = F.nll_loss(F.log_softmax(scores.float(), dim=1), labels)
-        loss.backward()
-        optimizer.step()
-        loss.item()  # for the progress bar
-        count += len(labels)
-    return count / (time.perf_counter() - started)
+    """One epoch of such a loop."""
+    loop = PlainLoop(architecture, device, half=half)
+    trained[name] = loop.model
+    return loop.epoch(batches)
 
 
 def loaded(data: Images, normalize: Normalizer) -> DataLoader[tuple[Tensor, int]]:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from conftest import Runner
 from optuna.trial import Trial
 
-from nas_mnist import bench, measure
+from nas_mnist import bench, measure, overheads
 from nas_mnist.architecture import Architecture
 from nas_mnist.contenders import Contender
 from nas_mnist.data import DataSet, load
@@ -82,10 +83,41 @@ def test_time_to_an_accuracy_says_how_many_seeds_reach_it(tiny_data: DataSet) ->
     found = measure.measure_time_to(SMALL, tiny_data, torch.device("cpu"), seeds=1)
     assert found == {
         "seeds": 1,
-        "seeds_that_reach_99.0%": 0,
-        "mean_seconds_to_99.0%": None,
-        "seeds_that_reach_99.4%": 0,
-        "mean_seconds_to_99.4%": None,
+        "plain_seeds_that_reach_99.0%": 0,
+        "plain_mean_seconds_to_99.0%": None,
+        "plain_seeds_that_reach_99.4%": 0,
+        "plain_mean_seconds_to_99.4%": None,
+        "ours_seeds_that_reach_99.0%": 0,
+        "ours_mean_seconds_to_99.0%": None,
+        "ours_seeds_that_reach_99.4%": 0,
+        "ours_mean_seconds_to_99.4%": None,
+    }
+
+
+def test_time_to_an_accuracy_ends_where_it_is_reached(
+    tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def epochs(_: object, __: object, ___: object, seed: int) -> Iterator[tuple[float, float]]:
+        yield from [(1.0 + seed, 0.98), (1.0, 0.99), (1.0, 0.993)]
+        if seed:
+            yield 1.0, 0.994
+            raise AssertionError("goes on")
+
+    monkeypatch.setattr(measure, "_plain_epochs", epochs)
+    monkeypatch.setattr(measure, "_our_epochs", epochs)
+    found = measure.measure_time_to(SMALL, tiny_data, torch.device("cpu"), seeds=2)
+    assert found == {
+        "seeds": 2,
+        **{
+            f"{who}_{what}": value
+            for who in ("plain", "ours")
+            for what, value in {
+                "seeds_that_reach_99.0%": 2,
+                "mean_seconds_to_99.0%": 2.5,
+                "seeds_that_reach_99.4%": 1,
+                "mean_seconds_to_99.4%": 5.0,
+            }.items()
+        },
     }
 
 
@@ -122,10 +154,10 @@ def test_the_whole_benchmark_is_kept_as_json(
     monkeypatch.setattr(bench, "load_from_zoo", lambda _: Entry("reference", "", SMALL, "seed"))
     trick = "augmentation in one loop"
     monkeypatch.setattr(measure, "TRICKS", {trick: measure.TRICKS[trick]})
-    monkeypatch.setattr(measure, "STARTING", {"describe reference": ["describe", "reference"]})
+    monkeypatch.setattr(overheads, "STARTING", {"describe reference": ["describe", "reference"]})
     monkeypatch.setattr(measure, "auto_workers", lambda _: 1)
-    monkeypatch.setattr(measure, "CANDIDATES", 20)
-    monkeypatch.setattr(measure, "STORED", (6, 12))
+    monkeypatch.setattr(overheads, "CANDIDATES", 20)
+    monkeypatch.setattr(overheads, "STORED", (6, 12))
     monkeypatch.setattr(measure, "load_average", lambda: 1.7)
     command = ["--dataset", "mnist-5k", "--images", 640, "--repeats", 1, "--json", "found.json"]
     ended = invoke("bench", *command)
@@ -148,16 +180,16 @@ def test_the_whole_benchmark_is_kept_as_json(
 
 
 def test_whole_commands_are_timed_and_leave_nothing(work: Path) -> None:
-    found = measure.measure_commands({"describe": ["describe", "reference"]}, 1)
+    found = overheads.measure_commands({"describe": ["describe", "reference"]}, 1)
     assert 0.01 < found["describe"] < 60
     assert list(work.iterdir()) == []
     with pytest.raises(subprocess.CalledProcessError):
-        measure.measure_commands({"wrong": ["search", "--trials", "none"]}, 1)
+        overheads.measure_commands({"wrong": ["search", "--trials", "none"]}, 1)
 
 
 def test_a_gpu_s_whole_commands_are_no_wrong_ones(invoke: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for command, *options in measure.WHOLE.values():
+    for command, *options in overheads.WHOLE.values():
         ended = invoke(command, *options, "--dataset", "mnist-5k")
         assert "device: 'cuda' is not on this machine" in ended.err
 
@@ -166,7 +198,7 @@ def test_trials_whose_storing_is_measured_are_drawn_and_end_as_in_a_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[Verdict] = []
-    monkeypatch.setattr(measure, "STORED", (40,))
+    monkeypatch.setattr(overheads, "STORED", (40,))
     ends = Objective._end
 
     def ending(self: Objective, trial: Trial, verdict: Verdict, reason: str = "") -> Exception:
@@ -174,7 +206,7 @@ def test_trials_whose_storing_is_measured_are_drawn_and_end_as_in_a_search(
         return ends(self, trial, verdict, reason)
 
     monkeypatch.setattr(Objective, "_end", ending)
-    measure.measure_storage()
+    overheads.measure_storage()
     assert len(told) == 40
     assert told.count(Verdict.STOPPED) > 20
     assert told.count(Verdict.TRAINED) > 0
