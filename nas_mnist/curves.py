@@ -1,10 +1,9 @@
 """Learning curves of random candidates, recorded in a table that is replayed in seconds (`replay`).
 
 A row is a candidate that was drawn at random, fits the budget, and was trained to the last epoch without
-being stopped: its number, ``n_params``, ``macs``, seconds of training, ``first_loss`` (mean training loss of
-half an epoch), ``accuracy_N`` and ``loss_N`` on the validation images after every epoch, and its ``draws``
-(JSON). A training that failed has an accuracy of 0 and an empty loss. Beside the table lies a JSON file of
-its name that says what it was made with.
+being stopped: its number, ``n_params``, ``macs``, seconds of training, ``accuracy_N`` and ``loss_N`` on the
+validation images after every epoch, and its ``draws`` (JSON). A training that failed has an accuracy of 0
+and an empty loss. Beside the table lies a JSON file of its name that says what it was made with.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ class Curve:
     n_params: int
     macs: int
     seconds: float
-    first_loss: float
     accuracies: tuple[float, ...]  # on the validation images, by epoch
     losses: tuple[float, ...]
 
@@ -112,20 +110,18 @@ class RecordTask:
                 raise NoResultError(f"the space has no candidate {number} within {self.budget}")
             (draws, architecture), at = found, number + 1
             model = build(architecture, number).to(device)
-            first_loss, seconds, scores = math.nan, 0.0, []
+            seconds, scores = 0.0, []
             try:
-                for epoch in train(model, learn, self.recipe, seed=number, score_on=choose, halfway=True):
+                for epoch in train(model, learn, self.recipe, seed=number, score_on=choose):
                     seconds += epoch.seconds
-                    if epoch.score is None:
-                        first_loss = epoch.train_loss
-                    else:
+                    if epoch.score is not None:
                         scores.append(epoch.score)
             except TrainingError:
                 scores = []
             missing = self.recipe.epochs - len(scores)
             cost = cost_of(architecture)
             curve = Curve(
-                *(number, draws, cost.params, cost.macs, round(seconds, 1), round(first_loss, 5)),
+                *(number, draws, cost.params, cost.macs, round(seconds, 1)),
                 tuple([score.accuracy for score in scores] + [0.0] * missing),
                 tuple([round(score.loss, 5) for score in scores] + [math.nan] * missing),
             )
@@ -183,7 +179,7 @@ def read_curves(path: Path) -> tuple[Setting, list[Curve]]:
         curves = [
             Curve(
                 *(int(row["candidate"]), json.loads(row["draws"]), int(row["n_params"]), int(row["macs"])),
-                *(float(row["seconds"]), float(row["first_loss"])),
+                float(row["seconds"]),
                 tuple(float(row[f"accuracy_{epoch}"]) for epoch in epochs),
                 tuple(float(row[f"loss_{epoch}"]) for epoch in epochs),
             )
@@ -207,9 +203,7 @@ def _setting(path: Path) -> Setting:
 def _table(curves: list[Curve]) -> pd.DataFrame:
     rows = []
     for curve in sorted(curves, key=lambda one: one.candidate):
-        row = {
-            name: getattr(curve, name) for name in ("candidate", "n_params", "macs", "seconds", "first_loss")
-        }
+        row = {name: getattr(curve, name) for name in ("candidate", "n_params", "macs", "seconds")}
         row |= {f"accuracy_{epoch}": value for epoch, value in enumerate(curve.accuracies, 1)}
         row |= {f"loss_{epoch}": value for epoch, value in enumerate(curve.losses, 1)}
         rows.append(row | {"draws": json.dumps(curve.draws)})

@@ -18,7 +18,6 @@ from .errors import InputError
 from .owner import DEATHS, OWNER, RETRY_OF, myself
 from .recipe import Recipe, vary
 from .space import SearchSpace
-from .stopping import FIRST_LOSS
 
 if TYPE_CHECKING:
     from .data import Images
@@ -129,29 +128,25 @@ class Objective:
 
         accuracy, seconds, images = 0.0, 0.0, 0
         data, recipe, seed = self.learn, candidate.recipe, self.seed
-        halfway = not self.vary_recipe  # losses with other augmentation or smoothing cannot be compared
         try:
             model = build(candidate.architecture, seed).to(data.images.device)
-            for result in train(model, data, recipe, seed=seed, score_on=self.choose, halfway=halfway):
+            for result in train(model, data, recipe, seed=seed, score_on=self.choose):
                 seconds += result.seconds
                 images += result.images
                 trial.set_user_attr("seconds", round(seconds, 3))
                 trial.set_user_attr("images", images)
                 trial.set_user_attr(OWNER, myself())
-                if result.score is None:
-                    trial.set_user_attr(FIRST_LOSS, result.train_loss)
-                else:
-                    accuracy = result.score.accuracy
-                    trial.set_user_attr("validation_loss", result.score.loss)
-                    _report(trial, accuracy, result.epoch)  # of the last epoch: from here on it is trained
+                assert result.score is not None
+                accuracy = result.score.accuracy
+                trial.set_user_attr("validation_loss", result.score.loss)
+                _report(trial, accuracy, result.epoch)  # of the last epoch: from here on it is trained
                 trial.set_user_attr("epochs", result.epoch)
                 last = result.epoch == self.recipe.epochs
                 if last:
                     self._end(trial, Verdict.TRAINED)
-                if result.score is not None:
-                    self._tell(self.watcher.epoch, trial.number, result, ending=last)
+                self._tell(self.watcher.epoch, trial.number, result, ending=last)
                 if not last and _falls_behind(trial):
-                    after = f"after epoch {result.epoch}" if result.epoch else "within epoch 1"
+                    after = f"after epoch {result.epoch}"
                     return self._cut_short(trial, Verdict.STOPPED, after, accuracy)
         except TrainingError as error:
             return self._cut_short(trial, Verdict.FAILED, str(error), 0.0)

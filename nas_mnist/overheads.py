@@ -97,7 +97,8 @@ def measure_storage() -> dict[str, float]:
     ):
         storage = open_storage(f"sqlite:///{Path(folder) / 'bench.db'}")
         sampler = optuna.samplers.TPESampler(seed=0)
-        study = optuna.create_study(storage=storage, sampler=sampler, pruner=Halving(), direction="maximize")
+        pruner = Halving(recipe.epochs)
+        study = optuna.create_study(storage=storage, sampler=sampler, pruner=pruner, direction="maximize")
         for goal in STORED:
             study.optimize(objective, n_trials=goal - len(study.trials) - 5)
             started = time.perf_counter()
@@ -112,7 +113,6 @@ def _without_training(
 ) -> Iterator[EpochResult]:
     """The results of a training that did not take place: networks differ, and all learn."""
     talent = rng.random()
-    yield EpochResult(0, 1 - talent / 2, recipe.learning_rate, 0.0, len(data), None)
     for epoch in range(1, recipe.epochs + 1):
         correct = round(10_000 * (1 - (1 - talent / 2) / (5 + epoch)))
         yield EpochResult(epoch, 0.1, recipe.learning_rate, 0.0, len(data), Score(0.1, correct, 10_000))

@@ -26,11 +26,9 @@ from .curves import Curve
 from .draws import Draws, Replay
 from .errors import InputError
 from .space import SearchSpace
-from .stopping import GO_ON, HALFWAY, Progress, falls_behind
+from .stopping import Accuracies, falls_behind, rungs
 
-HALF = 0.5  # of an epoch, before the first look
-
-Rule = Callable[[Progress, Sequence[Progress]], bool]  # of a candidate and of those before: whether to stop
+Rule = Callable[[Accuracies, Sequence[Accuracies]], bool]  # of a candidate and of others: whether to stop
 
 
 class Sampler(Protocol):
@@ -38,7 +36,7 @@ class Sampler(Protocol):
 
     def choose(self) -> int: ...
 
-    def hear(self, candidate: int, progress: Progress, trained: bool) -> None: ...
+    def hear(self, candidate: int, accuracies: Accuracies, trained: bool) -> None: ...
 
 
 class RandomOrder:
@@ -52,7 +50,7 @@ class RandomOrder:
         """The next candidate."""
         return self.order.pop()
 
-    def hear(self, candidate: int, progress: Progress, trained: bool) -> None:
+    def hear(self, candidate: int, accuracies: Accuracies, trained: bool) -> None:
         """Learn nothing."""
 
 
@@ -85,16 +83,15 @@ class NearestToTpe:
         self.left.remove(chosen)
         return chosen
 
-    def hear(self, candidate: int, progress: Progress, trained: bool) -> None:
+    def hear(self, candidate: int, accuracies: Accuracies, trained: bool) -> None:
         """Learn what came of a candidate."""
-        accuracies = dict(progress.accuracies)
         self.study.add_trial(
             optuna.trial.create_trial(
                 state=TrialState.COMPLETE if trained else TrialState.PRUNED,
-                value=accuracies[progress.rung] if trained else None,
+                value=accuracies[max(accuracies)] if trained else None,
                 params=self.curves[candidate].draws,
                 distributions=self.distributions[candidate],
-                intermediate_values=accuracies,
+                intermediate_values=dict(accuracies),
             )
         )
 
@@ -126,66 +123,60 @@ def distributions_of(space: SearchSpace, budget: Budget, draws: Draws) -> dict[s
     return found
 
 
-def never(own: Progress, others: Sequence[Progress]) -> bool:  # noqa: ARG001
+def never(own: Accuracies, others: Sequence[Accuracies]) -> bool:  # noqa: ARG001
     """Stop nobody."""
     return False
 
 
-def halving(own: Progress, others: Sequence[Progress], shares: Mapping[int, float] = GO_ON) -> bool:
-    """What a search does (`stopping`)."""
-    return falls_behind(own, others, shares)
-
-
-def median(own: Progress, others: Sequence[Progress], first: int = 5) -> bool:
+def median(own: Accuracies, others: Sequence[Accuracies], first: int = 5) -> bool:
     """Stop whoever is below the median of those that came as far, once there are ``first`` of them."""
-    known = [other.accuracies[own.rung] for other in others if own.rung in other.accuracies]
-    return own.rung > HALFWAY and len(known) >= first and own.accuracies[own.rung] < statistics.median(known)
+    rung = max(own)
+    known = [other[rung] for other in others if rung in other]
+    return len(known) >= first and own[rung] < statistics.median(known)
 
 
-RULES: dict[str, Rule] = {
-    "nobody is stopped": never,
-    "below the median": median,
-    "thirds after 1, 3 and 9 epochs": partial(halving, shares={1: 1 / 3, 3: 1 / 3, 9: 1 / 3}),
-    "this program's halving": halving,
-    "without its look at half an epoch": partial(
-        halving, shares={rung: share for rung, share in GO_ON.items() if rung}
-    ),
-}
+def rules(epochs: int) -> dict[str, Rule]:
+    """Ways to stop candidates of so many epochs."""
+    return {
+        "nobody is stopped": never,
+        "below the median": median,
+        "halves after 1, 2, 4 and 8 epochs": partial(falls_behind, shares=dict.fromkeys((1, 2, 4, 8), 1 / 2)),
+        "thirds after 1, 3 and 9 epochs": partial(falls_behind, shares=dict.fromkeys((1, 3, 9), 1 / 3)),
+        "this program's halving": partial(falls_behind, shares=rungs(epochs)),
+    }
 
 
 @dataclass(frozen=True)
 class Replayed:
     """One replayed search."""
 
-    epochs: float  # of training images
+    epochs: int  # of training images
     reached: bool  # the target
 
 
 def replay(curves: Sequence[Curve], sampler: Sampler, rule: Rule, target: float) -> Replayed:
     """One search until a candidate's last epoch has at least ``target``, or all are tried."""
-    spent = 0.0
-    before: list[Progress] = []
+    spent = 0
+    before: list[Accuracies] = []
     for _ in curves:
         chosen = sampler.choose()
-        progress, stopped = _train(curves[chosen], rule, before)
-        trained = not stopped
-        before.append(progress)
-        spent += progress.rung or HALF
-        sampler.hear(chosen, progress, trained)
-        if trained and progress.accuracies[progress.rung] >= target:
+        accuracies, stopped = _train(curves[chosen], rule, before)
+        before.append(accuracies)
+        spent += len(accuracies)
+        sampler.hear(chosen, accuracies, not stopped)
+        if not stopped and accuracies[len(accuracies)] >= target:
             return Replayed(spent, True)
     return Replayed(spent, False)
 
 
-def _train(curve: Curve, rule: Rule, before: Sequence[Progress]) -> tuple[Progress, bool]:
+def _train(curve: Curve, rule: Rule, before: Sequence[Accuracies]) -> tuple[Accuracies, bool]:
     """How far a candidate comes, and whether it was stopped."""
-    first = None if math.isnan(curve.first_loss) else curve.first_loss
-    progress = Progress(first, {})
-    for epoch in range(len(curve.accuracies)):
-        if rule(progress, before):
-            return progress, True
-        progress = Progress(first, dict(enumerate(curve.accuracies[: epoch + 1], 1)))
-    return progress, False
+    accuracies: dict[int, float] = {}
+    for epoch, accuracy in enumerate(curve.accuracies, 1):
+        accuracies[epoch] = accuracy
+        if epoch < len(curve.accuracies) and rule(accuracies, before):
+            return accuracies, True
+    return accuracies, False
 
 
 class Worth(NamedTuple):
@@ -225,7 +216,7 @@ def compare(
                     for repeat in range(repeats)
                 ]
             )
-            for name, rule in RULES.items()
+            for name, rule in rules(len(curves[0].accuracies)).items()
         }
         for sampler, make in samplers.items()
     }
@@ -240,8 +231,8 @@ def ranks(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
             return round(float(spearmanr(values, finals, nan_policy="omit").statistic), 3)
 
     finals = [curve.accuracies[-1] for curve in curves]
-    found = {"half an epoch": {"training loss": -correlation([curve.first_loss for curve in curves])}}
-    for epoch in [1, 2, 3, 4, 8, 12, 16]:
+    found = {}
+    for epoch in [1, 2, 3, 4, 6, 8, 10, 12, 16]:
         if epoch < len(curves[0].accuracies):
             found[f"epoch {epoch}"] = {
                 "accuracy": correlation([curve.accuracies[epoch - 1] for curve in curves]),

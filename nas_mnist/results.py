@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from .cost import Budget, weighed_against
 from .objective import ARCHITECTURE, RECIPE, Verdict, verdict_of
-from .stopping import FIRST_LOSS
+from .stopping import rungs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +127,8 @@ class StudyResults:
     def read(cls, study: optuna.Study) -> StudyResults:
         """Of a study that may still be running."""
         rows, curves = trial_rows(study), learning_curves(study)
-        return cls(study.study_name, rows, curves, importances(study), dict(study.user_attrs))
+        matters = importances(study, candidate_epochs(study.user_attrs))
+        return cls(study.study_name, rows, curves, matters, dict(study.user_attrs))
 
     @property
     def winner(self) -> TrialRow | None:
@@ -197,22 +198,23 @@ def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
     return {trial.number: dict(trial.intermediate_values) for trial in ended if trial.intermediate_values}
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """How much each draw matters for the first half epoch's training loss, shares that add up to 1.
+def importances(study: optuna.Study, epochs: int) -> dict[str, float]:
+    """How much each draw matters for the accuracy after the first rung, shares that add up to 1.
 
-    That loss exists for every candidate that was trained at all, however soon it was stopped. By Optuna's
-    default evaluator, PED-ANOVA (arxiv.org/abs/2304.10255). Empty below `ENOUGH_TO_COMPARE` candidates.
+    All candidates that are trained, for at most ``epochs``, come as far (`stopping`). By Optuna's default
+    evaluator, PED-ANOVA (arxiv.org/abs/2304.10255). Empty below `ENOUGH_TO_COMPARE` candidates.
     """
-    known = [trial for trial in study.get_trials(deepcopy=False) if FIRST_LOSS in trial.user_attrs]
+    rung = min(rungs(epochs))
+    known = [trial for trial in study.get_trials(deepcopy=False) if rung in trial.intermediate_values]
     if len(known) < ENOUGH_TO_COMPARE:
         return {}
-    plain = optuna.create_study(direction="minimize")
+    plain = optuna.create_study(direction="maximize")
     for trial in known:
         plain.add_trial(
             optuna.trial.create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
-                value=float(trial.user_attrs[FIRST_LOSS]),
+                value=trial.intermediate_values[rung],
             )
         )
     with warnings.catch_warnings(action="ignore"):  # of choices that few candidates have

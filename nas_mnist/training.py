@@ -47,7 +47,7 @@ class EpochResult:
     train_loss: float  # mean over the epoch's batches so far, nats an image
     learning_rate: float  # at the newest step
     seconds: float  # of training since the result before, scoring not included; its share of a joint training
-    images: int  # trained on since the result before
+    images: int  # trained on
     score: Score | None  # of the result so far (averaged weights where the recipe averages)
 
 
@@ -59,13 +59,11 @@ def train(
     seed: int,
     score_on: Images | None = None,
     last_only: bool = False,
-    halfway: bool = False,
     plain: bool = False,
     teacher: Network | None = None,
 ) -> Iterator[EpochResult]:
     """Train ``model`` on ``data``, both on one device; yields one result an epoch.
 
-    With ``halfway`` there is one more before those, half-way through the first epoch, without a score.
     ``plain`` trains with torch's own modules in float32: slower, to hold the fast ways against.
     ``teacher`` is what the recipe names, trained (`teaching`), on the same device.
 
@@ -80,7 +78,6 @@ def train(
         seeds=[seed],
         score_on=score_on,
         last_only=last_only,
-        halfway=halfway,
         plain=plain,
         teacher=teacher,
     )
@@ -96,7 +93,6 @@ def train_together(
     seeds: Sequence[int],
     score_on: Images | None = None,
     last_only: bool = False,
-    halfway: bool = False,
     plain: bool = False,
     teacher: Network | None = None,
 ) -> Iterator[list[EpochResult]]:
@@ -107,7 +103,7 @@ def train_together(
     but for rounding and for dropout, which draws from one generator for all.
     """
     try:
-        yield from _train(models, data, recipe, seeds, score_on, last_only, halfway, plain, teacher)
+        yield from _train(models, data, recipe, seeds, score_on, last_only, plain, teacher)
     except (RuntimeError, MemoryError) as error:
         reason = None if isinstance(error, NoResultError) else device_failure(error)
         if reason is None:
@@ -122,7 +118,6 @@ def _train(
     seeds: Sequence[int],
     score_on: Images | None,
     last_only: bool,
-    halfway: bool,
     plain: bool,
     teacher: Network | None,
 ) -> Iterator[list[EpochResult]]:
@@ -136,11 +131,7 @@ def _train(
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     step = Step(model, data, recipe, generators, plain, teacher)
     for epoch in range(1, recipe.epochs + 1):
-        step.begin_epoch()
-        half = step.steps // 2 if halfway and epoch == 1 else 0
-        if half:
-            yield _run(step, half, half, 0)
-        results = _run(step, step.steps - half, step.steps, epoch)
+        results = _train_epoch(step, epoch)
         last = epoch == recipe.epochs
         together = len(models) > 1
         if last or together:
@@ -153,16 +144,17 @@ def _train(
         yield results
 
 
-def _run(step: Step, steps: int, so_far: int, epoch: int) -> list[EpochResult]:
-    """Some steps of an epoch in which there were ``so_far`` when they are done, by copy."""
+def _train_epoch(step: Step, epoch: int) -> list[EpochResult]:
+    """One epoch's results, by copy, without scores."""
+    step.begin_epoch()
     started = time.perf_counter()
-    step.run(steps)
+    step.run(step.steps)
     losses = step.loss.tolist()  # waits for the device
     seconds = (time.perf_counter() - started) / len(losses)
     if not all(map(math.isfinite, losses)):
-        raise TrainingError(f"loss not finite in epoch {max(epoch, 1)}")
-    images, rate = steps * step.recipe.batch_size, float(step.rate)
-    return [EpochResult(epoch, loss / so_far, rate, seconds, images, None) for loss in losses]
+        raise TrainingError(f"loss not finite in epoch {epoch}")
+    images, rate = step.steps * step.recipe.batch_size, float(step.rate)
+    return [EpochResult(epoch, loss / step.steps, rate, seconds, images, None) for loss in losses]
 
 
 def check_enough(data: Images, recipe: Recipe) -> None:

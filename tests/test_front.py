@@ -139,7 +139,6 @@ def test_trials_that_fail_or_are_stopped_leave_a_study_in_which_the_sampler_draw
 
     def train(*_: object, **__: object) -> Iterator[EpochResult]:
         told.append(len(told))
-        yield EpochResult(0, 1.0, 0.1, 1.0, 10, None)
         if told[-1] % 3 == 0:
             raise TrainingError("loss not finite in epoch 1")
         yield EpochResult(1, 1.0, 0.1, 1.0, 10, Score(1.0, 5 + len(told) % 2, 10))
@@ -152,7 +151,7 @@ def test_trials_that_fail_or_are_stopped_leave_a_study_in_which_the_sampler_draw
     study = optuna.create_study(
         directions=["maximize", "minimize"],
         sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4),
-        pruner=Halving("n_params"),
+        pruner=Halving(3, "n_params"),
     )
     study.optimize(objective, n_trials=24)
     rows = trial_rows(study)

@@ -21,15 +21,15 @@ from nas_mnist.replay import (
     Replayed,
     compare,
     distributions_of,
-    halving,
     median,
     never,
     ranks,
     replay,
+    rules,
     worth,
 )
 from nas_mnist.space import SearchSpace
-from nas_mnist.stopping import Progress
+from nas_mnist.stopping import Accuracies
 
 SPACE = """
 [[stages]]
@@ -46,9 +46,9 @@ downsample = "stride"
 RECORD = ["--curves", "c/t.csv", "--dataset", "mnist-5k", "--epochs", 2, "--images", 200, "--device", "cpu"]
 
 
-def curve(number: int, *accuracies: float, first_loss: float = 1.0) -> Curve:
+def curve(number: int, *accuracies: float) -> Curve:
     losses = tuple(1 - accuracy for accuracy in accuracies)
-    return Curve(number, {}, 100, 1_000, 1.0, first_loss, accuracies, losses)
+    return Curve(number, {}, 100, 1_000, 1.0, accuracies, losses)
 
 
 class InOrder:
@@ -60,8 +60,8 @@ class InOrder:
     def choose(self) -> int:
         return len(self.heard)
 
-    def hear(self, candidate: int, progress: Progress, trained: bool) -> None:
-        self.heard.append((candidate, progress.rung, trained))
+    def hear(self, candidate: int, accuracies: Accuracies, trained: bool) -> None:
+        self.heard.append((candidate, len(accuracies), trained))
 
 
 def test_a_replayed_search_counts_epochs_until_the_target() -> None:
@@ -73,22 +73,23 @@ def test_a_replayed_search_counts_epochs_until_the_target() -> None:
 
 def test_a_replayed_search_stops_whom_a_search_would_stop() -> None:
     curves = [
-        curve(0, 0.5, 0.8, first_loss=1.0),
-        curve(1, 0.6, 0.9, first_loss=2.0),  # behind within the first epoch
-        curve(2, 0.4, 0.99, first_loss=0.5),  # behind after it: what it would have had is not seen
-        curve(3, 0.7, 0.95, first_loss=0.4),
+        curve(0, 0.5, 0.7, 0.8),
+        curve(1, 0.4, 0.8, 0.99),  # behind after the first epoch: what it would have had is not seen
+        curve(2, 0.7, 0.6, 0.99),  # behind after the second
+        curve(3, 0.7, 0.9, 0.95),
     ]
     sampler = InOrder()
-    assert replay(curves, sampler, halving, 0.95) == Replayed(2 + 0.5 + 1 + 2, True)
-    assert sampler.heard == [(0, 2, True), (1, 0, False), (2, 1, False), (3, 2, True)]
+    halving = rules(3)["this program's halving"]  # after one and two epochs
+    assert replay(curves, sampler, halving, 0.95) == Replayed(3 + 1 + 2 + 3, True)
+    assert sampler.heard == [(0, 3, True), (1, 1, False), (2, 2, False), (3, 3, True)]
 
 
 def test_the_median_rule_waits_for_five() -> None:
-    others = [Progress(1.0, {1: accuracy}) for accuracy in (0.1, 0.2, 0.3, 0.4)]
-    assert not median(Progress(1.0, {1: 0.05}), others)
-    others.append(Progress(1.0, {1: 0.5}))
-    assert median(Progress(1.0, {1: 0.25}), others)
-    assert not median(Progress(1.0, {1: 0.3}), others)
+    others = [{1: accuracy} for accuracy in (0.1, 0.2, 0.3, 0.4)]
+    assert not median({1: 0.05}, others)
+    others.append({1: 0.5})
+    assert median({1: 0.25}, others)
+    assert not median({1: 0.3}, others)
 
 
 def test_what_a_search_is_worth_by_hand() -> None:
@@ -101,9 +102,8 @@ def test_what_a_search_is_worth_by_hand() -> None:
 
 
 def test_early_signals_are_ranked_against_the_last_epoch() -> None:
-    curves = [curve(at, at / 10, 0.5 - at / 20, 0.5 + at / 10, first_loss=1 - at / 10) for at in range(5)]
+    curves = [curve(at, at / 10, 0.5 - at / 20, 0.5 + at / 10) for at in range(5)]
     assert ranks(curves) == {
-        "half an epoch": {"training loss": 1.0},
         "epoch 1": {"accuracy": 1.0, "loss": 1.0},
         "epoch 2": {"accuracy": -1.0, "loss": -1.0},
     }
@@ -127,7 +127,7 @@ def test_samplers_choose_every_candidate_once_and_tpe_learns() -> None:
     made = list(candidates(space, budget, 0))
     wide = [draws["stage1.channels1"] for draws, _ in made]
     curves = [
-        Curve(at, draws, 100, 1_000, 1.0, 1.0, (wide[at] / 10,), (1.0,)) for at, (draws, _) in enumerate(made)
+        Curve(at, draws, 100, 1_000, 1.0, (wide[at] / 10,), (1.0,)) for at, (draws, _) in enumerate(made)
     ]
     drawn_from = [distributions_of(space, budget, draws) for draws, _ in made]
     for sampler in (
@@ -137,7 +137,7 @@ def test_samplers_choose_every_candidate_once_and_tpe_learns() -> None:
         chosen = []
         for _ in curves:
             chosen.append(sampler.choose())
-            sampler.hear(chosen[-1], Progress(1.0, {1: curves[chosen[-1]].accuracies[0]}), True)
+            sampler.hear(chosen[-1], {1: curves[chosen[-1]].accuracies[0]}, True)
         assert sorted(chosen) == list(range(len(curves)))
     later = chosen[10:20]  # TPE's, after its random start
     assert sum(wide[at] for at in later) / 10 > sum(wide) / len(wide) + 0.5
@@ -154,7 +154,7 @@ def test_a_table_of_curves_is_recorded_grows_and_is_replayed(work: Path, invoke:
     assert (ended.code, ended.err) == (0, "")
     first = (work / "c" / "t.csv").read_text().splitlines()
     assert len(first) == 3
-    assert first[0].startswith("candidate,n_params,macs,seconds,first_loss,accuracy_1,accuracy_2,loss_1,")
+    assert first[0].startswith("candidate,n_params,macs,seconds,accuracy_1,accuracy_2,loss_1,")
     assert invoke("bench record", *record, "--candidates", 3).code == 0
     assert (work / "c" / "t.csv").read_text().splitlines()[:3] == first
     setting, curves = read_curves(work / "c" / "t.csv")
@@ -180,7 +180,7 @@ def test_a_table_of_curves_is_recorded_grows_and_is_replayed(work: Path, invoke:
     assert {path: path.read_bytes() for path in (work / "c").iterdir()} == before
 
 
-ROW = "candidate,n_params,macs,seconds,first_loss,accuracy_1,loss_1,draws\n0,1,1,1,1,0.5,1,{}\n"
+ROW = "candidate,n_params,macs,seconds,accuracy_1,loss_1,draws\n0,1,1,1,0.5,1,{}\n"
 SETTING = {"space": {}, "max_params": 1, "recipe": {"epochs": 1}, "data": "", "images": 1, "seed": 0}
 
 

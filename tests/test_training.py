@@ -332,18 +332,6 @@ def test_retraining_gives_a_run_for_every_seed(tiny_data: DataSet) -> None:
         assert sum(map(sum, run.judgement.confusion)) == scored.count
 
 
-def test_half_an_epoch_is_told_before_the_first_and_changes_nothing_else(tiny_data: DataSet) -> None:
-    whole, told = (
-        list(train(build(SMALL, 0), tiny_data.train, RICH, seed=0, halfway=halfway))
-        for halfway in (False, True)
-    )
-    first, rest = told[0], told[1:]
-    assert (first.epoch, first.score) == (0, None)
-    assert first.images + rest[0].images == whole[0].images
-    assert first.train_loss != rest[0].train_loss
-    assert [r.train_loss for r in rest] == [r.train_loss for r in whole]
-
-
 def test_every_epoch_is_told_in_order(tiny_data: DataSet) -> None:
     _, results = run(PLAIN.with_epochs(3), tiny_data)
     assert [r.epoch for r in results] == [1, 2, 3]

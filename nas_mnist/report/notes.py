@@ -16,7 +16,6 @@ from ..architecture import Architecture
 from ..cost import COST_NAMES, weighed_against
 from ..objective import ARCHITECTURE, Verdict
 from ..results import budget_of, candidate_epochs
-from ..stopping import FIRST_LOSS
 from .layers import layer_table
 
 
@@ -134,8 +133,6 @@ def trial_note(trial: FrozenTrial) -> str:
     if accuracies:
         last = max(accuracies)
         lines += [f"{accuracies[last]:.2%} of the validation images after epoch {last}", ""]
-    if FIRST_LOSS in attrs:
-        lines += [f"Training loss {attrs[FIRST_LOSS]:.4f} in the first half epoch", ""]
     if {"images", "seconds"} <= set(attrs):
         lines += [f"{attrs['images']:,} images trained on in {attrs['seconds']:,.1f} s", ""]
     if architecture := trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")):

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from ..architecture import Architecture
 from ..classes import class_names
 from ..cost import cost_of
-from ..objective import Verdict
 from ..published import PUBLISHED_LOG, RESULTS
 from ..recipe import RECIPES, load_recipe
 from ..results import ENOUGH_TO_COMPARE, StudyResults, TrialRow, accuracies_of, best_rows
@@ -84,7 +83,6 @@ class Chapter:
     counts: str
     layers: str
     shared: str  # said of weights that several layers use; empty where none do
-    unseen: int  # candidates that were stopped before they met a validation image
     cost: Mapping[str, int]
     again: Sequence[str]  # command lines
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -109,9 +107,6 @@ def chapter(subject: Subject) -> Chapter:
         counts_line(study.counts) if study else "",
         layer_table(architecture) if architecture else "",
         shared_weights(architecture) if architecture else "",
-        sum(row.verdict is Verdict.STOPPED and row.validation_accuracy is None for row in study.rows)
-        if study
-        else 0,
         {"params": cost.params, "macs": cost.macs, "peak_memory": cost.peak_memory} if cost else {},
         _again(subject),
         _facts(subject),

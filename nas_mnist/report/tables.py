@@ -221,11 +221,10 @@ def ranks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
     """What `replay.ranks` found."""
     table = Table(title="Rank correlation with the accuracy after the last epoch")
     table.add_column("After")
-    for signal in ("training loss", "accuracy", "loss"):
+    for signal in ("accuracy", "loss"):
         table.add_column(signal.capitalize(), justify="right")
     for after, signals in found.items():
-        cells = (signals.get(signal) for signal in ("training loss", "accuracy", "loss"))
-        table.add_row(after, *("" if cell is None else f"{cell:.2f}" for cell in cells))
+        table.add_row(after, *(f"{signals[signal]:.2f}" for signal in ("accuracy", "loss")))
     return table
 
 
