@@ -140,9 +140,9 @@ def rules(epochs: int) -> dict[str, Rule]:
     return {
         "nobody is stopped": never,
         "below the median": median,
-        "halves after 1, 2, 4 and 8 epochs": partial(falls_behind, shares=dict.fromkeys((1, 2, 4, 8), 1 / 2)),
-        "thirds after 1, 3 and 9 epochs": partial(falls_behind, shares=dict.fromkeys((1, 3, 9), 1 / 3)),
-        "this program's halving": partial(falls_behind, shares=rungs(epochs)),
+        "thirds after 1, 3 and 9 epochs": partial(falls_behind, looks=(1, 3, 9), share=1 / 3),
+        "halves, looks twice as late": partial(falls_behind, looks=[2 * look for look in rungs(epochs)]),
+        "this program's halving": partial(falls_behind, looks=rungs(epochs)),
     }
 
 

@@ -1,30 +1,27 @@
 """Who is stopped early: asynchronous successive halving at shares of the schedule.
 
-At every rung a share of the candidates goes on (Li et al. 2020, arxiv.org/abs/1810.05934), by validation
-accuracy. Rungs lie at shares of all epochs, not at epochs: how well early accuracies rank the last ones is
-decided by how much of the schedule is over (reports/curves). Nobody waits for others: a candidate is compared
-with all that have come as far until now, and with those that were better after fewer epochs. Those whose
-process was interrupted do not count: they begin again.
+At every rung the better half goes on (Li et al. 2020, arxiv.org/abs/1810.05934), by validation accuracy.
+Rungs lie at shares of all epochs, not at epochs: how well early accuracies rank the last ones is decided by
+how much of the schedule is over (reports/curves). Nobody waits for others: a candidate is compared with all
+that have come as far until now, and with those that were better after fewer epochs. Those whose process was
+interrupted do not count: they begin again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-GO_ON = {1 / 10: 1 / 2, 1 / 5: 1 / 2, 2 / 5: 1 / 3, 3 / 5: 1 / 2}  # of the epochs: the share that goes on
+RUNGS = (1 / 20, 1 / 10, 1 / 5, 2 / 5)  # shares of the epochs
 Accuracies = Mapping[int, float]  # on the validation images, by epoch, as far as a candidate has come
 
 
-def rungs(epochs: int) -> dict[int, float]:
-    """By epoch, the share that goes on; where rungs fall together, the first one's."""
-    found: dict[int, float] = {}
-    for part, share in GO_ON.items():
-        found.setdefault(max(round(part * epochs), 1), share)
-    return found
+def rungs(epochs: int) -> list[int]:
+    """The epochs, of so many, after which the better half goes on."""
+    return sorted({max(round(share * epochs), 1) for share in RUNGS})
 
 
 class Halving(optuna.pruners.BasePruner):
@@ -52,14 +49,16 @@ class Halving(optuna.pruners.BasePruner):
         return 0.0 if self.against is None else trial.user_attrs.get(self.against, math.inf)
 
 
-def falls_behind(own: Accuracies, others: Iterable[Accuracies], shares: Mapping[int, float]) -> bool:
-    """Whether a candidate is not within the best share of those that have come as far as it has now."""
+def falls_behind(
+    own: Accuracies, others: Iterable[Accuracies], looks: Container[int], share: float = 1 / 2
+) -> bool:
+    """Whether a candidate, after one of the epochs ``looks``, is not within the best share of its equals."""
     rung = max(own, default=0)
-    if rung not in shares:
+    if rung not in looks:
         return False
     known = [result for other in others if (result := _at(other, rung, own[rung])) is not None]
     ahead = sum(result > own[rung] for result in known)
-    return ahead >= max(int(shares[rung] * (len(known) + 1)), 1)
+    return ahead >= max(int(share * (len(known) + 1)), 1)
 
 
 def _at(other: Accuracies, rung: int, own: float) -> float | None:

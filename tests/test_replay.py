@@ -73,15 +73,15 @@ def test_a_replayed_search_counts_epochs_until_the_target() -> None:
 
 def test_a_replayed_search_stops_whom_a_search_would_stop() -> None:
     curves = [
-        curve(0, 0.5, 0.7, 0.8),
-        curve(1, 0.4, 0.8, 0.99),  # behind after the first epoch: what it would have had is not seen
-        curve(2, 0.7, 0.6, 0.99),  # behind after the second
-        curve(3, 0.7, 0.9, 0.95),
+        curve(0, 0.5, 0.7, 0.8, 0.8, 0.8),
+        curve(1, 0.4, 0.8, 0.9, 0.9, 0.99),  # behind after the first: what it would have had is not seen
+        curve(2, 0.7, 0.6, 0.9, 0.9, 0.99),  # behind after the second
+        curve(3, 0.7, 0.9, 0.9, 0.9, 0.95),
     ]
     sampler = InOrder()
-    halving = rules(3)["this program's halving"]  # after one and two epochs
-    assert replay(curves, sampler, halving, 0.95) == Replayed(3 + 1 + 2 + 3, True)
-    assert sampler.heard == [(0, 3, True), (1, 1, False), (2, 2, False), (3, 3, True)]
+    halving = rules(5)["this program's halving"]  # after one and two epochs
+    assert replay(curves, sampler, halving, 0.95) == Replayed(5 + 1 + 2 + 5, True)
+    assert sampler.heard == [(0, 5, True), (1, 1, False), (2, 2, False), (3, 5, True)]
 
 
 def test_the_median_rule_waits_for_five() -> None:
