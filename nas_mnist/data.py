@@ -55,6 +55,10 @@ class Images(NamedTuple):
         """The images at some positions."""
         return Images(self.images[positions], self.labels[positions])
 
+    def sample(self, count: int) -> Images:
+        """So many of them: stratified, the same every time."""
+        return self.take(stratified(self.labels, count, SPLIT_SEED)[1])
+
     def __len__(self) -> int:
         return self.images.shape[0]
 

@@ -106,8 +106,9 @@ class Plan:
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
 
     def _epochs(self) -> str:
-        many = f"{self.task.recipe.epochs} epochs"
-        return f"{many} (of finalists {self.recipe.epochs})" if self._is_short else many
+        few, many = self.task.recipe.epochs, self.recipe.epochs
+        said = f"{few} epochs" + (f" (of finalists {many})" if few < many else "")
+        return said + (f" of {self.task.images:,} images (of finalists: of all)" if self.task.images else "")
 
     def _weighed(self) -> str:
         against = self.task.against
@@ -322,8 +323,8 @@ class Plan:
 
     @property
     def _is_short(self) -> bool:
-        """Whether candidates are trained for fewer epochs."""
-        return self.task.recipe.epochs < self.recipe.epochs
+        """Whether candidates are trained for fewer epochs, or on fewer images."""
+        return self.task.recipe.epochs < self.recipe.epochs or self.task.images is not None
 
     def _warn(self) -> None:
         if self.data.note:

@@ -143,13 +143,19 @@ class StudyResults:
 
     @property
     def short(self) -> bool:
-        """Whether candidates were trained for fewer epochs than finalists and winner."""
+        """Whether candidates were trained for fewer epochs, or on fewer images, than finalists and winner."""
         return trained_shortly(self.facts)
 
     @property
     def epochs(self) -> int:
         """For which candidates are trained."""
         return candidate_epochs(self.facts)
+
+    @property
+    def images(self) -> int | None:
+        """That candidates are trained on, an epoch; None: all."""
+        part: int | None = self.facts.get("identity", {}).get("search_images")
+        return part
 
     @property
     def against(self) -> str | None:
@@ -168,8 +174,9 @@ class StudyResults:
 
 
 def trained_shortly(facts: Mapping[str, Any]) -> bool:
-    """Whether a study's candidates are trained for fewer epochs than its finalists, by its facts."""
-    return bool(facts.get("identity", {}).get("search_epochs"))
+    """Whether a study's candidates are trained for fewer epochs, or on fewer images, than its finalists."""
+    identity = facts.get("identity", {})
+    return bool(identity.get("search_epochs") or identity.get("search_images"))
 
 
 def candidate_epochs(facts: Mapping[str, Any]) -> int:

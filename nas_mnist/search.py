@@ -19,7 +19,7 @@ from .space import SPACES, SearchSpace
 from .workers import auto_workers, parse_workers
 
 if TYPE_CHECKING:
-    from .data import DataSet
+    from .data import DataSet, Images
 
 FINALISTS = 3  # candidates
 # Shares of the budget that the spaces 'filled' and 'tiny' draw where networks of all sizes are looked for.
@@ -65,6 +65,12 @@ def search(
             parser=whole(1, MAX_EPOCHS - 1),
             metavar="N",
             help="Fewer for candidates than for finalists and winner.",
+        ),
+    ] = None,
+    search_images: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(1, 10**9), metavar="N", help="An epoch; of finalists and winner all that train."
         ),
     ] = None,
     study: Annotated[str, typer.Option(help="The same name continues the same study.")] = STUDY,
@@ -121,6 +127,7 @@ def search(
     check_untaught(trained_by)
     trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
     check_in_use("--search-epochs", search_epochs, None, retrain, "without --no-retrain")
+    check_in_use("--search-images", search_images, None, retrain, "without --no-retrain")
     if search_epochs is not None and search_epochs >= trained_by.epochs:
         most = trained_by.epochs - 1
         raise InputError(f"--search-epochs: {search_epochs} (use up to {most}: the others have {most + 1})")
@@ -143,7 +150,7 @@ def search(
         drawn_from = space_for(space, data)
         if AIMS[objective] and space in ("filled", "tiny"):
             drawn_from = drawn_from.model_copy(update={"fill": FRONT_FILL})
-        check_enough(data.split()[0], trained_by)
+        check_enough(_learned(data, search_images), trained_by)
         budget = Budget(max_params, max_macs, max_memory)
         survey = check_space(drawn_from, budget, seed)
         identity = Identity(
@@ -153,6 +160,7 @@ def search(
             split=data.split_fingerprint,
             epochs=trained_by.epochs,
             search_epochs=search_epochs,
+            search_images=search_images,
             search_recipe=search_recipe or None,
             objective=objective if AIMS[objective] else None,
             **asdict(budget),
@@ -171,6 +179,7 @@ def search(
             timeout=None if timeout is None else timeout * 60,
             vary_recipe=search_recipe,
             against=AIMS[objective],
+            images=search_images,
         )
         count = processes or auto_workers(where.type)
         finals = (finalists, finalist_seeds) if retrain else (1, 0)
@@ -198,6 +207,15 @@ def _command(storage: str) -> str:
     from .storages import shown
 
     return typed("search", storage, shown(storage))
+
+
+def _learned(data: DataSet, part: int | None) -> Images:
+    """What candidates are trained on; raises `InputError` where there are not more images than that part."""
+    learn, _ = data.split()
+    if part is not None and part >= len(learn):
+        most = len(learn) - 1
+        raise InputError(f"--search-images: {part:,} (use up to {most:,}: {most + 1:,} train)")
+    return learn if part is None else learn.sample(part)
 
 
 def space_for(name: str, data: DataSet) -> SearchSpace:

@@ -56,6 +56,7 @@ class Identity:
     max_memory: int | None = None
     objective: str | None = None  # one of `AIMS`; None: accuracy
     search_epochs: int | None = None  # of candidates; None: as many as of finalists and winner
+    search_images: int | None = None  # that candidates are trained on, an epoch; None: as finalists
 
     @property
     def directions(self) -> list[StudyDirection]:
@@ -86,6 +87,7 @@ LATER = {
     "max_memory",
     "objective",
     "search_epochs",
+    "search_images",
 }  # not in every study
 _NO_IDENTITY = Identity("", "", "", "", 0, 0)
 

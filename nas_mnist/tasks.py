@@ -62,6 +62,7 @@ class SearchTask:
     timeout: float | None  # seconds
     vary_recipe: bool  # draw a recipe of its own for every candidate, around this one
     against: str | None = None  # as in `Objective`
+    images: int | None = None  # to train on, an epoch; None: all but those that choose
 
     def __call__(self, desk: Desk) -> None:
         """Search until there is no further job."""
@@ -74,6 +75,7 @@ class SearchTask:
         from .study import load_study, search
 
         learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
+        learn = learn if self.images is None else learn.sample(self.images)
 
         def epoch(trial: int, result: EpochResult) -> None:
             torch.set_num_threads(desk.share())  # more where another worker waits for this one

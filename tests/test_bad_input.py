@@ -68,6 +68,20 @@ CASES = {
     "more seeds by another recipe": Case(
         "reproduce", ["reference", "--more", 2, "--recipe", "tiny"], ["--recipe", "'tiny'", "without --more"]
     ),
+    "part of the data with nothing to follow": Case(
+        "search",
+        ["--search-images", 300, "--no-retrain"],
+        ["--search-images", "'300'", "without --no-retrain"],
+    ),
+    "more images than there are": Case(
+        "search", [*SMALL, "--search-images", 3473], ["--search-images: 3,473 (use up to 3,472: 3,473 train)"]
+    ),
+    "too few images for a batch": Case(
+        "search",
+        [*SMALL, "--search-images", 20, "--recipe", "my.toml"],
+        ["batch_size 30", "20 images"],
+        {"my.toml": "batch_size = 30\nlearning_rate = 0.1\n"},
+    ),
     "negative seed": Case("search", ["--seed", -1], ["--seed", "-1", "0"]),
     "unknown option": Case("search", ["--budget", 3], ["--budget"]),
     "unknown option of describe": Case("describe", ["reference", "--xml"], ["--xml"]),
@@ -298,6 +312,7 @@ NUMBERS = {
         "--max-memory",
         "--epochs",
         "--search-epochs",
+        "--search-images",
         "--seed",
         "--finalists",
         "--finalist-seeds",

@@ -266,6 +266,35 @@ def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path,
     assert "search_epochs 1, not None" in refused.err
 
 
+@pytest.mark.usefixtures("one_process")
+def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
+    work: Path, invoke: Runner
+) -> None:
+    furnish(work)
+    (work / "recipe.toml").write_text("batch_size = 300\nlearning_rate = 0.05\n")
+    asked = [*SEARCH, "--epochs", 1, "--workers", 1, "--trials", 3, "--finalists", 2]
+    ended = invoke("search", *asked, "--search-images", 600)
+    assert (ended.code, ended.err) == (0, "")
+    assert "3 candidates, 1 epochs of 600 images (of finalists: of all)" in ended.out
+    study = stored(work)
+    rows, attrs = trial_rows(study), study.user_attrs
+    assert {row.images for row in rows if row.verdict.counts} == {600}
+    assert attrs["identity"]["search_images"] == 600
+    means = {key: statistics.fmean(scores.values()) for key, scores in attrs[FINALS].items()}
+    assert len(means) == 2
+    assert means[attrs["winner"]["key"]] == max(means.values())  # what the search found does not count
+    result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
+    assert result["runs"][0]["epochs"][0]["images"] == 3900  # of 4,167, whole batches
+    page = " ".join((work / "reports" / "nas_mnist" / "report.html").read_text().split())
+    assert (
+        "which is epoch 1 of 600 images each; the best of them were trained again for 1 epochs of all images"
+        in page
+    )
+    refused = invoke("search", *asked)
+    assert refused.code == 2
+    assert "search_images 600, not None" in refused.err
+
+
 def test_for_scripts_there_is_silence_and_a_file(copied: Path, invoke: Runner) -> None:
     ended = invoke("search", *SEARCH, "--trials", TRIALS, "--quiet", "--json", "out.json")
     assert ended == (0, "", "")
