@@ -191,10 +191,13 @@ def _folder(name: str) -> Path:
 
 def _continued(folder: Path, more: int, data: DataSet) -> tuple[Sequence[int], bool, bool]:
     """The next seeds of a folder of results; whether torch's own modules and only last scores are its way."""
+    from .report.files import epochs_csv, judged
     from .report.subjects import read_result
 
     result = read_result(folder / "result.json")
     with stored_by_others(f"result: {folder}"):
+        judged(result, result["runs"])  # what is wrong with it is said before anything is trained
+        epochs_csv(result["runs"])
         if result["data"]["fingerprint"] != data.fingerprint:
             raise InputError(f"{folder} is of other images than {data.source}")
         there = {int(run["seed"]) for run in result["runs"]}

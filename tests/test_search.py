@@ -590,6 +590,12 @@ def test_seeds_are_added_to_a_folder(mine: Path, invoke: Runner) -> None:
     }
     page = (folder / "report.html").read_text()
     assert "mean of 2 seeds" in page
+    del two["runs"][0]["test_accuracy"]
+    (mine / "spoilt").mkdir()
+    (mine / "spoilt" / "result.json").write_text(json.dumps(two))
+    refused = invoke("reproduce", "spoilt", "--device", "cpu", "--more", 1)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "spoilt holds what this program does not write" in refused.err
     assert "seeds added later: 3" in page
     assert f"reproduce {folder} --device cpu --more 1" in page
 

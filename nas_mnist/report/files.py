@@ -73,7 +73,7 @@ class Results:
         weights = Classifier(run.model, run.normalizer, held["data"]["name"].partition(":")[0]).to_bytes()
         write_bytes(self.folder / f"weights-seed-{run.seed}.safetensors", weights)
         write_bytes(self.folder / "epochs.csv", epochs_csv(runs).encode())
-        result = json.dumps(held | _judged(held, runs) | {"runs": runs}, indent=2)
+        result = json.dumps(held | judged(held, runs) | {"runs": runs}, indent=2)
         write_bytes(self.folder / "result.json", f"{result}\n".encode())
         self.added += 1
 
@@ -100,7 +100,7 @@ def facts_of(
     }
 
 
-def _judged(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judged(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What some runs come to."""
     summary = summarise([run["test_accuracy"] for run in runs])
     architecture, epochs = Architecture.make(facts["architecture"]), facts["recipe"]["epochs"]
