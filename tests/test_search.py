@@ -564,7 +564,7 @@ def test_reports_are_never_overwritten(mine: Path, invoke: Runner) -> None:
 
 
 def test_seeds_are_added_to_a_folder(mine: Path, invoke: Runner) -> None:
-    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1]
+    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1, "--workers", 1]
     assert invoke("reproduce", *asked, "--seeds", 4).code == 0
     all_at_once = json.loads((mine / "reports" / "mine" / "result.json").read_text())
     assert invoke("reproduce", *asked, "--seed", 2).code == 0
