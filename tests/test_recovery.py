@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from nas_mnist.errors import InputError, NoResultError
 from nas_mnist.owner import ABSENT, OWNER, is_gone, myself
+from nas_mnist.recipe import load_recipe
 from nas_mnist.recovery import recover, requeue, requeue_once
 from nas_mnist.storages import dashboard_command, losing, open_storage, shown
 from nas_mnist.study import Identity, load_study, open_study, search
@@ -243,7 +244,7 @@ def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wake
         return 0.5
 
     objective: Any = sleepy
-    objective.interrupted, objective.against = False, None
+    objective.interrupted, objective.against, objective.recipe = False, None, load_recipe("default")
     search(study, objective, 2, seed="0")
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
 

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from nas_mnist import study as studies
 from nas_mnist.device import describe_device
 from nas_mnist.owner import OWNER, myself
+from nas_mnist.recipe import load_recipe
 from nas_mnist.workers import Desk, cores, run_workers, threads_of
 
 PATIENCE = 60.0  # seconds
@@ -91,7 +92,8 @@ def test_a_search_says_when_it_only_waits_for_others(monkeypatch) -> None:
         "nas_mnist.study.counted", lambda study: len(study.get_trials(states=[TrialState.PRUNED]))
     )
     monkeypatch.setattr("nas_mnist.study.time.sleep", others_end)
-    studies.search(study, SimpleNamespace(against=None), 2, seed="0", waiting=told.append)
+    objective = SimpleNamespace(against=None, recipe=load_recipe("default"))
+    studies.search(study, objective, 2, seed="0", waiting=told.append)
     assert told == [True, True]
 
 
