@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .tasks import RetrainTask
 
 REPORTS = Path("reports")
+MAX_SEED = 2**31 - 1
 _MODULE = ("python", "-m", "nas_mnist.reproduce")
 
 
@@ -66,7 +67,7 @@ def reproduce(
         int, typer.Option(parser=whole(1, 1000), metavar="N", help="Trainings, each with its own seed.")
     ] = 1,
     seed: Annotated[
-        int, typer.Option(parser=whole(0, 2**31 - 1001), metavar="N", help="The first of them.")
+        int, typer.Option(parser=whole(0, MAX_SEED - 1000), metavar="N", help="The first of them.")
     ] = 0,
     recipe: Annotated[
         str | None,
@@ -131,9 +132,7 @@ def reproduce(
     check_fits(entry.architecture, data, chosen)
     numbers: Sequence[int] = range(seed, seed + seeds)
     if held is not None:
-        numbers, plain, last_only = _continued(held, more or 0, data)
-    else:
-        last_only = False
+        numbers, plain = _continued(held, more or 0, data)
     processes = min(wanted_workers or auto_workers(where.type), len(numbers))
     console.print(layer_table(entry.architecture), markup=False)
     console.print(f"Data: {data.source}", markup=False)
@@ -146,7 +145,7 @@ def reproduce(
         dataset=data.name,
         data_dir=as_path(data_dir),
         device=where.type,
-        last_only=last_only,
+        last_only=False,
         plain=plain,
     )
     machine = describe_machine(where, processes)
@@ -189,22 +188,32 @@ def _folder(name: str) -> Path:
     return Path(name)
 
 
-def _continued(folder: Path, more: int, data: DataSet) -> tuple[Sequence[int], bool, bool]:
-    """The next seeds of a folder of results; whether torch's own modules and only last scores are its way."""
+def _continued(folder: Path, more: int, data: DataSet) -> tuple[Sequence[int], bool]:
+    """The next seeds of a folder of results, and whether torch's own modules trained those before.
+
+    What is wrong with the folder is said here, before anything is trained.
+    """
     from .report.files import epochs_csv, judged
-    from .report.subjects import read_result
+    from .report.subjects import of_result, read_result
+    from .report.write import chapters_of
 
     result = read_result(folder / "result.json")
+    if "trial" in result:
+        raise InputError(f"--more: {folder} belongs to a search (use 'best' with --seeds)")
     with stored_by_others(f"result: {folder}"):
-        judged(result, result["runs"])  # what is wrong with it is said before anything is trained
+        there = [int(run["seed"]) for run in result["runs"]]
+        first = int(result.get("first_seed", min(there)))
+        if len(set(there)) < len(there) or not 0 <= first <= min(there) <= max(there) < MAX_SEED:
+            raise ValueError("seeds that come twice or cannot be")
+        if any(run["test_accuracy"] != run["test_correct"] / run["test_images"] for run in result["runs"]):
+            raise ValueError("accuracies that are not those of the images")
+        judged(result, result["runs"])
         epochs_csv(result["runs"])
+        chapters_of([of_result(result, folder.name, None)])
         if result["data"]["fingerprint"] != data.fingerprint:
             raise InputError(f"{folder} is of other images than {data.source}")
-        there = {int(run["seed"]) for run in result["runs"]}
-        first = int(result.get("first_seed", min(there)))
         numbers = islice((one for one in count(first) if one not in there), more)
-        scored = [epoch["test_accuracy"] is not None for epoch in result["runs"][0]["epochs"]]
-        return tuple(numbers), bool(result.get("plain", False)), not any(scored[:-1])
+        return tuple(numbers), bool(result.get("plain", False))
 
 
 def _train(

@@ -210,11 +210,11 @@ def _command(storage: str) -> str:
 
 
 def _learned(data: DataSet, part: int | None) -> Images:
-    """What candidates are trained on; raises `InputError` where there are not more images than that part."""
+    """What candidates are trained on; raises `InputError` for a part that is none, or lacks classes."""
     learn, _ = data.split()
-    if part is not None and part >= len(learn):
+    if part is not None and not data.classes <= part < len(learn):
         most = len(learn) - 1
-        raise InputError(f"--search-images: {part:,} (use up to {most:,}: {most + 1:,} train)")
+        raise InputError(f"--search-images: {part:,} (use {data.classes:,} to {most:,}: {most + 1:,} train)")
     return learn if part is None else learn.sample(part)
 
 

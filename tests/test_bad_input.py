@@ -74,7 +74,10 @@ CASES = {
         ["--search-images", "'300'", "without --no-retrain"],
     ),
     "more images than there are": Case(
-        "search", [*SMALL, "--search-images", 3473], ["--search-images: 3,473 (use up to 3,472: 3,473 train)"]
+        "search", [*SMALL, "--search-images", 3473], ["--search-images: 3,473 (use 10 to 3,472: 3,473 train)"]
+    ),
+    "fewer images than classes": Case(
+        "search", [*SMALL, "--search-images", 9], ["--search-images: 9 (use 10 to 3,472: 3,473 train)"]
     ),
     "too few images for a batch": Case(
         "search",

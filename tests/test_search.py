@@ -590,14 +590,48 @@ def test_seeds_are_added_to_a_folder(mine: Path, invoke: Runner) -> None:
     }
     page = (folder / "report.html").read_text()
     assert "mean of 2 seeds" in page
-    del two["runs"][0]["test_accuracy"]
-    (mine / "spoilt").mkdir()
-    (mine / "spoilt" / "result.json").write_text(json.dumps(two))
-    refused = invoke("reproduce", "spoilt", "--device", "cpu", "--more", 1)
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "spoilt holds what this program does not write" in refused.err
     assert "seeds added later: 3" in page
-    assert f"reproduce {folder} --device cpu --more 1" in page
+    command = f"python -m nas_mnist.reproduce {' '.join(map(str, asked))} --seed 2 --seeds 2"
+    assert command in page  # which gives all of them
+
+
+@pytest.mark.parametrize(
+    ("run", "wrong"),
+    [
+        (0, {"test_accuracy": None}),
+        (0, {"test_accuracy": 1.7}),
+        (0, {"test_correct": 1}),
+        (0, {"epochs": None}),
+        (1, {"by": "x"}),
+        (1, {"seed": 0}),
+        (1, {"seed": -1}),
+        (1, {"seed": 2**31}),
+        (1, {"epochs": [{}]}),
+    ],
+)
+def test_no_seed_is_added_to_a_damaged_result(
+    run: int, wrong: dict[str, Any], mine: Path, invoke: Runner
+) -> None:
+    whole = json.loads(Path(__file__).parents[1].joinpath("reports/mnist-500/result.json").read_text())
+    whole["data"]["name"] = "mnist-5k"
+    whole["runs"] = whole["runs"][:2]
+    (mine / "kept").mkdir()
+    (mine / "kept" / "result.json").write_text(json.dumps(whole))
+    asked = ["reproduce", "kept", "--device", "cpu", "--more", 1]
+    assert "kept is of other images" in invoke(*asked).err
+    whole["runs"][run] |= wrong
+    (mine / "kept" / "result.json").write_text(json.dumps(whole))
+    refused = invoke(*asked)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "result: kept holds what this program does not write" in refused.err
+    assert [path.name for path in (mine / "kept").iterdir()] == ["result.json"]
+
+
+def test_no_seed_is_added_to_a_search_s_winner(copied: Path, invoke: Runner) -> None:
+    folder = next((copied / "reports" / "nas_mnist").glob("trial-*"))
+    refused = invoke("reproduce", folder, "--device", "cpu", "--more", 1)
+    assert refused.code == 2
+    assert "belongs to a search (use 'best' with --seeds)" in refused.err
 
 
 def test_seeds_that_are_done_are_kept_when_another_fails(

@@ -315,10 +315,9 @@ def _again(subject: Subject) -> list[str]:
         seeds = ["--recipe", subject.recipe_name, "--seeds", str(len(subject.measured))]
         lines.append(shlex.join([*module, "nas_mnist.reproduce", subject.name, *seeds]))
     elif subject.result and subject.result.get("command"):
-        lines += dict.fromkeys(
-            str(by["command"])
-            for by in (subject.result, *(run["by"] for run in subject.result["runs"] if "by" in run))
-        )
+        runs = subject.result["runs"]
+        added = any("by" in run for run in runs)
+        lines.append(_with_seeds(subject.result["command"], len(runs) if added else None))
     elif subject.result:
         seeds = [run["seed"] for run in subject.result["runs"]]
         options = ["--seeds", str(len(seeds)), "--seed", str(min(seeds))]
@@ -327,6 +326,17 @@ def _again(subject: Subject) -> list[str]:
         options += ["--plain"] if subject.result.get("plain") else []
         lines.append(shlex.join([*module, "nas_mnist.reproduce", str(subject.result["name"]), *options]))
     return lines
+
+
+def _with_seeds(command: str, seeds: int | None) -> str:
+    """The command of a folder's first seeds as one that gives all of them, those that were added too."""
+    if seeds is None:
+        return command
+    words = shlex.split(command)
+    while "--seeds" in words:
+        at = words.index("--seeds")
+        del words[at : at + 2]
+    return shlex.join([*(word for word in words if not word.startswith("--seeds=")), "--seeds", str(seeds)])
 
 
 def _facts(subject: Subject) -> dict[str, str]:

@@ -66,7 +66,7 @@ def finals_table(rows: Sequence[TrialRow], finals: Finals, short: bool) -> Table
     ``short`` as in `accuracies_of`.
     """
     table = Table(title="The best trained again with other seeds (validation images)")
-    first = "In the search, shorter" if short else "In the search"
+    first = "In the search, trained less" if short else "In the search"
     for heading in ("Trial", "Parameters", first, "Other seeds", "Mean"):
         table.add_column(heading, justify="right")
     for row in sorted(rows, key=lambda row: -fmean(accuracies_of(row, finals, short))):
