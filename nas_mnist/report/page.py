@@ -315,9 +315,8 @@ def _again(subject: Subject) -> list[str]:
         seeds = ["--recipe", subject.recipe_name, "--seeds", str(len(subject.measured))]
         lines.append(shlex.join([*module, "nas_mnist.reproduce", subject.name, *seeds]))
     elif subject.result and subject.result.get("command"):
-        runs = subject.result["runs"]
-        added = any("by" in run for run in runs)
-        lines.append(_with_seeds(subject.result["command"], len(runs) if added else None))
+        command, runs = subject.result["command"], subject.result["runs"]
+        lines.append(_with_seeds(command, len(runs)) if any("by" in run for run in runs) else command)
     elif subject.result:
         seeds = [run["seed"] for run in subject.result["runs"]]
         options = ["--seeds", str(len(seeds)), "--seed", str(min(seeds))]
@@ -328,10 +327,8 @@ def _again(subject: Subject) -> list[str]:
     return lines
 
 
-def _with_seeds(command: str, seeds: int | None) -> str:
+def _with_seeds(command: str, seeds: int) -> str:
     """The command of a folder's first seeds as one that gives all of them, those that were added too."""
-    if seeds is None:
-        return command
     words = shlex.split(command)
     while "--seeds" in words:
         at = words.index("--seeds")
