@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .augment import affine, draw
+from .augment import draw, warp
 from .data import Images
 from .device import layout, number_type
 from .fused import lending
@@ -133,10 +133,11 @@ class Step:
         """The images at these positions, augmented and normalised: (N, C, H, W) float32."""
         if self.recipe.augmentation.off:
             return self.normalize(self.data.images[picked])
-        maps = draw(self.recipe.augmentation, len(picked), picked.device, *self.generators)
+        size = self.data.images.shape[2:]
+        maps = draw(self.recipe.augmentation, len(picked), size, picked.device, *self.generators)
         if self.warp is not None:
-            return self.warp(picked, *maps)
-        return self.normalize(affine(self.data.images[picked].float(), *maps))
+            return self.warp(picked, maps)
+        return self.normalize(warp(self.data.images[picked].float(), maps))
 
 
 class Lessons:

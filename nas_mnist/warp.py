@@ -1,4 +1,4 @@
-"""What `augment.affine` does, on a CPU: images are picked, mapped and normalised by one compiled loop."""
+"""What `augment.warp` does, on a CPU: images are picked, mapped and normalised by one compiled loop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .augment import Maps
 from .scoring import Normalizer
 from .threads import run, threads
 from .vectors import LANES, Program, compile_kernel
@@ -29,36 +30,42 @@ class Warp:
         self.images = F.pad(images, (before, behind) * 2).contiguous()
         self.normal = np.array([1 / normalize.std, -normalize.mean / normalize.std], _FLOAT)
 
-    def __call__(self, picked: Tensor, shifts: Tensor, matrices: Tensor) -> Tensor:
+    def __call__(self, picked: Tensor, maps: Maps) -> Tensor:
         """Images (B, C, H, W) float32: those at positions (B,), mapped as `augment.draw` says, normalised."""
         channels, height, width = self.shape
         # In pixels: where the first one's centre comes from, and how far that is for its neighbours.
-        right, down = matrices[:, 0], matrices[:, 1]
-        first = shifts + right * (1 / width - 1) + down * (1 / height - 1)
+        right, down = maps.matrices[:, 0], maps.matrices[:, 1]
+        first = maps.shifts + right * (1 / width - 1) + down * (1 / height - 1)
         sizes = torch.tensor([[width], [height]])
         places = ((first + 1) * sizes - 1) / 2
         per_pixel = [right * (sizes / width), down * (sizes / height)]
-        maps = torch.stack([places, *per_pixel]).permute(2, 0, 1).contiguous()  # (B, 3, 2)
+        lines = torch.stack([places, *per_pixel]).permute(2, 0, 1).contiguous()  # (B, 3, 2)
+        if maps.bends is None:
+            bends = torch.empty(0)
+        else:  # in pixels; what the last row's loop reads too much is there
+            bends = F.pad((maps.bends * (sizes[..., None] / 2)).flatten(), (0, LANES))
         apart = self.shape.numel() + LANES  # what is written too much of an image is not the next one's
         made = torch.empty((len(picked), apart))
-        memory = self.images, picked.contiguous(), maps, made
+        memory = self.images, picked.contiguous(), lines, bends, made
         where = [one.data_ptr() for one in memory]
-        row = [_kernel(), *where, self.normal.ctypes.data, channels, height, width, apart]
+        kernel, normal = _kernel(maps.bends is not None), self.normal.ctypes.data
+        row = [kernel, *where, normal, channels, height, width, apart]
         run([Program([row])] * threads(), len(picked), (self, memory))
         return made[:, : self.shape.numel()].view(-1, *self.shape)
 
 
 @cache
-def _kernel() -> int:
-    """Makes one image of the batch."""
+def _kernel(bent: bool) -> int:
+    """Makes one image of the batch; ``bent``: there are bends."""
 
     def write(w: Writer) -> None:
-        images, picked, maps, made, normal, channels, height, width, apart = (w.argument() for _ in range(9))
+        images, picked, lines, bends, made, normal = (w.argument() for _ in range(6))
+        channels, height, width, apart = (w.argument() for _ in range(4))
         wide, tall = w.add(width, sum(_EDGE)), w.add(height, sum(_EDGE))
         source = w.mul(w.read_whole(picked, w.group), w.mul(channels, w.mul(wide, tall)))
         source = w.add(images, source)
         target = w.mul(w.group, apart)
-        numbers = [w.one(maps, w.add(w.mul(w.group, 6), place)) for place in range(6)]
+        numbers = [w.one(lines, w.add(w.mul(w.group, 6), place)) for place in range(6)]
         first, right, down = numbers[:2], numbers[2:4], numbers[4:]
         factor, constant = w.one(normal), w.one(normal, 1)
         limits = [w.number_of(width), w.number_of(height)]
@@ -69,8 +76,11 @@ def _kernel() -> int:
             to = w.add(target, w.mul(w.add(w.mul(channel, height), y), width))
             with w.loop(width, step=LANES) as x:  # what is too much, the next row is written over
                 wholes, parts = [], []
-                for start, by, limit in zip(line, right, limits, strict=True):
+                for axis, (start, by, limit) in enumerate(zip(line, right, limits, strict=True)):
                     place = w.plus(start, w.times(w.number_of(w.count_from(x)), by))
+                    if bent:
+                        field = w.add(w.mul(w.add(w.mul(w.group, 2), axis), height), y)
+                        place = w.plus(place, w.load(bends, w.add(w.mul(field, width), x)))
                     place = w.clipped(place, w.constant(-1.0), limit)
                     below = w.floor(place)
                     wholes.append(w.whole_of(below))

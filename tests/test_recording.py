@@ -32,7 +32,7 @@ RECIPE = Recipe(
     momentum=0.8,
     weight_decay=1e-3,
     average=0.9,
-    augmentation=Augmentation(rotate=10, translate=0.1),
+    augmentation=Augmentation(rotate=10, translate=0.1, elastic=0.02),
     distillation=Distillation(teacher="mnist-1k"),
 )
 
