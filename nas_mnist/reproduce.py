@@ -64,11 +64,13 @@ def reproduce(
         typer.Option(parser=whole(0, 10**9), metavar="N", help="With 'best': another trial."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(parser=whole(1, 1000), metavar="N", help="Trainings, each with its own seed.")
-    ] = 1,
+        int | None,
+        typer.Option(parser=whole(1, 1000), metavar="N", help="Trainings, each with its own seed; else 1."),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(parser=whole(0, MAX_SEED - 1000), metavar="N", help="The first of them.")
-    ] = 0,
+        int | None,
+        typer.Option(parser=whole(0, MAX_SEED - 1000), metavar="N", help="The first of them; else 0."),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE.toml", help="default, small, tiny, seed or a file; else its own."),
@@ -102,7 +104,7 @@ def reproduce(
     wanted_workers = parse_workers(workers)
     if more is not None:  # the folder says how
         for option, given, default in (
-            *(("--seeds", seeds, 1), ("--seed", seed, 0), ("--recipe", recipe, None)),
+            *(("--seeds", seeds, None), ("--seed", seed, None), ("--recipe", recipe, None)),
             *(("--epochs", epochs, None), ("--dataset", dataset, None), ("--plain", plain, False)),
         ):
             check_in_use(option, given, default, False, "without --more")
@@ -130,7 +132,8 @@ def reproduce(
     where = pick_device(device)
     data = load(dataset or its_data, as_path(data_dir))
     check_fits(entry.architecture, data, chosen)
-    numbers: Sequence[int] = range(seed, seed + seeds)
+    first = seed or 0
+    numbers: Sequence[int] = range(first, first + (seeds or 1))
     if held is not None:
         numbers, plain = _continued(held, more or 0, data)
     processes = min(wanted_workers or auto_workers(where.type), len(numbers))

@@ -69,9 +69,14 @@ class Identity:
         if "epochs" in names and "recipe" in names:  # a recipe with other epochs is another recipe
             names.remove("recipe")
         return [
-            _DIGESTS.get(name) or f"{name} {stored.get(name)!r}, not {getattr(self, name)!r}"
+            _DIGESTS.get(name)
+            or f"{name} {_in_words(stored.get(name))}, not {_in_words(getattr(self, name))}"
             for name in names
         ]
+
+
+def _in_words(value: object) -> str:
+    return "none" if value is None else repr(value)
 
 
 _DIGESTS = {

@@ -15,8 +15,9 @@ def find_classifier(
 ) -> tuple[str, Classifier]:
     """A name for files, and the network that ``what`` stands for; raises `InputError`.
 
-    ``what`` is a file ending in .safetensors, a folder that `reproduce` or a search wrote, a network of the
-    zoo, or ``best``: the winner of a study. Raises `NoResultError` where that is not trained yet.
+    ``what`` is a file ending in .safetensors, a folder that `reproduce` or a search wrote (of several seeds
+    the lowest counts), a network of the zoo, or ``best``: the winner of a study. Raises `NoResultError`
+    where that is not trained yet.
     """
     if what == "best":
         return f"{study}-best", Classifier.load(_winner(study, storage))
@@ -53,10 +54,10 @@ def _winner(study: str, storage: str) -> Path:
 
 
 def _in_folder(folder: Path) -> Path:
-    files = sorted(folder.glob("weights-seed-*.safetensors"))
+    files = list(folder.glob("weights-seed-*.safetensors"))
     if not files:
         below = sorted({str(file.parent) for file in folder.glob("*/weights-seed-*.safetensors")})
         below += [folder.name] if folder.name in zoo.names() else []  # its reports lie without weights
         advice = f" (use {' or '.join(below)})" if below else ""
         raise InputError(f"weights: {folder} holds no weights-seed-N.safetensors{advice}")
-    return files[0]
+    return min(files, key=lambda file: (len(file.name), file.name))  # seed 2 before seed 10

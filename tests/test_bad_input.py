@@ -65,6 +65,9 @@ CASES = {
     "more seeds and how many": Case(
         "reproduce", ["reference", "--more", 2, "--seeds", 3], ["--seeds", "'3'", "without --more"]
     ),
+    "more seeds and one seed": Case(
+        "reproduce", ["reference", "--more", 2, "--seeds", 1], ["--seeds", "'1'", "without --more"]
+    ),
     "more seeds by another recipe": Case(
         "reproduce", ["reference", "--more", 2, "--recipe", "tiny"], ["--recipe", "'tiny'", "without --more"]
     ),

@@ -56,6 +56,14 @@ def test_a_network_comes_back_from_its_file(classifier: Classifier, images: torc
     assert probabilities.sum(1) == pytest.approx(np.ones(20), abs=1e-5)
 
 
+def test_of_a_folder_with_several_seeds_the_lowest_counts(work: Path) -> None:
+    (work / "results").mkdir()
+    for seed in (10, 2, 30):
+        content = Classifier(build(SMALL, seed).eval(), Normalizer(seed, 1.0)).to_bytes()
+        (work / "results" / f"weights-seed-{seed}.safetensors").write_bytes(content)
+    assert find_classifier("results")[1].normalizer.mean == 2
+
+
 def spoil_metadata(file: Path, **changes: object) -> None:
     about = {"architecture": SMALL.model_dump(mode="json"), "mean": 1.0, "std": 1.0} | changes
     text = json.dumps({name: value for name, value in about.items() if value is not None})

@@ -263,7 +263,7 @@ def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path,
     assert (told["key"], told["recipe"]) == (attrs["winner"]["key"], result["recipe"])
     refused = invoke("search", *asked)
     assert refused.code == 2
-    assert "search_epochs 1, not None" in refused.err
+    assert "search_epochs 1, not none" in refused.err
 
 
 @pytest.mark.usefixtures("one_process")
@@ -292,7 +292,7 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
     )
     refused = invoke("search", *asked)
     assert refused.code == 2
-    assert "search_images 600, not None" in refused.err
+    assert "search_images 600, not none" in refused.err
 
 
 def test_for_scripts_there_is_silence_and_a_file(copied: Path, invoke: Runner) -> None:
