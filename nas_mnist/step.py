@@ -23,6 +23,7 @@ from .data import Images
 from .device import layout, number_type
 from .fused import lending
 from .model import Network
+from .muon import Muon
 from .recipe import Distillation, Recipe
 from .scoring import Normalizer, forward_on
 from .warp import Warp
@@ -179,6 +180,13 @@ class Numbers:
         self.gradient = torch.zeros_like(self.all[:count])
         # Of convolutions, and the others: biases, and factors and shifts of normalisations.
         self.weights, self.others = self.all[:weights], self.all[weights:count]
+        # The weights' shapes as matrices, an output map a row; copies side by side have one each.
+        self.matrices = [
+            (len(one) // model.copies, one[0].numel())
+            for one in self.parameters
+            if one.dim() > 1
+            for _ in range(model.copies)
+        ]
         self.weights.grad, self.others.grad = self.gradient[:weights], self.gradient[weights:]
 
     def forget_gradients(self) -> None:
@@ -213,8 +221,11 @@ def schedule(recipe: Recipe, progress: float) -> float:
     return 1 - done if recipe.schedule == "linear" else 1.0
 
 
-def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
+def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer | Muon:
     """Weight decay applies to convolution weights, not to biases and normalisation."""
+    if recipe.optimizer == "muon":
+        how = recipe.momentum, recipe.nesterov, recipe.weight_decay
+        return Muon(numbers.weights, numbers.others, numbers.matrices, rate, *how)
     groups = [
         {"params": [numbers.weights], "weight_decay": recipe.weight_decay},
         {"params": [numbers.others], "weight_decay": 0.0},

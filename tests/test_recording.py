@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nas_mnist import Architecture
 from nas_mnist.data import DataSet
 from nas_mnist.model import build, side_by_side
+from nas_mnist.muon import Muon
 from nas_mnist.recipe import Augmentation, Distillation, Recipe
 from nas_mnist.step import EAGER, Step
 
@@ -65,7 +66,10 @@ class Graph:
 def without_effect(graph: Graph) -> Iterator[None]:
     """What `torch.cuda.graph` does: nothing that is run within changes a number on the device."""
     step, default = graph.step, torch.default_generator
-    states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
+    if isinstance(step.optimizer, Muon):
+        states = step.optimizer.averages
+    else:
+        states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
     places = [
         step.numbers.all,
         step.averaged,
@@ -96,7 +100,7 @@ def numbers_of(step: Step) -> tuple[torch.Tensor, ...]:
     return step.numbers.all.clone(), step.averaged.clone(), step.loss.clone()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 def test_recording_a_step_changes_nothing(
     optimizer: str, tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,16 @@ RICH = Recipe(
     augmentation=Augmentation(rotate=10, translate=0.1, scale=0.1, shear=5),
 )
 ADAM = Recipe(epochs=2, batch_size=60, optimizer="adamw", learning_rate=0.01)
-RECIPES = {"plain": PLAIN, "rich": RICH, "adamw": ADAM}
+MUON = Recipe(
+    epochs=2,
+    batch_size=60,
+    optimizer="muon",
+    learning_rate=0.1,
+    nesterov=True,
+    weight_decay=0.01,
+    average=0.9,
+)
+RECIPES = {"plain": PLAIN, "rich": RICH, "adamw": ADAM, "muon": MUON}
 
 
 def run(recipe: Recipe, data: DataSet, seed: int = 0, **options: Any) -> tuple[Network, list[EpochResult]]:
@@ -260,7 +269,7 @@ def test_seeds_trained_together_learn_what_they_learn_alone(
         ours = [epoch[copy] for epoch in together]
         assert [r.train_loss for r in ours] == pytest.approx([r.train_loss for r in results], rel=1e-3)
         assert evaluate(models[copy], choose, Normalizer.of(learn.images), plain=plain) == ours[-1].score
-        if name == "adamw":  # a gradient that is zero but for rounding makes a whole step
+        if name in ("adamw", "muon"):  # a gradient that is zero but for rounding makes a whole step
             continue
         for one, other in zip(models[copy].parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0.01, atol=1e-3)
@@ -602,7 +611,7 @@ def test_the_compiled_loop_moves_images_as_torch_does(shape: tuple[int, ...], th
         torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 def test_a_network_of_weights_alone_is_trained(optimizer: Any, tiny_data: DataSet) -> None:
     block = {"kind": "conv", "channels": 4, "norm": "none"}
     bare = Architecture.make({"blocks": [block], "head": {"bias": False}})
@@ -626,7 +635,7 @@ BAD_RECIPES = [
     ({"epochs": 21}, "epochs: 21 (input should be less than or equal to 20)"),
     ({"epochs": "20"}, "epochs: '20' (input should be a valid integer)"),
     ({"batch_size": 0}, "batch_size: 0 (input should be greater than or equal to 1)"),
-    ({"optimizer": "adam"}, "optimizer: 'adam' (input should be 'sgd' or 'adamw')"),
+    ({"optimizer": "adam"}, "optimizer: 'adam' (input should be 'sgd', 'muon' or 'adamw')"),
     ({"learning_rate": 0}, "learning_rate: 0 (input should be greater than 0)"),
     ({"learning_rate": -1.0}, "learning_rate: -1.0 (input should be greater than 0)"),
     ({"learning_rate": float("nan")}, "learning_rate: nan (input should be a finite number)"),
@@ -645,9 +654,12 @@ BAD_RECIPES = [
     ({"augmentation": {"scale": 1.0}}, "augmentation.scale: 1.0 (input should be less than 1)"),
     (
         {"nesterov": True, "optimizer": "adamw"},
-        "nesterov: true needs optimizer 'sgd' and a momentum above 0",
+        "nesterov: true needs optimizer 'sgd' or 'muon' and a momentum above 0",
     ),
-    ({"nesterov": True, "momentum": 0.0}, "nesterov: true needs optimizer 'sgd' and a momentum above 0"),
+    (
+        {"nesterov": True, "momentum": 0.0},
+        "nesterov: true needs optimizer 'sgd' or 'muon' and a momentum above 0",
+    ),
 ]  # fmt: skip
 
 
