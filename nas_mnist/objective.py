@@ -18,6 +18,7 @@ from .errors import InputError
 from .owner import DEATHS, OWNER, RETRY_OF, myself
 from .recipe import Recipe, vary
 from .space import SearchSpace
+from .stopping import scored
 
 if TYPE_CHECKING:
     from .data import Images
@@ -130,22 +131,23 @@ class Objective:
         data, recipe, seed = self.learn, candidate.recipe, self.seed
         try:
             model = build(candidate.architecture, seed).to(data.images.device)
-            for result in train(model, data, recipe, seed=seed, score_on=self.choose):
+            looks = scored(recipe.epochs)
+            for result in train(model, data, recipe, seed=seed, score_on=self.choose, scored=looks):
                 seconds += result.seconds
                 images += result.images
                 trial.set_user_attr("seconds", round(seconds, 3))
                 trial.set_user_attr("images", images)
                 trial.set_user_attr(OWNER, myself())
-                assert result.score is not None
-                accuracy = result.score.accuracy
-                trial.set_user_attr("validation_loss", result.score.loss)
-                _report(trial, accuracy, result.epoch)  # of the last epoch: from here on it is trained
+                if result.score is not None:
+                    accuracy = result.score.accuracy
+                    trial.set_user_attr("validation_loss", result.score.loss)
+                    _report(trial, accuracy, result.epoch)  # of the last epoch: from here on it is trained
                 trial.set_user_attr("epochs", result.epoch)
                 last = result.epoch == self.recipe.epochs
                 if last:
                     self._end(trial, Verdict.TRAINED)
                 self._tell(self.watcher.epoch, trial.number, result, ending=last)
-                if not last and _falls_behind(trial):
+                if result.score is not None and not last and _falls_behind(trial):
                     after = f"after epoch {result.epoch}"
                     return self._cut_short(trial, Verdict.STOPPED, after, accuracy)
         except TrainingError as error:

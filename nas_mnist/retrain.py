@@ -104,7 +104,8 @@ def retrain(
     learn, test = data.train.to(device), data.read_test().to(device)
     models = [build(architecture, seed).to(device) for seed in seeds]
     epochs: list[list[EpochResult]] = [[] for _ in seeds]
-    how: Any = {"last_only": last_only, "plain": plain, "teacher": teacher and teacher.network(device)}
+    scored = () if last_only else None
+    how: Any = {"scored": scored, "plain": plain, "teacher": teacher and teacher.network(device)}
     for results in train_together(models, learn, recipe, seeds=seeds, score_on=test, **how):
         for seed, told, result in zip(seeds, epochs, results, strict=True):
             told.append(result)

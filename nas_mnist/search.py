@@ -20,8 +20,10 @@ from .workers import auto_workers, parse_workers
 
 if TYPE_CHECKING:
     from .data import DataSet, Images
+    from .recipe import Recipe
 
-FINALISTS = 3  # candidates
+FINALISTS = 2  # candidates
+PART = 5_000  # images that candidates are trained on, an epoch, where there are at least twice as many
 # Shares of the budget that the spaces 'filled' and 'tiny' draw where networks of all sizes are looked for.
 FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
@@ -34,6 +36,16 @@ def _minutes(text: str) -> float:
     if not 0 < minutes <= 1e6:
         raise typer.BadParameter(f"{text[:40]!r} (use minutes above 0)")
     return minutes
+
+
+def _part(text: str) -> int:
+    """A number of images; 0 stands for all."""
+    if str(text) == "all":
+        return 0
+    try:
+        return whole(1, 10**9)(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(str(error).replace("(use ", "(use all or ")) from None
 
 
 def search(
@@ -70,7 +82,10 @@ def search(
     search_images: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 10**9), metavar="N", help="An epoch; of finalists and winner all that train."
+            parser=_part,
+            metavar="N|all",
+            help=f"Candidates train on, an epoch; finalists and winner on all. Else {PART:,} where there are "
+            "twice as many and epochs are not fewer.",
         ),
     ] = None,
     study: Annotated[str, typer.Option(help="The same name continues the same study.")] = STUDY,
@@ -127,7 +142,7 @@ def search(
     check_untaught(trained_by)
     trained_by = trained_by if epochs is None else trained_by.with_epochs(epochs)
     check_in_use("--search-epochs", search_epochs, None, retrain, "without --no-retrain")
-    check_in_use("--search-images", search_images, None, retrain, "without --no-retrain")
+    check_in_use("--search-images", search_images or None, None, retrain, "without --no-retrain")
     if search_epochs is not None and search_epochs >= trained_by.epochs:
         most = trained_by.epochs - 1
         raise InputError(f"--search-epochs: {search_epochs} (use up to {most}: the others have {most + 1})")
@@ -141,7 +156,7 @@ def search(
         from .data import load
         from .device import pick_device
         from .storages import losing
-        from .study import Identity, check_space, open_study
+        from .study import Identity, check_space, open_study, stored_part
         from .tasks import SearchTask
         from .training import check_enough
 
@@ -150,9 +165,12 @@ def search(
         drawn_from = space_for(space, data)
         if AIMS[objective] and space in ("filled", "tiny"):
             drawn_from = drawn_from.model_copy(update={"fill": FRONT_FILL})
-        check_enough(_learned(data, search_images), trained_by)
         budget = Budget(max_params, max_macs, max_memory)
         survey = check_space(drawn_from, budget, seed)
+        full = not retrain or search_epochs is not None or AIMS[objective] is not None
+        usual = None if full or not _allows_part(data, trained_by) else PART
+        part = stored_part(storage, study, usual) if search_images is None else search_images or None
+        check_enough(_learned(data, part), trained_by)
         identity = Identity(
             space=drawn_from.digest,
             recipe=trained_by.digest,
@@ -160,7 +178,7 @@ def search(
             split=data.split_fingerprint,
             epochs=trained_by.epochs,
             search_epochs=search_epochs,
-            search_images=search_images,
+            search_images=part,
             search_recipe=search_recipe or None,
             objective=objective if AIMS[objective] else None,
             **asdict(budget),
@@ -179,7 +197,7 @@ def search(
             timeout=None if timeout is None else timeout * 60,
             vary_recipe=search_recipe,
             against=AIMS[objective],
-            images=search_images,
+            images=part,
         )
         count = processes or auto_workers(where.type)
         finals = (finalists, finalist_seeds) if retrain else (1, 0)
@@ -207,6 +225,12 @@ def _command(storage: str) -> str:
     from .storages import shown
 
     return typed("search", storage, shown(storage))
+
+
+def _allows_part(data: DataSet, recipe: Recipe) -> bool:
+    """Whether there are enough images for a part of them to be worth its while, and a batch fits into it."""
+    learn, _ = data.split()
+    return len(learn) >= 2 * PART and recipe.fitted(PART).batch_size <= PART
 
 
 def _learned(data: DataSet, part: int | None) -> Images:

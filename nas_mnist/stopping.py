@@ -24,6 +24,14 @@ def rungs(epochs: int) -> list[int]:
     return sorted({max(round(share * epochs), 1) for share in RUNGS})
 
 
+def scored(epochs: int) -> set[int]:
+    """The epochs, of so many, after which a candidate is scored: rungs, and every fifth for its curve.
+
+    Scoring takes time: as much as training on a third of as many images.
+    """
+    return {*rungs(epochs), *(max(round(share / 5 * epochs), 1) for share in range(1, 6))}
+
+
 class Halving(optuna.pruners.BasePruner):
     """Stops a trial that is not among the better of those that have come as far.
 

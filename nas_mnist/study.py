@@ -22,7 +22,7 @@ from .owner import OWNER
 from .recovery import recover, requeue, requeue_once, running
 from .space import SearchSpace, Survey
 from .stopping import Halving
-from .storages import open_storage, shown
+from .storages import file_of, open_storage, shown
 
 DEFAULT_STUDY = "nas_mnist"
 METRIC = "validation accuracy"
@@ -95,6 +95,24 @@ LATER = {
     "search_images",
 }  # not in every study
 _NO_IDENTITY = Identity("", "", "", "", 0, 0)
+
+
+def stored_part(url: str, name: str, otherwise: int | None) -> int | None:
+    """How many images the candidates of a study are trained on, an epoch; None: all.
+
+    ``otherwise`` where there is no such study yet. Raises `InputError` where the storage cannot be opened.
+    """
+    file = file_of(url)
+    if file is not None and not file.exists():
+        return otherwise
+    storage = open_storage(url)
+    if name not in optuna.get_all_study_names(storage):
+        return otherwise
+    identity = optuna.load_study(study_name=name, storage=storage).user_attrs.get(IDENTITY)
+    if not isinstance(identity, dict):  # another process makes it just now, or it is none of ours
+        return otherwise
+    part = identity.get("search_images")
+    return part if isinstance(part, int) else None
 
 
 def load_study(url: str, name: str) -> optuna.Study:

@@ -201,9 +201,7 @@ class FinalsTask:
             model, accuracy = build(architecture, seed).to(learn.images.device), 0.0
             taught: Any = {"teacher": teacher and teacher.network(learn.images.device)}
             try:
-                for result in train(
-                    model, learn, recipe, seed=seed, score_on=choose, last_only=True, **taught
-                ):
+                for result in train(model, learn, recipe, seed=seed, score_on=choose, scored=(), **taught):
                     desk.send("epoch", name, result)
                     accuracy = result.score.accuracy if result.score else 0.0
             except TrainingError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,10 +41,10 @@ def device_failure(error: RuntimeError | MemoryError) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """One finished epoch, or the first half of the first one."""
+    """One finished epoch."""
 
-    epoch: int  # 1 is the first; 0: half-way through it
-    train_loss: float  # mean over the epoch's batches so far, nats an image
+    epoch: int  # 1 is the first
+    train_loss: float  # mean over the epoch's batches, nats an image
     learning_rate: float  # at the newest step
     seconds: float  # of training since the result before, scoring not included; its share of a joint training
     images: int  # trained on
@@ -58,7 +58,7 @@ def train(
     *,
     seed: int,
     score_on: Images | None = None,
-    last_only: bool = False,
+    scored: Container[int] | None = None,
     plain: bool = False,
     teacher: Network | None = None,
 ) -> Iterator[EpochResult]:
@@ -68,16 +68,16 @@ def train(
     ``teacher`` is what the recipe names, trained (`teaching`), on the same device.
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
-    Every epoch is scored on ``score_on``, or the last one only: the last in float32, those before it in
-    the device's `number_type`. With the last result the model holds the weights that were scored: the
-    running average where the recipe keeps one. Raises `TrainingError` when the loss is not finite, or the
-    device fails or is out of memory, and `InputError` for fewer images than one batch.
+    Every epoch is scored on ``score_on``, or those of ``scored`` and the last: the last in float32, those
+    before it in the device's `number_type`. With the last result the model holds the weights that were
+    scored: the running average where the recipe keeps one. Raises `TrainingError` when the loss is not
+    finite, or the device fails or is out of memory, and `InputError` for fewer images than one batch.
     """
     together = train_together(
         *([model], data, recipe),
         seeds=[seed],
         score_on=score_on,
-        last_only=last_only,
+        scored=scored,
         plain=plain,
         teacher=teacher,
     )
@@ -92,7 +92,7 @@ def train_together(
     *,
     seeds: Sequence[int],
     score_on: Images | None = None,
-    last_only: bool = False,
+    scored: Container[int] | None = None,
     plain: bool = False,
     teacher: Network | None = None,
 ) -> Iterator[list[EpochResult]]:
@@ -103,7 +103,7 @@ def train_together(
     but for rounding and for dropout, which draws from one generator for all.
     """
     try:
-        yield from _train(models, data, recipe, seeds, score_on, last_only, plain, teacher)
+        yield from _train(models, data, recipe, seeds, score_on, scored, plain, teacher)
     except (RuntimeError, MemoryError) as error:
         reason = None if isinstance(error, NoResultError) else device_failure(error)
         if reason is None:
@@ -117,7 +117,7 @@ def _train(
     recipe: Recipe,
     seeds: Sequence[int],
     score_on: Images | None,
-    last_only: bool,
+    scored: Container[int] | None,
     plain: bool,
     teacher: Network | None,
 ) -> Iterator[list[EpochResult]]:
@@ -136,10 +136,10 @@ def _train(
         together = len(models) > 1
         if last or together:
             take_apart(step.result, models)
-        if score_on is not None and (last or not last_only):
+        if score_on is not None and (last or scored is None or epoch in scored):
             kind = torch.float32 if last else step.kind
-            scored = models if together else [step.result]
-            scores = [evaluate(one, score_on, step.normalize, kind, plain) for one in scored]
+            judged = models if together else [step.result]
+            scores = [evaluate(one, score_on, step.normalize, kind, plain) for one in judged]
             results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
         yield results
 

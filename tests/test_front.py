@@ -90,7 +90,7 @@ def test_another_aim_is_another_study_and_a_trial_can_be_trained_again(
     shutil.copytree(searched[0], work, dirs_exist_ok=True)
     ended = invoke("search", *SEARCH, "--max-macs", 10**7, "--trials", 9)
     assert ended.code == 2
-    assert "was made with objective 'macs', not None" in ended.err
+    assert "was made with objective 'macs', not none" in ended.err
     again = invoke("search", *FRONT, "--trials", 14, "--workers", 1, "--no-retrain")
     assert (again.code, again.err) == (0, "")
     assert "The study has its 14 candidates" in again.out

@@ -22,8 +22,9 @@ from nas_mnist.errors import NoResultError
 from nas_mnist.objective import ARCHITECTURE, Objective, Verdict, Watcher, _seen_before, verdict_of
 from nas_mnist.owner import DEATHS, RETRY_OF
 from nas_mnist.recipe import Recipe
+from nas_mnist.stopping import scored
 from nas_mnist.storages import losing
-from nas_mnist.training import train
+from nas_mnist.training import EpochResult, train
 
 EPOCHS = 2
 RECIPE = Recipe(epochs=EPOCHS, batch_size=60, learning_rate=0.1)
@@ -175,6 +176,22 @@ def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study,
         assert trial.state == TrialState.PRUNED
         assert trial.user_attrs["epochs"] < EPOCHS
     assert of(study, Verdict.TRAINED)
+
+
+def test_between_looks_a_candidate_is_trained_without_being_scored(url: str, tiny_data) -> None:
+    learn, choose = tiny_data.split()
+    heard: list[EpochResult] = []
+    watcher = Watcher(lambda *_: None, lambda _, result: heard.append(result))
+    space, recipe = SearchSpace.from_toml(THREE), RECIPE.with_epochs(10)
+    identity = studies.Identity(space.digest, recipe.digest, "tiny", "", 20_000, 10)
+    study = studies.open_study(url, "s", identity, {}, None)
+    studies.search(study, Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher), 1, seed="0")
+    (trial,) = load(url).trials
+    assert set(trial.intermediate_values) == scored(10) != set(range(1, 11))
+    assert [result.epoch for result in heard] == list(range(1, 11))
+    assert trial.user_attrs["epochs"] == 10
+    assert trial.user_attrs["images"] == sum(result.images for result in heard)
+    assert trial.value == trial.intermediate_values[10]
 
 
 def test_only_what_was_trained_counts_and_the_same_call_trains_nothing_more(search: Search) -> None:

@@ -290,9 +290,42 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
         "which is epoch 1 of 600 images each; the best of them were trained again for 1 epochs of all images"
         in page
     )
-    refused = invoke("search", *asked)
+    refused = invoke("search", *asked, "--search-images", "all")
     assert refused.code == 2
     assert "search_images 600, not none" in refused.err
+    more = invoke("search", *asked, "--trials", 4)  # as the study does
+    assert (more.code, more.err) == (0, "")
+    assert {row.images for row in trial_rows(stored(work)) if row.verdict.counts} == {600}
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ([], 1500),
+        (["--search-images", "all"], None),
+        (["--search-images", 700], 700),
+        (["--no-retrain"], None),
+        (["--search-epochs", 1], None),
+        (["--objective", "params"], None),
+        (["--recipe", "large.toml"], None),  # a batch is more than the part
+    ],
+)
+def test_candidates_are_trained_on_a_part_where_there_is_plenty(
+    options: list[object], part: int | None, work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(work)
+    (work / "recipe.toml").write_text("batch_size = 300\n")
+    (work / "large.toml").write_text("batch_size = 1600\n")
+    monkeypatch.setattr("nas_mnist.search.PART", 1500)  # of 3,473 that train
+    asked: list[object] = []
+    monkeypatch.setattr("nas_mnist.plan.Plan.run", lambda plan, *_: asked.append(plan.task.images))
+    command = [*SEARCH, "--epochs", 2, *options]
+    for _ in range(2):
+        assert invoke("search", *command).code == 0
+    assert asked == [part, part]
+    monkeypatch.setattr("nas_mnist.search.PART", 1800)  # too many for being usual
+    assert invoke("search", *SEARCH, "--epochs", 2, "--study", "other").code == 0
+    assert asked[2:] == [None]
 
 
 def test_for_scripts_there_is_silence_and_a_file(copied: Path, invoke: Runner) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from nas_mnist.stopping import Halving, rungs
+from nas_mnist.stopping import Halving, rungs, scored
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def test_rungs_lie_at_shares_of_the_schedule() -> None:
     assert rungs(10) == [1, 2, 4]
     assert rungs(5) == [1, 2]
     assert rungs(1) == [1]
+
+
+def test_candidates_are_scored_at_rungs_at_the_end_and_for_their_curve() -> None:
+    assert sorted(scored(20)) == [1, 2, 4, 8, 12, 16, 20]
+    assert sorted(scored(5)) == [1, 2, 3, 4, 5]
+    assert sorted(scored(3)) == [1, 2, 3]
+    assert scored(1) == {1}
+    for epochs in range(1, 21):
+        assert {*rungs(epochs), epochs} <= scored(epochs) <= set(range(1, epochs + 1))
 
 
 @pytest.mark.parametrize("epoch", rungs(20))

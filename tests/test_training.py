@@ -356,14 +356,22 @@ def test_a_remainder_that_fills_no_batch_is_dropped(tiny_data: DataSet) -> None:
     assert results[0].images == 280
 
 
-def test_last_only_scores_the_last_epoch_and_changes_nothing_else(tiny_data: DataSet) -> None:
+def test_scoring_only_the_last_epoch_changes_nothing_else(tiny_data: DataSet) -> None:
     model, every = run(RICH, tiny_data)
-    other, last = run(RICH, tiny_data, last_only=True)
+    other, last = run(RICH, tiny_data, scored=())
     assert [r.score is None for r in last] == [True, False]
     assert last[-1].score == every[-1].score
     assert [r.train_loss for r in last] == [r.train_loss for r in every]
     for ours, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_epochs_that_are_named_are_scored_and_the_last_one(tiny_data: DataSet) -> None:
+    recipe = Recipe(epochs=4, batch_size=60)
+    _, results = run(recipe, tiny_data, scored={2})
+    _, every = run(recipe, tiny_data)
+    assert [r.score is None for r in results] == [True, False, True, False]
+    assert [r.score for r in results if r.score] == [every[1].score, every[3].score]
 
 
 def test_without_images_to_score_on_there_is_no_score(tiny_data: DataSet) -> None:

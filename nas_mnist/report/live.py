@@ -118,6 +118,7 @@ class SearchDisplay:
         self._counts = self.progress.add_task(counts_line(self.counts), total=None)
         # By the trial's number: its bar, its parameters, how fast it goes.
         self._running: dict[int, tuple[TaskID, int, Pace]] = {}
+        self._newest: dict[int, str] = {}  # accuracy, by trial
 
     def __enter__(self) -> Self:
         if self.already:
@@ -138,11 +139,13 @@ class SearchDisplay:
         self._running[number] = bar, cost.params, pace
 
     def epoch(self, number: int, result: EpochResult) -> None:
-        """One more epoch of a candidate is done, or half of the first one."""
+        """One more epoch of a candidate is done."""
         bar, params, pace = self._running[number]
-        pace.did(max(result.epoch, 0.5) - pace.count)
-        rate, accuracy = result.images / result.seconds, result.score.accuracy if result.score else 0.0
-        note = f"trial {number}, {params:,} parameters, {accuracy:.2%}, {rate:,.0f} images/s"
+        pace.did(result.epoch - pace.count)
+        if result.score is not None:
+            self._newest[number] = f", {result.score.accuracy:.2%}"
+        rate = result.images / result.seconds
+        note = f"trial {number}, {params:,} parameters{self._newest.get(number, '')}, {rate:,.0f} images/s"
         self.progress.update(bar, completed=pace.count, note=lambda: note)
 
     def ended(self, row: TrialRow) -> None:
