@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 FINALISTS = 2  # candidates
-PART = 5_000  # images that candidates are trained on, an epoch, where there are at least twice as many
+PART = 4_000  # images that candidates are trained on, an epoch, where there are at least twice as many
 # Shares of the budget that the spaces 'filled' and 'tiny' draw where networks of all sizes are looked for.
 FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
