@@ -146,9 +146,9 @@ class Plan:
             try:
                 with display:
                     run_workers(self.task, self.workers, missing, handlers)
-            except WorkersLostError:
+            except WorkersLostError as error:
                 if counted(study) < self.trials:
-                    raise
+                    raise WorkersLostError(f"{error}; the same command goes on") from None
             except StorageLostError:
                 raise
             except NoResultError as error:

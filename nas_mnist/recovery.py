@@ -65,10 +65,11 @@ def running(study: optuna.Study) -> list[FrozenTrial]:
 def _end_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     """How the trial of a dead process is told: as it would have been, where it had come to its end."""
     verdict, last = verdict_of(trial), trial.last_step
-    if last and last == study.user_attrs.get("identity", {}).get("epochs") and verdict is None:
+    identity = study.user_attrs.get("identity", {})
+    if last and last == (identity.get("search_epochs") or identity.get("epochs")) and verdict is None:
         verdict = Verdict.TRAINED
         study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
-    against = weighed_against(study.user_attrs.get("identity", {}).get("objective"))
+    against = weighed_against(identity.get("objective"))
     if verdict is Verdict.TRAINED and last:
         return {"values": values_of(trial, trial.intermediate_values[last], against)}
     if against and verdict and last:  # as `Objective` would have ended it

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 REPORTS = Path("reports")
 MAX_SEED = 2**31 - 1
 _MODULE = ("python", "-m", "nas_mnist.reproduce")
+_REPORT = ("python", "-m", "nas_mnist.report")
 
 
 def _show_zoo(wanted: bool) -> None:
@@ -135,7 +136,7 @@ def reproduce(
     first = seed or 0
     numbers: Sequence[int] = range(first, first + (seeds or 1))
     if held is not None:
-        numbers, plain = _continued(held, more or 0, data)
+        numbers, plain = _continued(held, more or 0, data, as_path(data_dir))
     processes = min(wanted_workers or auto_workers(where.type), len(numbers))
     console.print(layer_table(entry.architecture), markup=False)
     console.print(f"Data: {data.source}", markup=False)
@@ -191,13 +192,15 @@ def _folder(name: str) -> Path:
     return Path(name)
 
 
-def _continued(folder: Path, more: int, data: DataSet) -> tuple[Sequence[int], bool]:
+def _continued(folder: Path, more: int, data: DataSet, data_dir: Path | None) -> tuple[Sequence[int], bool]:
     """The next seeds of a folder of results, and whether torch's own modules trained those before.
 
     What is wrong with the folder is said here, before anything is trained.
     """
     from .report.files import epochs_csv, judged
+    from .report.page import page
     from .report.subjects import of_result, read_result
+    from .report.tables import runs_table
     from .report.write import chapters_of
 
     result = read_result(folder / "result.json")
@@ -212,7 +215,8 @@ def _continued(folder: Path, more: int, data: DataSet) -> tuple[Sequence[int], b
             raise ValueError("accuracies that are not those of the images")
         judged(result, result["runs"])
         epochs_csv(result["runs"])
-        chapters_of([of_result(result, folder.name, None)])
+        runs_table(result["runs"])
+        page(chapters_of([of_result(result, folder.name, data_dir)]))
         if result["data"]["fingerprint"] != data.fingerprint:
             raise InputError(f"{folder} is of other images than {data.source}")
         numbers = islice((one for one in count(first) if one not in there), more)
@@ -237,11 +241,16 @@ def _train(
         with EpochLog(console, task.recipe.epochs, len(task.seeds)) as log:
             retrain_seeds(task, data, processes, log, kept.add)
     except (KeyboardInterrupt, NoResultError) as error:
-        if kept.added:
-            left = len(task.seeds) - kept.added
-            line = shlex.join([*_MODULE, str(kept.folder), "--more", str(left), *options])
-            said = f"Kept in {kept.folder}: {kept.added} of {len(task.seeds)} seeds. Continue with:\n{line}"
-            console.print(said, soft_wrap=True, markup=False)
+        done = kept.seeds
+        if kept.added or done.intersection(task.seeds):
+            left = len(set(task.seeds) - done)
+            line = shlex.join(
+                [*_MODULE, str(kept.folder), "--more", str(left), *options]
+                if left
+                else [*_REPORT, str(kept.folder)]
+            )
+            said = f"Kept in {kept.folder}: {len(task.seeds) - left} of {len(task.seeds)} seeds."
+            console.print(f"{said} Continue with:\n{line}", soft_wrap=True, markup=False)
         elif isinstance(error, KeyboardInterrupt):
             console.print("Interrupted; nothing was written.")
         raise

@@ -39,7 +39,7 @@ class TrialRow:
     peak_memory: int | None  # bytes of activations for one image, float32
     epochs: int  # finished
     images: int  # trained on
-    validation_accuracy: float | None  # after the last of them, 0 to 1
+    validation_accuracy: float | None  # after the last of them that was scored, 0 to 1
     validation_loss: float | None  # nats an image
     seconds: float  # of training
     key: str | None  # of the architecture, and of the recipe where the search chooses that
@@ -206,9 +206,10 @@ def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
 
 
 def importances(study: optuna.Study, epochs: int) -> dict[str, float]:
-    """How much each draw matters for the accuracy after a tenth of the ``epochs``, shares that add up to 1.
+    """How much each draw matters for the accuracy at the second look, of shares that add up to 1.
 
-    Half of the candidates come as far (`stopping`), and before that accuracies say little. By Optuna's
+    That is after a tenth of 20 ``epochs``. Half of the candidates come as far (`stopping.rungs`), and before
+    that accuracies say little. By Optuna's
     default evaluator, PED-ANOVA (arxiv.org/abs/2304.10255). Empty below `ENOUGH_TO_COMPARE` candidates.
     """
     rung = rungs(epochs)[:2][-1]

@@ -146,7 +146,6 @@ def search(
     if search_epochs is not None and search_epochs >= trained_by.epochs:
         most = trained_by.epochs - 1
         raise InputError(f"--search-epochs: {search_epochs} (use up to {most}: the others have {most + 1})")
-    short = trained_by if search_epochs is None else trained_by.with_epochs(search_epochs)
     check_writable(REPORTS, "reports")
     copy_to = as_path(json_file)
     if copy_to is not None:
@@ -167,10 +166,11 @@ def search(
             drawn_from = drawn_from.model_copy(update={"fill": FRONT_FILL})
         budget = Budget(max_params, max_macs, max_memory)
         survey = check_space(drawn_from, budget, seed)
-        full = not retrain or search_epochs is not None or AIMS[objective] is not None
-        usual = None if full or not _allows_part(data, trained_by) else PART
-        part = stored_part(storage, study, usual) if search_images is None else search_images or None
+        part = search_images or None
         check_enough(_learned(data, part), trained_by)
+        if search_images is None:
+            whole_only = not retrain or search_epochs is not None or bool(AIMS[objective])
+            part = stored_part(storage, study, None if whole_only else _usual_part(data, trained_by))
         identity = Identity(
             space=drawn_from.digest,
             recipe=trained_by.digest,
@@ -189,7 +189,7 @@ def search(
             total=trials,
             space=drawn_from,
             budget=budget,
-            recipe=short,
+            recipe=trained_by if search_epochs is None else trained_by.with_epochs(search_epochs),
             dataset=data.name,
             data_dir=as_path(data_dir),
             device=where.type,
@@ -227,10 +227,15 @@ def _command(storage: str) -> str:
     return typed("search", storage, shown(storage))
 
 
-def _allows_part(data: DataSet, recipe: Recipe) -> bool:
-    """Whether there are enough images for a part of them to be worth its while, and a batch fits into it."""
+def _usual_part(data: DataSet, recipe: Recipe) -> int | None:
+    """A part where there are plenty of images, a batch fits into it, and it has all classes; else all."""
     learn, _ = data.split()
-    return len(learn) >= 2 * PART and recipe.fitted(PART).batch_size <= PART
+    enough = len(learn) >= 2 * PART and recipe.fitted(PART).batch_size <= PART
+    return PART if enough and not _lacks_classes(learn, PART) else None
+
+
+def _lacks_classes(learn: Images, part: int) -> bool:
+    return len(learn.sample(part).labels.unique()) < len(learn.labels.unique())
 
 
 def _learned(data: DataSet, part: int | None) -> Images:
@@ -239,6 +244,8 @@ def _learned(data: DataSet, part: int | None) -> Images:
     if part is not None and not data.classes <= part < len(learn):
         most = len(learn) - 1
         raise InputError(f"--search-images: {part:,} (use {data.classes:,} to {most:,}: {most + 1:,} train)")
+    if part is not None and _lacks_classes(learn, part):
+        raise InputError(f"--search-images: {part:,} (use more: a class is not among so few)")
     return learn if part is None else learn.sample(part)
 
 

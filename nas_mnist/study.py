@@ -22,7 +22,7 @@ from .owner import OWNER
 from .recovery import recover, requeue, requeue_once, running
 from .space import SearchSpace, Survey
 from .stopping import Halving
-from .storages import file_of, open_storage, shown
+from .storages import losing, open_storage, shown
 
 DEFAULT_STUDY = "nas_mnist"
 METRIC = "validation accuracy"
@@ -70,13 +70,15 @@ class Identity:
             names.remove("recipe")
         return [
             _DIGESTS.get(name)
-            or f"{name} {_in_words(stored.get(name))}, not {_in_words(getattr(self, name))}"
+            or f"{name} {_in_words(name, stored.get(name))}, not {_in_words(name, getattr(self, name))}"
             for name in names
         ]
 
 
-def _in_words(value: object) -> str:
-    return "none" if value is None else repr(value)
+def _in_words(name: str, value: object) -> str:
+    if value is None:
+        return "all" if name == "search_images" else "none"
+    return repr(value)
 
 
 _DIGESTS = {
@@ -100,15 +102,16 @@ _NO_IDENTITY = Identity("", "", "", "", 0, 0)
 def stored_part(url: str, name: str, otherwise: int | None) -> int | None:
     """How many images the candidates of a study are trained on, an epoch; None: all.
 
-    ``otherwise`` where there is no such study yet. Raises `InputError` where the storage cannot be opened.
+    ``otherwise`` where there is no such study yet, or no storage that can be opened. Writes nothing.
     """
-    file = file_of(url)
-    if file is not None and not file.exists():
+    try:
+        storage = open_storage(url, create=False)
+    except InputError:  # which whoever opens it to write will say
         return otherwise
-    storage = open_storage(url)
-    if name not in optuna.get_all_study_names(storage):
-        return otherwise
-    identity = optuna.load_study(study_name=name, storage=storage).user_attrs.get(IDENTITY)
+    with losing(url):
+        if name not in optuna.get_all_study_names(storage):
+            return otherwise
+        identity = optuna.load_study(study_name=name, storage=storage).user_attrs.get(IDENTITY)
     if not isinstance(identity, dict):  # another process makes it just now, or it is none of ours
         return otherwise
     part = identity.get("search_images")

@@ -136,8 +136,7 @@ def _listen(pipes: list[Connection], handlers: Handlers) -> None:
         raise refused
     if lost:
         raise WorkersLostError(
-            f"{lost} of {len(pipes)} workers ended without a word (killed, or out of memory?); "
-            "the same command goes on"
+            f"{lost} of {len(pipes)} workers ended without a word (killed, or out of memory?)"
         )
 
 

@@ -193,6 +193,18 @@ def test_a_trial_that_had_come_to_its_end_gets_it(
     assert waiting(study) == []
 
 
+def test_a_short_trial_that_had_come_to_its_end_gets_it(study: optuna.Study, dead: dict[str, Any]) -> None:
+    study.set_user_attr("identity", vars(IDENTITY) | {"search_epochs": 5})
+    for last in (4, 5):
+        trial = study.ask()
+        trial.set_user_attr(OWNER, dead)
+        trial.suggest_int("width", 1, 3)
+        trial.report(0.9, last)
+    recover(study)
+    assert [trial.state for trial in study.trials[:2]] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert study.trials[1].value == 0.9
+
+
 def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
     tmp_path: Path, dead: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

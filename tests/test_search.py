@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from conftest import (
@@ -292,7 +293,7 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
     )
     refused = invoke("search", *asked, "--search-images", "all")
     assert refused.code == 2
-    assert "search_images 600, not none" in refused.err
+    assert "search_images 600, not all" in refused.err
     more = invoke("search", *asked, "--trials", 4)  # as the study does
     assert (more.code, more.err) == (0, "")
     assert {row.images for row in trial_rows(stored(work)) if row.verdict.counts} == {600}
@@ -347,6 +348,37 @@ def test_more_trials_go_on_from_where_it_ended(copied: Path) -> None:
     assert [(trial.number, trial.value) for trial in study.trials][: len(before)] == before
     keys = [trial.user_attrs["key"] for trial in counted(study)]
     assert len(set(keys)) == len(keys)
+
+
+def test_of_other_data_is_spoken_where_a_study_knows_a_part_that_these_lack(
+    copied: Path, invoke: Runner
+) -> None:
+    study = stored(copied)
+    made = study.user_attrs["identity"] | {"data": "mnist 0123456789abcdef", "search_images": 4000}
+    study.set_user_attr("identity", made)
+    ended = invoke("search", *SEARCH, "--trials", TRIALS + 1)
+    assert ended.code == 2
+    assert "study: 'nas_mnist' was made with other data (use" in ended.err
+
+
+def test_a_part_has_all_classes(work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    furnish(work)
+    labels = np.arange(1200) % 9
+    labels[:12] = 9  # ten of them train
+    images = np.random.default_rng(0).integers(0, 256, (1200, 28, 28), np.uint8)
+    own = {"x_train": images, "y_train": labels, "x_test": images[:20], "y_test": labels[:20]}
+    np.savez(work / "own.npz", **own)
+    (work / "recipe.toml").write_text("batch_size = 20\n")
+    asked = ["search", *SEARCH, "--dataset", "npz:own.npz"]
+    refused = invoke(*asked, "--search-images", 40)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--search-images: 40 (use more: a class is not among so few)" in refused.err
+    parts: list[object] = []
+    monkeypatch.setattr("nas_mnist.plan.Plan.run", lambda plan, *_: parts.append(plan.task.images))
+    for usual in (40, 400):
+        monkeypatch.setattr("nas_mnist.search.PART", usual)
+        assert invoke(*asked, "--study", f"usual-{usual}").code == 0
+    assert parts == [None, 400]
 
 
 OTHERWISE = {
@@ -635,6 +667,9 @@ def test_seeds_are_added_to_a_folder(mine: Path, invoke: Runner) -> None:
         (0, {"test_accuracy": 1.7}),
         (0, {"test_correct": 1}),
         (0, {"epochs": None}),
+        (0, {"test_loss": None}),
+        (1, {"seconds": None}),
+        (0, {"best_epoch_chosen_on_test": 3}),
         (1, {"by": "x"}),
         (1, {"seed": 0}),
         (1, {"seed": -1}),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,10 +62,20 @@ class Results:
         """What ``result.json`` holds; only after the first run."""
         return read_result(self.folder / "result.json")
 
+    @property
+    def seeds(self) -> set[int]:
+        """Those that are there."""
+        there = self.held is not None and (self.held / "result.json").exists()
+        return {run["seed"] for run in self.result["runs"]} if there else set()
+
     def add(self, run: Run) -> None:
         """Keep a run; one of this seed that is there already stays instead."""
         if self.held is None:
             self.held = new_folder(self.parent, self.name)
+        with _alone_in(self.folder):
+            self._add(run)
+
+    def _add(self, run: Run) -> None:
         first = not (self.folder / "result.json").exists()
         held = self.facts | {"runs": []} if first else self.result  # which somebody else may add to, too
         if run.seed in (one["seed"] for one in held["runs"]):
@@ -76,6 +89,17 @@ class Results:
         result = json.dumps(held | judged(held, runs) | {"runs": runs}, indent=2)
         write_bytes(self.folder / "result.json", f"{result}\n".encode())
         self.added += 1
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process adds to a folder of results."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def facts_of(

@@ -141,7 +141,7 @@ class SearchDisplay:
     def epoch(self, number: int, result: EpochResult) -> None:
         """One more epoch of a candidate is done."""
         bar, params, pace = self._running[number]
-        pace.did(result.epoch - pace.count)
+        pace.did()
         if result.score is not None:
             self._newest[number] = f", {result.score.accuracy:.2%}"
         rate = result.images / result.seconds
