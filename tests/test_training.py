@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,8 +21,10 @@ from nas_mnist.augment import draw, warp
 from nas_mnist.data import DataSet, Images
 from nas_mnist.draws import RandomDraws, Replay
 from nas_mnist.errors import InputError
+from nas_mnist.files import write_bytes
 from nas_mnist.model import Network, build, side_by_side, take_apart
 from nas_mnist.recipe import FACTORS, VALUES, Augmentation, Recipe, load_recipe, make_recipe, unvaried, vary
+from nas_mnist.report.files import Results, facts_of
 from nas_mnist.retrain import retrain, summarise
 from nas_mnist.scoring import Normalizer, Score, evaluate, predict
 from nas_mnist.step import schedule
@@ -636,6 +641,27 @@ def test_a_trained_network_has_memory_of_its_own(tiny_data: DataSet) -> None:
     model, _ = run(Recipe(epochs=1, batch_size=16, average=0.9), tiny_data)
     for tensor in model.state_dict().values():
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_those_who_add_seeds_to_one_folder_wait_for_each_other(
+    tiny_data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cpu")
+    runs = retrain(STILL, PLAIN, tiny_data, seeds=(0, 1, 2, 3), device=device, last_only=True)
+    facts = facts_of("own", STILL, PLAIN, tiny_data, "cpu", 20_000) | {"command": "own"}
+    first = Results(tmp_path, "own", facts)
+    first.add(runs[0])
+
+    def slowly(path: Path, content: bytes) -> None:
+        time.sleep(0.05)
+        write_bytes(path, content)
+
+    monkeypatch.setattr("nas_mnist.report.files.write_bytes", slowly)
+    several = [Results(tmp_path, "own", facts, first.folder) for _ in runs[1:]]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Results.add, several, runs[1:]))
+    assert first.seeds == {0, 1, 2, 3}
+    assert len((first.folder / "epochs.csv").read_text().splitlines()) == 1 + 4 * PLAIN.epochs
 
 
 BAD_RECIPES = [
