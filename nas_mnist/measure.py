@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from .architecture import Architecture
-from .contenders import Contender, PlainLoop, convolutions, in_memory, loaded, ours, plain
+from .contenders import Contender, PlainLoop, convolutions, epochs_on, in_memory, loaded, ours, plain
 from .cost import cost_of
 from .data import DataSet, Images
 from .device import bfloat16_unit
@@ -98,17 +98,17 @@ def measure_together(architecture: Architecture, data: Images, repeats: int) -> 
 
     On CUDA also one after the other without recorded steps.
     """
-    recipe = load_recipe("default").with_epochs(1)
     device = data.images.device
+    recipe = load_recipe("default").with_epochs(epochs_on(device))
     seeds = range(TOGETHER if device.type == "cuda" else 2)
 
     def together() -> float:
         models = [build(architecture, seed).to(device) for seed in seeds]
-        (epochs,) = train_together(models, data, recipe, seeds=seeds)
+        *_, epochs = train_together(models, data, recipe, seeds=seeds)
         return sum(epoch.images for epoch in epochs) / sum(epoch.seconds for epoch in epochs)
 
     def one() -> float:
-        (epoch,) = train(build(architecture, 0).to(device), data, recipe, seed=0)
+        *_, epoch = train(build(architecture, 0).to(device), data, recipe, seed=0)
         return epoch.images / epoch.seconds
 
     def unrecorded() -> float:

@@ -4,21 +4,23 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Runner
 from optuna.trial import Trial
 
-from nas_mnist import bench, measure, overheads
+from nas_mnist import bench, contenders, measure, overheads
 from nas_mnist.architecture import Architecture
 from nas_mnist.contenders import Contender
 from nas_mnist.data import DataSet, load
 from nas_mnist.model import build
 from nas_mnist.objective import Objective, Verdict
 from nas_mnist.recipe import load_recipe
-from nas_mnist.training import train
+from nas_mnist.training import EpochResult, train
 from nas_mnist.zoo import Entry
+from nas_mnist.zoo import load as load_from_zoo
 
 SMALL = Architecture.make(
     {"blocks": [{"kind": "conv", "channels": 8, "stride": 2}, {"kind": "separable", "channels": 12}]}
@@ -250,3 +252,22 @@ def test_a_recipe_that_fails_is_said_and_no_row(work: Path, invoke: Runner) -> N
     ended = invoke("bench recipes", "net.json", recipe, "--seeds", 1, "--dataset", "mnist-5k", "--workers", 1)
     assert f"{recipe}, seed 0: failed" in ended.out
     assert not (work / "reports" / "recipes").exists() or not list((work / "reports" / "recipes").iterdir())
+
+
+def timed(*how: Any, **_: Any) -> Iterator[EpochResult]:
+    """A training in whose epoch N every second has N images."""
+    for epoch in range(1, how[2].epochs + 1):
+        yield EpochResult(epoch, 0.1, 0.1, 1.0, epoch, None)
+
+
+def test_on_cuda_the_epoch_that_records_a_step_is_not_timed(
+    tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [contenders.epochs_on(torch.device(name)) for name in ("cpu", "cuda")] == [1, 2]
+    monkeypatch.setattr(contenders, "epochs_on", lambda _: 3)
+    monkeypatch.setattr(measure, "epochs_on", lambda _: 3)
+    monkeypatch.setattr(contenders, "train", timed)
+    monkeypatch.setattr(measure, "train", timed)
+    architecture = load_from_zoo("reference").architecture
+    assert contenders.ours({}, architecture, tiny_data.train) == 3
+    assert measure.measure_together(architecture, tiny_data.train, 1)["one after the other"] == 3
