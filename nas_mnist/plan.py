@@ -238,7 +238,7 @@ class Plan:
         """Train the best candidates with further seeds, for the best of many scores is too good by luck."""
         from .report.live import EpochLog
         from .report.tables import finals_table
-        from .results import FINALS
+        from .results import FINALS, trained_shortly
         from .tasks import Final, FinalsTask
 
         finals: dict[str, dict[str, float]] = study.user_attrs.get(FINALS, {})
@@ -268,7 +268,7 @@ class Plan:
             self.console.print(f"Training the best {len(rows)} again, to choose by the mean of their seeds")
             with EpochLog(self.console, self.recipe.epochs, len(jobs), lines=False) as log:
                 run_workers(task, self.workers, len(jobs), {"epoch": log, "score": score})
-        self.console.print(finals_table(rows, finals, self._is_short))
+        self.console.print(finals_table(rows, finals, trained_shortly(study.user_attrs)))
 
     def _test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
         """The winner's test accuracy after training on all training images, kept in the study."""
@@ -320,11 +320,6 @@ class Plan:
         if row.recipe is None:
             return self.recipe
         return make_recipe(row.recipe, f"trial {row.trial}: recipe").with_epochs(self.recipe.epochs)
-
-    @property
-    def _is_short(self) -> bool:
-        """Whether candidates are trained for fewer epochs, or on fewer images."""
-        return self.task.recipe.epochs < self.recipe.epochs or self.task.images is not None
 
     def _warn(self) -> None:
         if self.data.note:

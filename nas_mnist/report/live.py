@@ -50,11 +50,11 @@ class Pace:
 
     def __init__(self) -> None:
         self.started = self.newest = time.monotonic()
-        self.count = 0.0  # done since the start
+        self.count = 0  # done since the start
 
-    def did(self, more: float = 1.0) -> None:
-        """So many more are done."""
-        self.count += more
+    def did(self) -> None:
+        """One more is done."""
+        self.count += 1
         self.newest = time.monotonic()
 
     @property
