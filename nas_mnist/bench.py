@@ -32,7 +32,8 @@ OTHERS: dict[str, Callable[..., None]] = {
 }
 BUSY = 0.5  # processes on average in the minute before, from which on the machine counts as busy
 TRICK_IMAGES = 1_280  # trained on in a turn without one of the engine's tricks
-NETWORKS = {  # beside the reference
+FOUND = ["reference", "mnist-1k"]  # networks of the zoo that are trained
+NETWORKS = {  # and others
     "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
     "separable": [
         *(_conv(16), _separable(32), _separable(32), _POOL),
@@ -93,7 +94,7 @@ def bench(
             style="yellow",
         )
     found["training"], tricks = {}, {}
-    networks = {"reference": reference} | {
+    networks = {name: load_from_zoo(name).architecture for name in FOUND} | {
         name: Architecture.make({"blocks": blocks}) for name, blocks in NETWORKS.items()
     }
     for name, architecture in networks.items():

@@ -8,7 +8,6 @@ of a normalisation, which need all images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,9 +43,13 @@ class Body:
         kind: np.dtype[Any],
         threads: int,
         back: bool,
+        gradients: Sequence[Array] | None = None,
     ) -> None:
-        """Of ``kind`` float32 or float64; ``back``: there will be a way back, to the ``parameters``."""
-        self.plan, self.count, self.kind = plan, count, kind
+        """Of ``kind`` float32 or float64; ``back``: there will be a way back, to the ``parameters``.
+
+        ``gradients``: where it writes theirs, else into memory of its own.
+        """
+        self.plan, self.parameters, self.count, self.kind = plan, parameters, count, kind
         self.passes = 0  # forward ones, so far
         self.groups = groups = -(-count // LANES)
         self.there = zeros((groups, LANES), kind)  # 1 where there is an image, else 0
@@ -60,10 +63,8 @@ class Body:
         shape = (channels, 1, 1) if plan.averaged else plan.last.read_shape
         self.out, self.out_gradient = Maps(shape, kind, groups), Maps(shape, kind, groups)
         self.share = np.array([1 / (size[0] * size[1])], kind)  # of a pixel in the mean
-        self._gradients = zeros((sum(one.numel() for one in parameters),), kind)  # one after the other
-        ends = list(accumulate(one.numel() for one in parameters))
-        self.slices = [slice(end - one.numel(), end) for end, one in zip(ends, parameters, strict=True)]
-        into = {one: self._gradients[part] for one, part in zip(parameters, self.slices, strict=True)}
+        self.gradients = gradients or [zeros(one.shape, kind) for one in parameters]
+        into = {one: place.ravel() for one, place in zip(parameters, self.gradients, strict=True)}
         convolutions = [one for stage in plan.stages for one in self.convolutions[stage]]
         self.taking = Program([row for one in convolutions for row in one.taken()])
         written: set[nn.Module] = set()  # whose gradient an earlier row writes; a repeat's is added
@@ -94,12 +95,12 @@ class Body:
                 self.in_use[stage.target] = self.norms[stage.target][by_batch]
                 self.in_use[stage.target].forward.run()
             if by_batch:
-                norm.num_batches_tracked.add_(1)
+                norm.num_batches_tracked.numpy()[...] += 1  # in place, and quicker than by torch
         run([one.end for one in self.programs], self.groups, self)
         return from_groups(self.out.values, self.count)
 
-    def backward(self, gradient: Array) -> list[Array]:
-        """From the gradient of what `forward` gave to those of all parameters, in their order, flat."""
+    def backward(self, gradient: Array) -> None:
+        """From the gradient of what `forward` gave to those of all parameters, put into `gradients`."""
         to_groups(gradient, self.out_gradient.values)
         for outcome in self.outcomes.values():
             outcome.begin_back()
@@ -112,8 +113,6 @@ class Body:
                 self.in_use[stage.target].backward.run()
             run([one.backward[at] for one in self.programs], self.groups, self)
         self.putting.run()
-        found = self._gradients.copy()
-        return [found[part] for part in self.slices]
 
 
 class _Norm(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from .architecture import Architecture
 from .contenders import Contender, PlainLoop, convolutions, epochs_on, in_memory, loaded, ours, plain
@@ -23,11 +24,14 @@ from .cost import cost_of
 from .data import DataSet, Images
 from .device import bfloat16_unit
 from .model import Network, build
+from .optimizers import Numbers
 from .recipe import load_recipe
 from .scoring import Normalizer, evaluate
 from .tasks import TOGETHER
 from .training import train, train_together
 from .workers import Desk, auto_workers, run_workers
+
+SHARING = (2, 4, 8)  # workers that share a CUDA device
 
 
 def measure_training(architecture: Architecture, data: Images, check: Images, repeats: int) -> dict[str, Any]:
@@ -127,12 +131,26 @@ def measure_together(architecture: Architecture, data: Images, repeats: int) -> 
     }
 
 
+def _torchs_sgd(
+    numbers: Numbers, rate: Tensor, momentum: float, nesterov: bool, weight_decay: float
+) -> torch.optim.SGD:
+    """What `SGD` is, by torch."""
+    numbers.weights.grad, numbers.others.grad = numbers.weight_gradient, numbers.other_gradient
+    groups: list[dict[str, Any]] = [
+        {"params": [numbers.weights], "weight_decay": weight_decay},
+        {"params": [numbers.others]},
+    ]
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=True)
+
+
 # What makes training fast on a CPU: the name that is replaced, and by what, to go without it.
 TRICKS: dict[str, tuple[str, Any]] = {
-    "compiled kernels": ("nas_mnist.scoring.FusedNetwork", lambda network: network),
+    "compiled kernels": ("nas_mnist.scoring.FusedNetwork", lambda network, _: network),
     "augmentation in one loop": ("nas_mnist.step.Warp", lambda *_: None),
     "two convolutions a stage": ("nas_mnist.stages.LONGEST", 1),
     "torch's threads for programs": ("nas_mnist.fused.own_threads", nullcontext),
+    "head and loss without autograd": ("nas_mnist.fused.FusedNetwork.learns", False),
+    "optimiser in four operations": ("nas_mnist.step.SGD", _torchs_sgd),
 }
 
 
@@ -157,28 +175,33 @@ class TurnTask:
     """What a worker does when workers are compared: `train`, again and again."""
 
     architecture: Architecture
-    data: Images
+    data: Images  # in the processor's memory
+    device: str
 
     def __call__(self, desk: Desk) -> None:
         """Send ``trained`` (images a second) for every turn but the worker's first."""
         torch.set_num_threads(desk.threads)
-        ours({}, self.architecture, self.data)
+        data = self.data.to(torch.device(self.device))
+        ours({}, self.architecture, data)
         while desk.claim() is not None:
-            desk.send("trained", ours({}, self.architecture, self.data))
+            desk.send("trained", ours({}, self.architecture, data))
 
 
 def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
     """Images a second of one process with all threads and of as many workers as `auto_workers` says.
 
-    They take turns, each time as new processes.
+    They take turns, each time as new processes. On CUDA, which has them share one device, several numbers
+    of workers are tried.
     """
+    device = data.images.device.type
+    task = TurnTask(architecture, data.to(torch.device("cpu")), device)
 
     def speed(count: int) -> float:
         found: list[float] = []
-        run_workers(TurnTask(architecture, data), count, 2 * count, {"trained": found.append})
+        run_workers(task, count, 2 * count, {"trained": found.append})
         return count * statistics.median(found)
 
-    one, *more = sorted({1, auto_workers(data.images.device.type)})
+    one, *more = sorted({1, *(SHARING if device == "cuda" else [auto_workers(device)])})
     speeds = turns({str(count): partial(speed, count) for count in (one, *more)}, repeats)
     told: dict[str, float] = {
         f"images_per_second_of_{count}": round(statistics.median(found)) for count, found in speeds.items()
@@ -186,7 +209,8 @@ def measure_workers(architecture: Architecture, data: Images, repeats: int) -> d
     for count in map(str, more):
         ratios = [many / alone for many, alone in zip(speeds[count], speeds["1"], strict=True)]
         told[f"times_faster_with_{count}"] = round(statistics.median(ratios), 3)
-        told["slowest_turn"], told["fastest_turn"] = round(min(ratios), 3), round(max(ratios), 3)
+        told[f"slowest_turn_with_{count}"] = round(min(ratios), 3)
+        told[f"fastest_turn_with_{count}"] = round(max(ratios), 3)
     return told
 
 

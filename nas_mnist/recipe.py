@@ -39,20 +39,11 @@ class Augmentation(BaseModel):
     translate: float = Field(0.0, ge=0, le=1)  # share of the image's size either way
     scale: float = Field(0.0, ge=0, lt=1)  # share of the image's size, larger or smaller
     shear: float = Field(0.0, ge=0, le=60)  # degrees either way
-    elastic: float = Field(0.0, ge=0, le=1)  # standard deviation of a smooth displacement, share of the image
-
-    @model_serializer(mode="wrap")
-    def _without_an_absent_bend(self, dump: SerializerFunctionWrapHandler) -> dict[str, float]:
-        """Plain data, with ``elastic`` where it is not zero: what was stored before keeps its digest."""
-        fields: dict[str, float] = dump(self)
-        if not self.elastic:
-            del fields["elastic"]
-        return fields
 
     @property
     def off(self) -> bool:
         """Whether images pass unchanged."""
-        return not (self.rotate or self.translate or self.scale or self.shear or self.elastic)
+        return not (self.rotate or self.translate or self.scale or self.shear)
 
 
 class Distillation(BaseModel):
@@ -146,7 +137,7 @@ VALUES = {  # by the draw's name: what stands beside a recipe's own value
     "recipe.average": (0.0, 0.99, 0.997),
 }
 _MILD = Augmentation(rotate=10.0, translate=0.1, scale=0.1)
-_MOST = {"rotate": 180.0, "translate": 1.0, "scale": 0.99, "shear": 60.0, "elastic": 1.0}
+_MOST = {"rotate": 180.0, "translate": 1.0, "scale": 0.99, "shear": 60.0}
 
 
 def vary(recipe: Recipe, suggest: Suggest) -> Recipe:
@@ -212,7 +203,6 @@ def load_recipe(name: str) -> Recipe:
 def _changed(recipe: Recipe, changes: str, where: str) -> Recipe:
     """The recipe with ``field=value,field=value``."""
     fields = recipe.model_dump() | {"distillation": recipe.distillation.model_dump()}
-    fields["augmentation"].setdefault("elastic", 0.0)
     for change in changes.split(","):
         path, sign, value = (part.strip() for part in change.partition("="))
         *outer, field = path.split(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,14 +86,20 @@ class Judgement:
         return cls(tuple(map(tuple, rows)), tuple(mistakes))
 
 
-def forward_on(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
+def forward_on(
+    model: Network, device: torch.device, gradients: Mapping[Tensor, Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
     """The function that runs a network fast on a device, in the number type of its input.
 
     It takes normalised images (N, C, H, W), float32 or, not on a CPU, bfloat16, and returns class scores
-    (N, classes) float32; it follows the network's mode, training or evaluation.
+    (N, classes) float32; it follows the network's mode, training or evaluation. ``gradients``: where a
+    `FusedNetwork` writes them.
     """
-    if device.type == "cpu":
-        return FusedNetwork(model)
+    return FusedNetwork(model, gradients) if device.type == "cpu" else by_modules(model, device)
+
+
+def by_modules(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The same by torch's modules, in bfloat16 where the images are."""
 
     def forward(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=images.dtype == torch.bfloat16):

@@ -9,7 +9,6 @@ launching a step's few hundred kernels one by one takes longer than running them
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -21,9 +20,9 @@ from torch.nn import functional as F
 from .augment import draw, warp
 from .data import Images
 from .device import layout, number_type
-from .fused import lending
+from .fused import FusedNetwork, lending
 from .model import Network
-from .muon import Muon
+from .optimizers import SGD, Muon, Numbers
 from .recipe import Distillation, Recipe
 from .scoring import Normalizer, forward_on
 from .warp import Warp
@@ -58,16 +57,16 @@ class Step:
         self.numbers = Numbers(model)
         self.model, self.data, self.recipe, self.generators = model, data, recipe, generators
         self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
-        self.forward = model if plain else forward_on(model, device)
+        self.forward = model if plain else forward_on(model, device, self.numbers.gradients)
         self.kind = torch.float32 if plain else number_type(device)
         self.lessons = None if teacher is None else Lessons(teacher, recipe.distillation, plain)
         self.normalize = Normalizer.of(data.images)
         compiled = device.type == "cpu" and not plain and not recipe.augmentation.off
         self.warp = Warp(data.images, self.normalize) if compiled else None
         self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps
-        shape = (model.copies, self.steps * recipe.batch_size)
-        self.order = torch.zeros(shape, dtype=torch.long, device=device)  # of images, by copy
-        self.places = torch.arange(recipe.batch_size, device=device)
+        shape = self.steps, model.copies * recipe.batch_size  # step by step, one copy behind the other
+        self.order = torch.zeros(shape, dtype=torch.long, device=device)  # positions of images
+        self.maps = torch.zeros((*shape, 2, 3) if self.warp is None else (*shape, 3, 2), device=device)
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)
         self.optimizer = _optimizer(self.numbers, recipe, self.rate)
@@ -88,11 +87,19 @@ class Step:
         return self.model if self.average is None else self.average
 
     def begin_epoch(self) -> None:
-        """Put the images in a new order, and begin to sum the loss anew."""
+        """Put the images in a new order, draw how each is augmented, and begin to sum the loss anew."""
         self.loss.zero_()
-        for order, generator in zip(self.order, self.generators, strict=True):
-            shuffled = torch.randperm(len(self.data), generator=generator, device=order.device)
-            order.copy_(shuffled[: len(order)])
+        recipe = self.recipe
+        parts = range(0, self.order.shape[1], recipe.batch_size)  # by copy
+        for start, generator in zip(parts, self.generators, strict=True):
+            part = slice(start, start + recipe.batch_size)
+            shuffled = torch.randperm(len(self.data), generator=generator, device=generator.device)
+            picked = shuffled[: self.steps * recipe.batch_size]
+            self.order[:, part] = picked.view(self.steps, -1)
+            if not recipe.augmentation.off:
+                maps = draw(recipe.augmentation, len(picked), generator)
+                maps = maps if self.warp is None else self.warp.lines(maps)
+                self.maps[:, part] = maps.unflatten(0, (self.steps, -1))
 
     def run(self, steps: int) -> None:
         """Train on the next batches, at most to the end of the epoch."""
@@ -109,36 +116,43 @@ class Step:
     def __call__(self) -> None:
         """Train on the next batch."""
         self.calls += 1
-        recipe = self.recipe
-        picked = self.order[:, self.done % self.steps * recipe.batch_size + self.places].flatten()
-        images, form = self._images(picked), layout(self.done.device)
-        beside = images.unflatten(0, (self.model.copies, -1)).transpose(0, 1).flatten(1, 2)
-        scores = self.forward(beside.to(self.kind, memory_format=form))
-        scores = scores.unflatten(1, (self.model.copies, -1)).transpose(0, 1).flatten(0, 1)
-        labels = self.data.labels[picked]  # (copies * B,), as the scores (copies * B, classes)
-        losses = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing, reduction="none")
-        if self.lessons is not None:
-            losses = self.lessons(losses, scores, images.to(self.kind, memory_format=form))
-        loss = losses.view(self.model.copies, -1).mean(1)
-        self.numbers.forget_gradients()
-        loss.sum().backward()
-        self.numbers.collect_gradients()
-        self.rate.copy_(self.rates.index_select(0, self.done)[0])  # an index of no dimension would be read
+        at = self.done % self.steps
+        picked = self.order.index_select(0, at)[0]  # an index of no dimension would be read
+        images, labels = self._images(picked, at), self.data.labels[picked]
+        if self.lessons is None and isinstance(self.forward, FusedNetwork) and self.forward.learns:
+            self.loss += self.forward.learn(images, labels, self.recipe.label_smoothing)
+        else:
+            self.loss += self._learn(images, labels)
+        self.rate.copy_(self.rates.index_select(0, self.done)[0])
         self.optimizer.step()
-        self.loss += loss.detach()
         if self.average is not None:
             self.averaged.lerp_(self.numbers.all, self.shares.index_select(0, self.done)[0])
         self.done += 1
 
-    def _images(self, picked: Tensor) -> Tensor:
+    def _images(self, picked: Tensor, at: Tensor) -> Tensor:
         """The images at these positions, augmented and normalised: (N, C, H, W) float32."""
         if self.recipe.augmentation.off:
             return self.normalize(self.data.images[picked])
-        size = self.data.images.shape[2:]
-        maps = draw(self.recipe.augmentation, len(picked), size, picked.device, *self.generators)
+        maps = self.maps.index_select(0, at)[0]
         if self.warp is not None:
             return self.warp(picked, maps)
         return self.normalize(warp(self.data.images[picked].float(), maps))
+
+    def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean losses (copies,) of a batch, whose gradient is `numbers`' afterwards: by autograd."""
+        copies, form = self.model.copies, layout(images.device)
+        beside = images.unflatten(0, (copies, -1)).transpose(0, 1).flatten(1, 2)
+        scores = self.forward(beside.to(self.kind, memory_format=form))
+        scores = scores.unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)  # (N, classes)
+        smoothing = self.recipe.label_smoothing
+        losses = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="none")
+        if self.lessons is not None:
+            losses = self.lessons(losses, scores, images.to(self.kind, memory_format=form))
+        loss = losses.view(copies, -1).mean(1)
+        self.numbers.forget_gradients()
+        loss.sum().backward()
+        self.numbers.collect_gradients()
+        return loss.detach()
 
 
 class Lessons:
@@ -163,48 +177,6 @@ class Lessons:
         return losses.lerp(taught, share)
 
 
-class Numbers:
-    """All weights and statistics of a network in one piece of memory, for few operations on all of them."""
-
-    def __init__(self, model: Network) -> None:
-        """Moves them there."""
-        self.parameters = sorted(model.parameters(), key=lambda one: one.dim() == 1)
-        statistics = [one for one in model.buffers() if one.is_floating_point()]
-        moved = [*self.parameters, *statistics]
-        self.all = torch.cat([_flat(one.detach()) for one in moved])
-        ends = list(itertools.accumulate(one.numel() for one in moved))
-        for one, end in zip(moved, ends, strict=True):
-            one.data = self.all.as_strided(one.shape, one.stride(), end - one.numel())
-        count = ends[len(self.parameters) - 1]
-        weights = sum(one.numel() for one in self.parameters if one.dim() > 1)
-        self.gradient = torch.zeros_like(self.all[:count])
-        # Of convolutions, and the others: biases, and factors and shifts of normalisations.
-        self.weights, self.others = self.all[:weights], self.all[weights:count]
-        # The weights' shapes as matrices, an output map a row; copies side by side have one each.
-        self.matrices = [
-            (len(one) // model.copies, one[0].numel())
-            for one in self.parameters
-            if one.dim() > 1
-            for _ in range(model.copies)
-        ]
-        self.weights.grad, self.others.grad = self.gradient[:weights], self.gradient[weights:]
-
-    def forget_gradients(self) -> None:
-        """Before a way back."""
-        for one in self.parameters:
-            one.grad = None
-
-    def collect_gradients(self) -> None:
-        """After a way back: from the parameters to ``weights`` and ``others``."""
-        gradients = [_flat(one.grad) for one in self.parameters if one.grad is not None]
-        torch.cat(gradients, out=self.gradient)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """A tensor's numbers as they lie in memory, without gaps."""
-    return tensor.as_strided((tensor.numel(),), (1,))
-
-
 def learning_rates(recipe: Recipe, steps: int) -> list[float]:
     """The learning rate of every step of a training with ``steps`` steps an epoch."""
     total = recipe.epochs * steps
@@ -221,27 +193,24 @@ def schedule(recipe: Recipe, progress: float) -> float:
     return 1 - done if recipe.schedule == "linear" else 1.0
 
 
-def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer | Muon:
+def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer | SGD | Muon:
     """Weight decay applies to convolution weights, not to biases and normalisation."""
-    if recipe.optimizer == "muon":
-        how = recipe.momentum, recipe.nesterov, recipe.weight_decay
-        return Muon(numbers.weights, numbers.others, numbers.matrices, rate, *how)
-    groups = [
-        {"params": [numbers.weights], "weight_decay": recipe.weight_decay},
-        {"params": [numbers.others], "weight_decay": 0.0},
-    ]
     if recipe.optimizer == "adamw":
+        numbers.weights.grad, numbers.others.grad = numbers.weight_gradient, numbers.other_gradient
+        groups = [
+            {"params": [numbers.weights], "weight_decay": recipe.weight_decay},
+            {"params": [numbers.others], "weight_decay": 0.0},
+        ]
         betas, recorded = (recipe.momentum, 0.999), rate.device.type == "cuda"
         return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True, capturable=recorded)
-    return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+    kind = Muon if recipe.optimizer == "muon" else SGD
+    return kind(numbers, rate, recipe.momentum, recipe.nesterov, recipe.weight_decay)
 
 
 def _record(step: Step) -> torch.cuda.CUDAGraph | None:
     """A step as a CUDA graph; recording it trains on nothing. None, with a warning: it cannot be recorded."""
     try:
         graph = torch.cuda.CUDAGraph()
-        for generator in step.generators:
-            graph.register_generator_state(generator)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
             step()

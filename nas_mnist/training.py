@@ -146,8 +146,8 @@ def _train(
 
 def _train_epoch(step: Step, epoch: int) -> list[EpochResult]:
     """One epoch's results, by copy, without scores."""
-    step.begin_epoch()
     started = time.perf_counter()
+    step.begin_epoch()
     step.run(step.steps)
     losses = step.loss.tolist()  # waits for the device
     seconds = (time.perf_counter() - started) / len(losses)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .augment import Maps
 from .scoring import Normalizer
 from .threads import run, threads
 from .vectors import LANES, Program, compile_kernel
@@ -30,36 +29,36 @@ class Warp:
         self.images = F.pad(images, (before, behind) * 2).contiguous()
         self.normal = np.array([1 / normalize.std, -normalize.mean / normalize.std], _FLOAT)
 
-    def __call__(self, picked: Tensor, maps: Maps) -> Tensor:
-        """Images (B, C, H, W) float32: those at positions (B,), mapped as `augment.draw` says, normalised."""
-        channels, height, width = self.shape
-        # In pixels: where the first one's centre comes from, and how far that is for its neighbours.
-        right, down = maps.matrices[:, 0], maps.matrices[:, 1]
-        first = maps.shifts + right * (1 / width - 1) + down * (1 / height - 1)
-        sizes = torch.tensor([[width], [height]])
+    def lines(self, maps: Tensor) -> Tensor:
+        """What `__call__` takes of maps (N, 2, 3) as `augment.draw` draws them: (N, 3, 2) float32.
+
+        In pixels, (x, y): where an image's first one comes from, and how far that is for its neighbours.
+        """
+        _, height, width = self.shape
+        across, down, shift = maps.unbind(2)  # each (N, 2)
+        first = shift + across * (1 / width - 1) + down * (1 / height - 1)
+        sizes = torch.tensor([width, height])
         places = ((first + 1) * sizes - 1) / 2
-        per_pixel = [right * (sizes / width), down * (sizes / height)]
-        lines = torch.stack([places, *per_pixel]).permute(2, 0, 1).contiguous()  # (B, 3, 2)
-        if maps.bends is None:
-            bends = torch.empty(0)
-        else:  # in pixels; what the last row's loop reads too much is there
-            bends = F.pad((maps.bends * (sizes[..., None] / 2)).flatten(), (0, LANES))
+        return torch.stack([places, across * (sizes / width), down * (sizes / height)], dim=1)
+
+    def __call__(self, picked: Tensor, lines: Tensor) -> Tensor:
+        """Images (B, C, H, W) float32: those at positions (B,), mapped along ``lines``, normalised."""
+        channels, height, width = self.shape
         apart = self.shape.numel() + LANES  # what is written too much of an image is not the next one's
         made = torch.empty((len(picked), apart))
-        memory = self.images, picked.contiguous(), lines, bends, made
+        memory = self.images, picked.contiguous(), lines.contiguous(), made
         where = [one.data_ptr() for one in memory]
-        kernel, normal = _kernel(maps.bends is not None), self.normal.ctypes.data
-        row = [kernel, *where, normal, channels, height, width, apart]
+        row = [_kernel(), *where, self.normal.ctypes.data, channels, height, width, apart]
         run([Program([row])] * threads(), len(picked), (self, memory))
         return made[:, : self.shape.numel()].view(-1, *self.shape)
 
 
 @cache
-def _kernel(bent: bool) -> int:
-    """Makes one image of the batch; ``bent``: there are bends."""
+def _kernel() -> int:
+    """Makes one image of the batch."""
 
     def write(w: Writer) -> None:
-        images, picked, lines, bends, made, normal = (w.argument() for _ in range(6))
+        images, picked, lines, made, normal = (w.argument() for _ in range(5))
         channels, height, width, apart = (w.argument() for _ in range(4))
         wide, tall = w.add(width, sum(_EDGE)), w.add(height, sum(_EDGE))
         source = w.mul(w.read_whole(picked, w.group), w.mul(channels, w.mul(wide, tall)))
@@ -76,11 +75,8 @@ def _kernel(bent: bool) -> int:
             to = w.add(target, w.mul(w.add(w.mul(channel, height), y), width))
             with w.loop(width, step=LANES) as x:  # what is too much, the next row is written over
                 wholes, parts = [], []
-                for axis, (start, by, limit) in enumerate(zip(line, right, limits, strict=True)):
+                for start, by, limit in zip(line, right, limits, strict=True):
                     place = w.plus(start, w.times(w.number_of(w.count_from(x)), by))
-                    if bent:
-                        field = w.add(w.mul(w.add(w.mul(w.group, 2), axis), height), y)
-                        place = w.plus(place, w.load(bends, w.add(w.mul(field, width), x)))
                     place = w.clipped(place, w.constant(-1.0), limit)
                     below = w.floor(place)
                     wholes.append(w.whole_of(below))

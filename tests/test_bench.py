@@ -1,23 +1,26 @@
 """What the benchmark measures, on few images: that it measures, never how fast this machine is."""
 
 import json
+import math
+import pkgutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from conftest import Runner
 from optuna.trial import Trial
 
-from nas_mnist import bench, contenders, measure, overheads
+from nas_mnist import bench, contenders, measure, overheads, step
 from nas_mnist.architecture import Architecture
 from nas_mnist.contenders import Contender
-from nas_mnist.data import DataSet, load
+from nas_mnist.data import DataSet, Images, load
 from nas_mnist.model import build
 from nas_mnist.objective import Objective, Verdict
-from nas_mnist.recipe import load_recipe
+from nas_mnist.recipe import Recipe, load_recipe
 from nas_mnist.training import EpochResult, train
 from nas_mnist.zoo import Entry
 from nas_mnist.zoo import load as load_from_zoo
@@ -75,9 +78,10 @@ def test_workers_are_measured_alone_and_together(tiny_data: DataSet, monkeypatch
     found = measure.measure_workers(SMALL, tiny_data.train, repeats=1)
     assert set(found) == {
         *("images_per_second_of_1", "images_per_second_of_2"),
-        *("times_faster_with_2", "slowest_turn", "fastest_turn"),
+        *("times_faster_with_2", "slowest_turn_with_2", "fastest_turn_with_2"),
     }
-    assert found["slowest_turn"] <= found["times_faster_with_2"] <= found["fastest_turn"]
+    ratios = [found[f"{which}_with_2"] for which in ("slowest_turn", "times_faster", "fastest_turn")]
+    assert ratios == sorted(ratios)
     assert min(found.values()) > 0
 
 
@@ -124,18 +128,33 @@ def test_time_to_an_accuracy_ends_where_it_is_reached(
 
 
 def test_every_trick_is_measured_and_put_back(tiny_data: DataSet) -> None:
-    from nas_mnist import fused, scoring, stages, step
+    def replaced() -> list[Any]:
+        return [pkgutil.resolve_name(name) for name, _ in measure.TRICKS.values()]
 
-    before = (scoring.FusedNetwork, step.Warp, stages.LONGEST, fused.own_threads)
+    before = replaced()
     found = measure.measure_tricks(SMALL, tiny_data.train, repeats=1)
     assert set(found) == {
         "compiled kernels",
         "augmentation in one loop",
         "two convolutions a stage",
         "torch's threads for programs",
+        "head and loss without autograd",
+        "optimiser in four operations",
     }
     assert min(found.values()) > 0
-    assert before == (scoring.FusedNetwork, step.Warp, stages.LONGEST, fused.own_threads)
+    assert before == replaced()
+
+
+@pytest.mark.parametrize("trick", measure.TRICKS)
+def test_without_a_trick_the_same_is_learned(trick: str, tiny_data: DataSet) -> None:
+    recipe = load_recipe("default:epochs=2,batch_size=30")
+
+    def losses() -> list[float]:
+        return [epoch.train_loss for epoch in train(build(SMALL, 0), tiny_data.train, recipe, seed=0)]
+
+    with_it = losses()
+    with mock.patch(*measure.TRICKS[trick]):
+        assert losses() == pytest.approx(with_it, rel=1e-3)
 
 
 def test_seeds_are_measured_one_after_the_other_and_at_once(tiny_data: DataSet) -> None:
@@ -153,6 +172,7 @@ def test_the_whole_benchmark_is_kept_as_json(
     work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "NETWORKS", {})
+    monkeypatch.setattr(bench, "FOUND", ["reference"])
     monkeypatch.setattr(bench, "load_from_zoo", lambda _: Entry("reference", "", SMALL, "seed"))
     trick = "augmentation in one loop"
     monkeypatch.setattr(measure, "TRICKS", {trick: measure.TRICKS[trick]})
@@ -271,3 +291,55 @@ def test_on_cuda_the_epoch_that_records_a_step_is_not_timed(
     architecture = load_from_zoo("reference").architecture
     assert contenders.ours({}, architecture, tiny_data.train) == 3
     assert measure.measure_together(architecture, tiny_data.train, 1)["one after the other"] == 3
+
+
+class Cuda:
+    """Images as if they were on a CUDA device."""
+
+    def __init__(self, data: Images) -> None:
+        self.data, self.images = data, mock.Mock(device=torch.device("cuda"))
+
+    def to(self, _: torch.device) -> Images:
+        return self.data
+
+
+def test_on_cuda_several_numbers_of_workers_are_tried(
+    tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def workers(task: measure.TurnTask, count: int, jobs: int, handlers: Any) -> None:
+        tried.append(count)
+        assert task.data.images.device.type == "cpu"  # it is sent to other processes
+        assert (task.device, jobs) == ("cuda", 2 * count)
+        handlers["trained"](100 / count**0.5)
+
+    monkeypatch.setattr(measure, "run_workers", workers)
+    found = measure.measure_workers(SMALL, Cuda(tiny_data.train), repeats=1)  # type: ignore[arg-type]
+    assert tried == [1, 2, 4, 8] * 2
+    assert found["images_per_second_of_4"] == 200
+    assert found["times_faster_with_8"] == pytest.approx(8**0.5, abs=0.001)
+
+
+def test_on_cuda_seeds_are_measured_without_recorded_steps_too(
+    tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[tuple[int, bool]] = []  # seeds, and whether a step is ever recorded
+
+    def together(models: Any, _: Any, recipe: Recipe, *, seeds: Sequence[int]) -> Iterator[Any]:
+        recorded.append((len(seeds), math.isfinite(step.EAGER)))
+        assert len(models) == len(seeds)
+        assert recipe.epochs == 2
+        yield from ([result] * len(seeds) for result in timed(0, 0, recipe))
+
+    def alone(*how: Any, **_: int) -> Iterator[EpochResult]:
+        recorded.append((1, math.isfinite(step.EAGER)))
+        yield from timed(*how)
+
+    monkeypatch.setattr(measure, "train", alone)
+    monkeypatch.setattr(measure, "train_together", together)
+    monkeypatch.setattr(measure, "build", lambda *_: mock.MagicMock())
+    found = measure.measure_together(SMALL, Cuda(tiny_data.train), repeats=1)  # type: ignore[arg-type]
+    assert recorded == [(1, True), (10, True), (1, False)] * 2
+    assert found["times faster at once than one after the other, steps not recorded"] == 1
+    assert len(found) == 5

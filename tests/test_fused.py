@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
 import random
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import torch
 from candidates import random_architectures
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nas_mnist import vectors
 from nas_mnist.architecture import Architecture
@@ -69,18 +71,58 @@ def check(ours: Network, theirs: Network, images: Tensor) -> None:
         torch.testing.assert_close(FusedNetwork(ours.eval())(images), theirs.eval()(images))
 
 
+def check_learning(ours: Network, images: Tensor, smoothing: float) -> bool:
+    """The loss, and the gradients that are written: those of autograd through torch's modules."""
+    ours.zero_grad()
+    theirs = copy.deepcopy(ours)
+    gradients = {one: torch.full_like(one, math.nan) for one in ours.parameters()}
+    fused = FusedNetwork(ours, gradients)
+    if not fused.learns:
+        return False
+    labels = torch.randint(ours.architecture.classes, (len(images),))
+    torch.manual_seed(1)
+    loss = fused.learn(images, labels, smoothing)
+    torch.manual_seed(1)
+    expected = F.cross_entropy(theirs(images), labels, label_smoothing=smoothing)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert mine.grad is None
+        assert other.grad is not None
+        scale = max(1.0, other.grad.abs().max().item())
+        torch.testing.assert_close({name: gradients[mine]}, {name: other.grad}, rtol=1e-6, atol=1e-7 * scale)
+    return True
+
+
 def with_blocks(*blocks: dict[str, Any], size: Sequence[int] = (1, 9, 8), **head: Any) -> Architecture:
     return Architecture.make({"input_shape": list(size), "classes": 4, "blocks": list(blocks), "head": head})
 
 
 def test_random_networks_agree_with_torch() -> None:
-    rng, checked = random.Random(0), 0
+    rng, checked, learned = random.Random(0), 0, 0
     for number, architecture in enumerate(random_architectures(250, seed=8)):
         model = network(architecture, number)
         if FusedNetwork(model).plan is not None:
             checked += 1
-            check(model, copy.deepcopy(model), images_for(architecture, rng.choice((2, 3, 8, 9, 17))))
+            images = images_for(architecture, rng.choice((2, 3, 8, 9, 17)))
+            check(model, copy.deepcopy(model), images)
+            learned += check_learning(model.train(), images, rng.choice((0.0, 0.1)))
     assert checked > 40
+    assert learned > 20
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("order", ["conv_then_pool", "pool_then_conv"])
+def test_a_step_without_autograd_has_its_gradients(order: str, bias: bool) -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3, "dropout": 0.5}, order=order, bias=bias))
+    for smoothing in (0.0, 0.2):
+        assert check_learning(model, images_for(model.architecture, 19), smoothing)
+
+
+@pytest.mark.parametrize("head", [{"kernel": 3}, {"norm": True}], ids=str)
+def test_a_head_that_is_no_linear_layer_is_left_to_autograd(head: dict[str, Any]) -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}, **head))
+    assert not check_learning(model, images_for(model.architecture, 4), 0.0)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish"])

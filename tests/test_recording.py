@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nas_mnist import Architecture
+from nas_mnist import Architecture, scoring, training
+from nas_mnist import step as steps
 from nas_mnist.data import DataSet
-from nas_mnist.model import build, side_by_side
-from nas_mnist.muon import Muon
+from nas_mnist.model import Network, build, side_by_side
+from nas_mnist.optimizers import SGD, Muon
 from nas_mnist.recipe import Augmentation, Distillation, Recipe
 from nas_mnist.step import EAGER, Step
+from nas_mnist.training import train_together
 
 NETWORK = Architecture.make(
     {
@@ -33,7 +35,7 @@ RECIPE = Recipe(
     momentum=0.8,
     weight_decay=1e-3,
     average=0.9,
-    augmentation=Augmentation(rotate=10, translate=0.1, elastic=0.02),
+    augmentation=Augmentation(rotate=10, translate=0.1),
     distillation=Distillation(teacher="mnist-1k"),
 )
 
@@ -51,13 +53,8 @@ class Graph:
 
     def __init__(self, step: Step) -> None:
         self.step, self.replays = step, 0
-        self.registered: list[torch.Generator] = []
-
-    def register_generator_state(self, generator: torch.Generator) -> None:
-        self.registered.append(generator)
 
     def replay(self) -> None:
-        assert len(self.registered) == 2
         self.replays += 1
         self.step()
 
@@ -66,8 +63,8 @@ class Graph:
 def without_effect(graph: Graph) -> Iterator[None]:
     """What `torch.cuda.graph` does: nothing that is run within changes a number on the device."""
     step, default = graph.step, torch.default_generator
-    if isinstance(step.optimizer, Muon):
-        states = step.optimizer.averages
+    if isinstance(step.optimizer, SGD | Muon):
+        states = [step.optimizer.average]
     else:
         states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
     places = [
@@ -80,12 +77,11 @@ def without_effect(graph: Graph) -> Iterator[None]:
         *states,
     ]
     before = [place.clone() for place in places]
-    drawn = [generator.get_state() for generator in (default, *step.generators)]
+    drawn = default.get_state()
     yield
     for place, numbers in zip(places, before, strict=True):
         place.copy_(numbers)
-    for generator, state in zip((default, *step.generators), drawn, strict=True):
-        generator.set_state(state)
+    default.set_state(drawn)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, step: Step, recording: Any = without_effect) -> Graph:
@@ -113,10 +109,9 @@ def test_recording_a_step_changes_nothing(
         graph = stand_in(monkeypatch, step) if step is recorded else None
         for epoch in parts:
             step.begin_epoch()
-            for steps in epoch:
-                step.run(steps)
+            for count in epoch:
+                step.run(count)
     assert graph is not None
-    assert graph.registered == recorded.generators
     assert graph.replays == sum(map(sum, parts)) - EAGER
     for one, other in zip(numbers_of(recorded), numbers_of(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -164,3 +159,46 @@ def test_a_step_reads_nothing_back(tiny_data: DataSet) -> None:
         read.clear()
         step()
     assert read == []
+
+
+def test_a_step_as_on_cuda_learns_what_a_float32_step_learns(
+    five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's modules in bfloat16 and channels last, with augmentation, two networks side by side."""
+    recipe = Recipe.model_validate(RECIPE.model_dump(exclude={"distillation"}) | {"batch_size": 50})
+    still = Architecture.make(
+        {"blocks": [{"kind": "conv", "channels": 8, "stride": 2}, {"kind": "separable", "channels": 12}]}
+    )
+    data = five_thousand.train.take(torch.arange(0, 3000, 3))
+    seen: set[tuple[torch.dtype, bool]] = set()
+
+    def losses() -> list[torch.Tensor]:
+        models = [build(still, seed) for seed in range(2)]
+        return [
+            torch.tensor([one.train_loss for one in results])
+            for results in train_together(models, data, recipe, seeds=(5, 6))
+        ]
+
+    expected = losses()
+
+    def forward_on(model: Network, *_: Any) -> Any:
+        forward = scoring.by_modules(model, torch.device("cpu"))
+
+        def heard(images: torch.Tensor) -> torch.Tensor:
+            seen.add((images.dtype, images.is_contiguous(memory_format=torch.channels_last)))
+            scores = forward(images)
+            assert scores.dtype == torch.float32
+            return scores
+
+        return heard
+
+    monkeypatch.setattr(steps, "forward_on", forward_on)
+    monkeypatch.setattr(steps, "Warp", lambda *_: None)
+    for module in (steps, training):
+        monkeypatch.setattr(module, "layout", lambda _: torch.channels_last)
+    monkeypatch.setattr(steps, "number_type", lambda _: torch.bfloat16)
+    found = losses()
+    assert seen == {(torch.bfloat16, True)}
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0)
+    assert not any(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))

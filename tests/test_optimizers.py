@@ -1,6 +1,8 @@
-"""Muon: what it does to a gradient, and that all matrices at once are as one after the other."""
+"""Optimisers: what they do to a gradient, and that all numbers at once are as one after the other."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,26 +10,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas_mnist.model import build, side_by_side
-from nas_mnist.muon import Muon, orthogonal
-from nas_mnist.step import Numbers
+from nas_mnist.optimizers import SGD, Muon, Numbers, orthogonal
 from nas_mnist.zoo import load
 
 SHAPES = [(3, 9), (9, 3), (4, 4), (1, 5), (5, 1), (1, 1)]
 COUNT = sum(rows * columns for rows, columns in SHAPES)
 
 
-def numbers(count: int, seed: int) -> torch.Tensor:
-    """Weights, with a gradient."""
-    generator = torch.Generator().manual_seed(seed)
-    made = torch.randn(count, generator=generator, dtype=torch.float64)
-    made.grad = torch.randn(count, generator=generator, dtype=torch.float64)
-    return made
+class Some(Numbers):
+    """Numbers of no network: weights of these shapes, and seven others."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], kind: torch.dtype = torch.float64) -> None:
+        count = sum(rows * columns for rows, columns in shapes)
+        self.trained = drawn(count + 7, 0).to(kind)
+        self.gradient, self.matrices = torch.zeros_like(self.trained), list(shapes)
+        self.weights, self.others = self.trained[:count], self.trained[count:]
+        self.weight_gradient, self.other_gradient = self.gradient[:count], self.gradient[count:]
 
 
-def make(weights: torch.Tensor, others: torch.Tensor, **changes: float) -> Muon:
-    how = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "rate": 0.1} | changes
-    rate = torch.tensor(how.pop("rate"), dtype=torch.float64)
-    return Muon(weights, others, SHAPES, rate, **how)  # type: ignore[arg-type]
+def drawn(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rate(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def matrices(flat: torch.Tensor) -> list[torch.Tensor]:
@@ -60,13 +66,15 @@ def test_zeros_stay_zeros() -> None:
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_all_matrices_at_once_are_as_one_after_the_other(nesterov: bool) -> None:
-    weights, others = numbers(COUNT, 0), numbers(7, 1)
-    expected = [one.clone() for one in matrices(weights)]
+    numbers = Some(SHAPES)
+    expected = [one.clone() for one in matrices(numbers.weights)]
     averages = [torch.zeros_like(one) for one in expected]
-    optimizer = make(weights, others, nesterov=nesterov, weight_decay=0.3)
+    optimizer = Muon(numbers, rate(0.1), 0.9, nesterov, 0.3)
     for turn in range(3):
-        weights.grad = numbers(COUNT, turn + 2)
-        for one, average, gradient in zip(expected, averages, matrices(weights.grad), strict=True):
+        numbers.gradient[:] = drawn(COUNT + 7, turn + 2)
+        for one, average, gradient in zip(
+            expected, averages, matrices(numbers.weight_gradient.clone()), strict=True
+        ):
             average.mul_(0.9).add_(gradient)
             ahead = gradient + 0.9 * average if nesterov else average
             lying = ahead if ahead.shape[0] <= ahead.shape[1] else ahead.T
@@ -74,37 +82,49 @@ def test_all_matrices_at_once_are_as_one_after_the_other(nesterov: bool) -> None
             made = made if lying is ahead else made.T
             one.mul_(1 - 0.1 * 0.3).sub_(made * 0.1 * 0.04 * max(ahead.shape) ** 0.5)
         optimizer.step()
-        for one, ours in zip(expected, matrices(weights), strict=True):
+        for one, ours in zip(expected, matrices(numbers.weights), strict=True):
             torch.testing.assert_close(ours, one)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_the_others_are_trained_as_by_sgd(nesterov: bool) -> None:
-    weights, others = numbers(COUNT, 0), numbers(7, 1)
-    expected = others.clone().requires_grad_()
-    sgd = torch.optim.SGD([expected], lr=0.1, momentum=0.9, nesterov=nesterov)
-    optimizer = make(weights, others, nesterov=nesterov, weight_decay=0.3)  # which is for weights alone
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("kind", [SGD, Muon])
+def test_numbers_take_the_steps_that_torchs_sgd_takes(
+    kind: type[SGD] | type[Muon], weight_decay: float, nesterov: bool
+) -> None:
+    """All of them, or with Muon those that are no weights."""
+    numbers = Some(SHAPES)
+    expected = [numbers.weights.clone().requires_grad_(), numbers.others.clone().requires_grad_()]
+    groups = [{"params": expected[:1], "weight_decay": weight_decay}, {"params": expected[1:]}]
+    sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=nesterov)
+    rates = rate(0.1)
+    optimizer = kind(numbers, rates, 0.9, nesterov, weight_decay)
     for turn in range(3):
-        others.grad = numbers(7, turn + 2)
-        expected.grad = others.grad.clone()
+        numbers.gradient[:] = drawn(COUNT + 7, turn + 2)
+        expected[0].grad = numbers.weight_gradient.clone()
+        expected[1].grad = numbers.other_gradient.clone()
         optimizer.step()
         sgd.step()
-    torch.testing.assert_close(others, expected.detach())
+        rates.mul_(0.5)
+        for group in sgd.param_groups:
+            group["lr"] *= 0.5
+    torch.testing.assert_close(numbers.others, expected[1].detach())
+    if kind is SGD:
+        torch.testing.assert_close(numbers.weights, expected[0].detach())
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
 def test_a_matrix_takes_the_step_that_torchs_muon_takes(shape: tuple[int, int]) -> None:
-    count = shape[0] * shape[1]
-    weights, others = numbers(count, 0).float(), numbers(1, 1).float()
-    theirs = torch.nn.Parameter(weights.clone().view(shape))
-    gradient = numbers(count, 3).float()
-    weights.grad, others.grad, theirs.grad = gradient, others.clone(), gradient.clone().view(shape)
-    before = weights.clone()
-    Muon(weights, others, [shape], torch.tensor(0.1), 0.9, True, 0.0).step()
+    numbers = Some([shape], torch.float32)
+    before = numbers.weights.clone()
+    theirs = torch.nn.Parameter(before.clone().view(shape))
+    numbers.gradient[:] = drawn(len(numbers.gradient), 3)
+    theirs.grad = numbers.weight_gradient.clone().view(shape)
+    Muon(numbers, torch.tensor(0.1), 0.9, True, 0.0).step()
     # Its learning rate is for steps of 0.2 in the root mean square, as AdamW's are.
     how = {"lr": 0.1 * 0.04 / 0.2, "weight_decay": 0.0, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
     torch.optim.Muon([theirs], **how).step()  # type: ignore[arg-type]
-    ours, torchs = weights - before, theirs.detach().flatten() - before
+    ours, torchs = numbers.weights - before, theirs.detach().flatten() - before
     assert (ours - torchs).norm() < 0.03 * torchs.norm()  # which computes in bfloat16
 
 
