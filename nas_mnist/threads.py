@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
+from .helpers import Helper
 from .vectors import Program
 
 
@@ -24,18 +23,26 @@ def run(programs: Sequence[Program], groups: int, owner: object) -> None:
         programs[0].run(0, groups)
         return
     bounds = [groups * number // len(programs) for number in range(len(programs) + 1)]
-    parts = list(zip(programs, bounds[:-1], bounds[1:], strict=True))
-    others: list[Future[None]] = []
+    helpers = _helpers(len(programs) - 1)
+    parts = zip(helpers, programs[1:], bounds[1:-1], bounds[2:], strict=True)
     try:
-        for one, start, stop in parts[1:]:
-            others.append(_pool(len(parts) - 1).submit(_work, one, start, stop, owner))
-        _work(*parts[0], owner)
+        for helper, program, start, stop in parts:
+            helper.begin(program, start, stop, owner)
+        programs[0].run(0, bounds[1])
     finally:
-        wait(others)
+        for helper in helpers:
+            helper.finish()
 
 
-def _work(program: Program, start: int, stop: int, _: object) -> None:
-    program.run(start, stop)
+_own = threading.local()  # ``helpers``: of a thread that runs programs
+
+
+def _helpers(count: int) -> list[Helper]:
+    if not hasattr(_own, "helpers"):
+        _own.helpers = []
+    helpers: list[Helper] = _own.helpers
+    helpers.extend(Helper() for _ in range(count - len(helpers)))
+    return helpers[:count]
 
 
 _lent = threading.local()  # ``threads``: torch's, while they are lent to programs
@@ -62,10 +69,5 @@ def threads() -> int:
     return getattr(_lent, "threads", 0) or torch.get_num_threads()
 
 
-@cache
-def _pool(size: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(size)
-
-
 if hasattr(os, "register_at_fork"):  # threads do not come along
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_own.__dict__.clear)

@@ -35,11 +35,12 @@ def compile_kernel(write: Callable[[Writer], None], kind: np.dtype[Any], lanes: 
     writer = Writer(module, "kernel", kind, lanes or LANES)
     write(writer)
     writer.end()
-    return _compiled(module, "kernel")
+    (address,) = compiled(module, "kernel")
+    return address
 
 
-def _compiled(module: ir.Module, name: str) -> int:
-    """The address of a module's function."""
+def compiled(module: ir.Module, *names: str) -> list[int]:
+    """The addresses of a module's functions."""
     machine = _machine()
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
@@ -50,7 +51,7 @@ def _compiled(module: ir.Module, name: str) -> int:
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _engines.append(engine)
-    return int(engine.get_function_address(name))
+    return [int(engine.get_function_address(name)) for name in names]
 
 
 def _machine() -> Any:
@@ -58,10 +59,8 @@ def _machine() -> Any:
     return target.create_target_machine(cpu=name, features=_FEATURES.flatten(), opt=3)
 
 
-@functools.cache
-def _runner() -> Callable[[int, int, int, int], None]:
-    """The function that runs a program's rows, one after the other, group by group."""
-    module = ir.Module()
+def declare_runner(module: ir.Module) -> ir.Function:
+    """A function of a module that runs a program's rows, one after the other, group by group."""
     kinds = [INDICES, INDEX, INDEX, INDEX]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "run")
     kernel = ir.FunctionType(ir.VoidType(), [INDICES, INDEX]).as_pointer()
@@ -72,8 +71,16 @@ def _runner() -> Callable[[int, int, int, int], None]:
         called = build.inttoptr(build.load(place), kernel)
         build.call(called, [build.gep(place, [ir.Constant(INDEX, 1)]), group])
     build.ret_void()
+    return function
+
+
+@functools.cache
+def _runner() -> Callable[[int, int, int, int], None]:
+    """That function."""
+    module = ir.Module()
+    declare_runner(module)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-    return kind(_compiled(module, "run"))  # gives Python's lock away while it runs
+    return kind(*compiled(module, "run"))  # gives Python's lock away while it runs
 
 
 class Program:
@@ -85,8 +92,8 @@ class Program:
         self.table = np.zeros((len(rows), ROW), np.int64)
         for place, row in zip(self.table, rows, strict=True):
             place[: len(row)] = row
-        self._where = self.table.ctypes.data, len(self.table)
+        self.where = self.table.ctypes.data, len(self.table)
 
     def run(self, start: int = 0, stop: int = 1) -> None:
         """Run all of it for the groups from ``start`` to before ``stop``."""
-        _runner()(*self._where, start, stop)
+        _runner()(*self.where, start, stop)

@@ -10,7 +10,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +25,8 @@ from nas_mnist import vectors
 from nas_mnist.architecture import Architecture
 from nas_mnist.fused import FusedNetwork, lending
 from nas_mnist.model import Network, build
-from nas_mnist.threads import own_threads, run, threads
-from nas_mnist.vectors import LANES, Program
+from nas_mnist.threads import own_threads, threads
+from nas_mnist.vectors import LANES
 from nas_mnist.zoo import load
 
 
@@ -299,21 +298,6 @@ def test_threads_of_python_lend_apart_from_each_other() -> None:
             job.result()
             assert threads() >= 1
     torch.set_num_threads(before)
-
-
-def test_an_interrupt_waits_for_the_other_threads() -> None:
-    done = threading.Event()
-
-    class Slow(Program):
-        def run(self, start: int, _: int) -> None:
-            if start == 0:
-                raise KeyboardInterrupt
-            time.sleep(0.3)
-            done.set()
-
-    with pytest.raises(KeyboardInterrupt):
-        run([Slow([]), Slow([])], 2, None)
-    assert done.is_set()
 
 
 def test_parameters_and_statistics_that_are_replaced_are_seen() -> None:

@@ -1,0 +1,95 @@
+"""Threads that help: every group is run once, whatever the helpers did before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nas_mnist.threads import run
+from nas_mnist.vectors import LANES, Program, compile_kernel
+from nas_mnist.writer import Writer
+
+KIND = np.dtype(np.float64)
+
+
+@cache
+def counting() -> int:
+    """Adds one to the numbers of a group."""
+
+    def write(w: Writer) -> None:
+        counts = w.argument()
+        at = w.mul(w.group, LANES)
+        w.store(w.plus(w.load(counts, at), w.constant(1.0)), counts, at)
+
+    return compile_kernel(write, KIND)
+
+
+@cache
+def noting() -> int:
+    """Writes down which group runs."""
+
+    def write(w: Writer) -> None:
+        w.store(w.number_of(w.group), w.argument())
+
+    return compile_kernel(write, KIND)
+
+
+def check(threads: int, groups: int, turns: int = 50, pause: float = 0.0) -> None:
+    counts = np.zeros((groups, LANES), KIND)
+    programs = [Program([[counting(), counts.ctypes.data]], counts) for _ in range(threads)]
+    for _ in range(turns):
+        run(programs, groups, counts)
+        time.sleep(pause)
+    assert (counts == turns).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("groups", [1, 2, 100])
+def test_every_group_is_run_once(threads: int, groups: int) -> None:
+    check(threads, groups)
+
+
+def test_helpers_that_sleep_are_woken() -> None:
+    check(threads=3, groups=9, turns=20, pause=0.02)
+
+
+def test_threads_have_helpers_of_their_own() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(check, 2, 50, 200) for _ in range(8)]:
+            job.result()
+
+
+class Interrupted(Program):
+    """It is interrupted while others run."""
+
+    def run(self, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_waits_for_the_other_threads() -> None:
+    last, groups = np.zeros(LANES, KIND), 200_000_000  # a quarter of a second
+    program = Program([[noting(), last.ctypes.data]], last)
+    with pytest.raises(KeyboardInterrupt):
+        run([Interrupted([]), program], groups, last)
+    assert last[0] == groups - 1
+    check(threads=2, groups=2)
+
+
+def test_a_process_that_was_forked_has_helpers_of_its_own() -> None:
+    code = """
+import os, test_helpers
+test_helpers.check(3, 9)
+child = os.fork()
+test_helpers.check(3, 9)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
