@@ -64,6 +64,7 @@ class Body:
         self.out, self.out_gradient = Maps(shape, kind, groups), Maps(shape, kind, groups)
         self.share = np.array([1 / (size[0] * size[1])], kind)  # of a pixel in the mean
         self.gradients = gradients or [zeros(one.shape, kind) for one in parameters]
+        assert all(place.flags.c_contiguous for place in self.gradients)  # its flat view is no copy
         into = {one: place.ravel() for one, place in zip(parameters, self.gradients, strict=True)}
         convolutions = [one for stage in plan.stages for one in self.convolutions[stage]]
         self.taking = Program([row for one in convolutions for row in one.taken()])
@@ -83,6 +84,7 @@ class Body:
 
     def forward(self, images: Array) -> Array:
         """From images (N, C, H, W) to what the head reads, (N, C', H', W')."""
+        self.passes += 1
         to_groups(images, self.outcomes[self.plan.image].maps.values)
         for outcome in self.outcomes.values():
             outcome.begin()

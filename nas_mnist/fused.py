@@ -1,7 +1,7 @@
 """The pass that is fast on a CPU, in training and in scoring; it computes what torch's modules do.
 
-The layers before the head are programs of compiled kernels (`engine`); the head, which is small, and the
-loss are torch's.
+The layers before the head are programs of compiled kernels (`engine`). The head and the loss, which are
+small, are torch's, or in training, where they are simple enough to do without autograd, numpy's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FusedNetwork:
         # Looked into at every call, for what they hold may be replaced.
         self.parameters = [layer._parameters for layer in before]
         self.buffers = [layer._buffers for layer in before]
-        self.places: list[int] = []  # of what they hold, where bodies know it
+        self.places: list[tuple[int, int]] = []  # of what they hold, where bodies know it
         self.bodies: dict[tuple[Any, ...], Body] = {}
 
     @property
@@ -83,8 +83,6 @@ class FusedNetwork:
         """
         if self.plan is None or images.requires_grad:
             return self.network(images)  # type: ignore[no-any-return]
-        if images.shape[1:] != self.plan.image.shape or images.dtype != self.convolution.weight.dtype:
-            raise ValueError(f"images are {images.dtype} {list(images.shape)}, of another type or shape")
         body = self._body(self.plan, images, torch.is_grad_enabled())
         maps: Tensor = _Fused.apply(images, body, *body.parameters)
         if not self.plan.averaged:
@@ -92,9 +90,11 @@ class FusedNetwork:
         return F.linear(maps.flatten(1), self.convolution.weight.flatten(1), self.convolution.bias)
 
     def _body(self, plan: Plan, images: Tensor, back: bool) -> Body:
-        """The programs for as many images."""
+        """The programs for as many images; raises `ValueError` for those of another type or shape."""
+        if images.shape[1:] != plan.image.shape or images.dtype != self.convolution.weight.dtype:
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}, of another type or shape")
         parameters = _held(self.parameters)
-        places = [tensor.data_ptr() for tensor in (*parameters, *_held(self.buffers))]
+        places = [(id(one), one.data_ptr()) for one in (*parameters, *_held(self.buffers))]
         if places != self.places:
             self.bodies.clear()
             self.places = places
@@ -137,9 +137,9 @@ def lending(forward: object) -> AbstractContextManager[None]:
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, body: Body, *_: Tensor) -> Tensor:
-        body.passes += 1
+        maps = torch.from_numpy(body.forward(images.detach().numpy()))
         ctx.body, ctx.passes = body, body.passes
-        return torch.from_numpy(body.forward(images.detach().numpy()))
+        return maps
 
     @staticmethod
     @once_differentiable

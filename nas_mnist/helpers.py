@@ -32,37 +32,44 @@ class Helper:
         self._box = zeros((16,), np.dtype(np.int64))
         self._address = self._box.ctypes.data
         self._pool = ThreadPoolExecutor(1)
-        self._serving: Future[int] | None = None
+        self._serving: Future[None] | None = None
         self._asked = 0  # programs so far
-        self._memory: object = None  # of what was asked for last
+        self._memory: object = None  # of what is being done
 
     def begin(self, program: Program, start: int, stop: int, memory: object) -> None:
         """Run a program for some groups; `finish` comes next. The program and ``memory`` stay until then."""
-        self.finish()
+        if self._memory is not None:  # that was interrupted
+            self.finish()
         self._memory = program, memory
         self._box[_TABLE : _STOP + 1] = *program.where, start, stop
         self._asked += 1
-        _loops().ask(self._address, self._asked)
-        self._wake()
+        self._ask()
 
     def finish(self) -> None:
         """Wait until the program that was begun is done."""
         while not _loops().wait(self._address, self._asked):
-            self._wake()
+            self._ask()  # it fell asleep just now, or `begin` was interrupted
+        self._memory = None
 
-    def _wake(self) -> None:
+    def _ask(self) -> None:
+        _loops().ask(self._address, self._asked)
         if self._serving is None or self._serving.done():
-            self._serving = self._pool.submit(_loops().serve, self._address)
+            self._serving = self._pool.submit(self._serve)
+
+    def _serve(self) -> None:
+        """What the thread does; it keeps all memory."""
+        _loops().serve(self._address)
 
 
 class _Loops(NamedTuple):
     """Compiled functions of the address of a helper's box."""
 
-    ask: Callable[
-        [int, int], int
-    ]  # (box, number): let everything that was written before be seen with the number
-    wait: Callable[[int, int], int]  # (box, number): 1 when so many programs are done; 0: it takes longer
-    serve: Callable[[int], int]  # (box): run programs as they are asked for, until none comes for a while
+    # (box, number): let the number be seen, and everything that was written before.
+    ask: Callable[[int, int], int]
+    # (box, number): 1 when so many programs are done; 0: it takes longer.
+    wait: Callable[[int, int], int]
+    # (box): run programs as they are asked for, until none comes for a while.
+    serve: Callable[[int], int]
 
 
 @functools.cache

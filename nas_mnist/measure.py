@@ -188,10 +188,10 @@ class TurnTask:
 
 
 def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
-    """Images a second of one process with all threads and of as many workers as `auto_workers` says.
+    """Images a second of one process with all threads, and of several workers, turn by turn.
 
-    They take turns, each time as new processes. On CUDA, which has them share one device, several numbers
-    of workers are tried.
+    On a CPU as many as `auto_workers` says; on CUDA, where they share one device, several numbers are tried.
+    They are new processes each time.
     """
     device = data.images.device.type
     task = TurnTask(architecture, data.to(torch.device("cpu")), device)

@@ -1,8 +1,8 @@
 """One training step: gather, augment, normalise, forward, backward, optimise, average.
 
 Everything that changes from step to step is a tensor on the device, in a place that stays: the number of
-steps done, the order of the images, the learning rates. So a step waits for nothing, and CUDA can record
-one step and replay it (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): for a network this small,
+steps done, the order of the images and the maps that augment them, the learning rates. So a step waits for
+nothing, and CUDA can record one step and replay it (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): for a network this small,
 launching a step's few hundred kernels one by one takes longer than running them.
 """
 
@@ -66,7 +66,9 @@ class Step:
         self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps
         shape = self.steps, model.copies * recipe.batch_size  # step by step, one copy behind the other
         self.order = torch.zeros(shape, dtype=torch.long, device=device)  # positions of images
-        self.maps = torch.zeros((*shape, 2, 3) if self.warp is None else (*shape, 3, 2), device=device)
+        one = (3, 2) if self.warp else (2, 3)
+        maps = (0,) if recipe.augmentation.off else (*shape, *one)
+        self.maps = torch.zeros(maps, device=device)  # that augment these images
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)
         self.optimizer = _optimizer(self.numbers, recipe, self.rate)

@@ -6,7 +6,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,7 @@ def open_study(
     name: str,
     identity: Identity,
     facts: dict[str, Any],
-    first: Draws | None,
+    first: Sequence[Draws],
 ) -> optuna.Study:
     """The study called ``name`` in the storage behind ``url``, made now or continued.
 
@@ -194,7 +194,7 @@ def _may_be_ours(study: optuna.Study, wanted: Identity) -> bool:
     return isinstance(identity, dict) or (identity is None and new)
 
 
-def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], first: Draws | None) -> None:
+def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], first: Sequence[Draws]) -> None:
     """Make a new study complete; its identity comes last and says that it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -202,8 +202,8 @@ def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], fir
         study.set_metric_names([METRIC, *([COST_NAMES[against]] if against else [])])
     for key, value in facts.items():
         study.set_user_attr(key, value)
-    if first is not None:
-        study.enqueue_trial(first)
+    for draws in first:
+        study.enqueue_trial(draws)
     study.set_user_attr(IDENTITY, vars(identity))
 
 

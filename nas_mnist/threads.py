@@ -16,8 +16,8 @@ from .vectors import Program
 def run(programs: Sequence[Program], groups: int, owner: object) -> None:
     """Each thread's program, for its part of the groups; ``owner`` has the memory that they work on.
 
-    Returns when all are done, and raises no sooner, unless it is interrupted a second time: even then the
-    memory stays until no thread works on it.
+    Returns when all are done, and raises no sooner, unless it is interrupted while it waits for others: even
+    then the memory stays until no thread works on it.
     """
     if len(programs) == 1:
         programs[0].run(0, groups)
@@ -69,5 +69,10 @@ def threads() -> int:
     return getattr(_lent, "threads", 0) or torch.get_num_threads()
 
 
-if hasattr(os, "register_at_fork"):  # threads do not come along
-    os.register_at_fork(after_in_child=_own.__dict__.clear)
+def _forget() -> None:
+    """In a forked process, whose thread is the one that forked: helpers did not come along."""
+    _own.__dict__.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

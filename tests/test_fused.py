@@ -320,8 +320,12 @@ def test_parameters_and_statistics_that_are_replaced_are_seen() -> None:
     ids=str,
 )
 def test_images_of_another_kind_are_refused(images: Tensor) -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}))
+    fused = FusedNetwork(model, {one: torch.zeros_like(one) for one in model.parameters()})
     with pytest.raises(ValueError, match="of another type or shape"):
-        FusedNetwork(network(with_blocks({"kind": "conv", "channels": 3})))(images)
+        fused(images)
+    with pytest.raises(ValueError, match="of another type or shape"):
+        fused.learn(images, torch.zeros(2, dtype=torch.long), 0.0)
 
 
 def test_images_that_want_a_gradient_get_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas_mnist import helpers
 from nas_mnist.threads import run
 from nas_mnist.vectors import LANES, Program, compile_kernel
 from nas_mnist.writer import Writer
@@ -82,14 +84,47 @@ def test_an_interrupt_waits_for_the_other_threads() -> None:
     check(threads=2, groups=2)
 
 
+def test_an_interrupt_before_a_helper_is_asked_hangs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops, asked = helpers._loops(), []
+
+    def ask(address: int, number: int) -> int:
+        asked.append(number)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return loops.ask(address, number)
+
+    monkeypatch.setattr(helpers, "_loops", lambda: loops._replace(ask=ask))
+    with pytest.raises(KeyboardInterrupt):
+        check(threads=2, groups=9)
+    check(threads=2, groups=9)
+    assert len(asked) > 50
+
+
+def test_threads_come_and_go() -> None:
+    for _ in range(20):
+        thread = threading.Thread(target=check, args=(2, 20, 5))
+        thread.start()
+        thread.join()
+
+
 def test_a_process_that_was_forked_has_helpers_of_its_own() -> None:
     code = """
-import os, test_helpers
-test_helpers.check(3, 9)
-child = os.fork()
-test_helpers.check(3, 9)
-if child:
-    assert os.waitpid(child, 0)[1] == 0
+import os, sys, threading, test_helpers
+
+def fork():
+    test_helpers.check(3, 9)
+    child = os.fork()
+    test_helpers.check(3, 9, turns=5)
+    if not child:
+        os._exit(7)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+codes = []
+fork()
+thread = threading.Thread(target=fork)
+thread.start()
+thread.join()
+assert codes == [7, 7]
 """
     environment = {"PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
