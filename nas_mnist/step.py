@@ -2,8 +2,8 @@
 
 Everything that changes from step to step is a tensor on the device, in a place that stays: the number of
 steps done, the order of the images and the maps that augment them, the learning rates. So a step waits for
-nothing, and CUDA can record one step and replay it (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): for a network this small,
-launching a step's few hundred kernels one by one takes longer than running them.
+nothing, and CUDA can record one step and replay it (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs):
+for a network this small, launching a step's few hundred kernels one by one takes longer than running them.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def search(
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
-    study.pruner = Halving(objective.recipe.epochs, objective.against)
+    study.pruner = Halving(objective.recipe.epochs, objective.against, objective.steps)
     while deadline is None or time.monotonic() < deadline:
         recover(study)
         missing, others = total - counted(study), running(study)

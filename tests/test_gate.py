@@ -185,9 +185,11 @@ def test_between_looks_a_candidate_is_trained_without_being_scored(url: str, tin
     space, recipe = SearchSpace.from_toml(THREE), RECIPE.with_epochs(10)
     identity = studies.Identity(space.digest, recipe.digest, "tiny", "", 20_000, 10)
     study = studies.open_study(url, "s", identity, {}, [])
-    studies.search(study, Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher), 1, seed="0")
+    objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher)
+    studies.search(study, objective, 1, seed="0")
     (trial,) = load(url).trials
-    assert set(trial.intermediate_values) == scored(10) != set(range(1, 11))
+    assert objective.steps == len(learn) // recipe.batch_size
+    assert set(trial.intermediate_values) == scored(10, objective.steps) != set(range(1, 11))
     assert [result.epoch for result in heard] == list(range(1, 11))
     assert trial.user_attrs["epochs"] == 10
     assert trial.user_attrs["images"] == sum(result.images for result in heard)
