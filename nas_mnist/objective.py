@@ -114,11 +114,6 @@ class Objective:
         self.watcher.candidate(trial.number, cost)
         return self._train(trial, candidate)
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of an epoch."""
-        return max(len(self.learn) // self.recipe.fitted(len(self.learn)).batch_size, 1)
-
     def draw(self, suggest: Suggest) -> Candidate:
         """Draw everything; raises `InputError` where the draws make no network."""
         try:
@@ -136,7 +131,7 @@ class Objective:
         data, recipe, seed = self.learn, candidate.recipe, self.seed
         try:
             model = build(candidate.architecture, seed).to(data.images.device)
-            looks = scored(recipe.epochs, self.steps)
+            looks = scored(recipe.epochs)
             for result in train(model, data, recipe, seed=seed, score_on=self.choose, scored=looks):
                 seconds += result.seconds
                 images += result.images

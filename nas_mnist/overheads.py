@@ -86,8 +86,7 @@ def measure_storage() -> dict[str, float]:
     from .stopping import Halving
     from .storages import open_storage
 
-    black = torch.zeros(1, 1, 28, 28, dtype=torch.uint8).expand(50_000, -1, -1, -1)  # one image in memory
-    nothing = Images(black, torch.zeros(50_000, dtype=torch.long))
+    nothing = Images(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     watcher = Watcher(lambda *_: None, lambda *_: None)
     recipe = load_recipe("default")
     objective = Objective(SearchSpace.load(), Budget(20_000), recipe, nothing, nothing, 0, watcher)

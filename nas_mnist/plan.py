@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .architecture import Architecture
-from .cost import COST_NAMES, cost_of
+from .cost import COST_NAMES
 from .draws import Draws
 from .errors import InputError, NoResultError, StorageLostError
 from .files import write_bytes
@@ -104,13 +104,6 @@ class Plan:
         self._warn()
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
-        if not any(trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
-            names = ", ".join(self.known())
-            say(
-                f"Tried first, from the zoo: {names}"
-                if names
-                else "No network of the zoo is in the space and fits"
-            )
 
     def _epochs(self) -> str:
         few, many = self.task.recipe.epochs, self.recipe.epochs
@@ -133,6 +126,8 @@ class Plan:
 
         recover(study)
         note_interrupted(study)
+        if self.reference() is None:
+            self.console.print("The reference network is not in this space: the search starts without it.")
         display = SearchDisplay(self.console, self.trials, self.task.recipe.epochs, trial_rows(study))
 
         def ended(row: TrialRow) -> None:
@@ -312,17 +307,13 @@ class Plan:
         self.console.print(f"Written: {kept.folder}")
         return accuracy
 
-    def known(self) -> dict[str, Draws]:
-        """The draws that make those networks of the zoo that fit, where the space holds them."""
-        more: Draws = {**unvaried(self.task.recipe)} if self.task.vary_recipe else {}
-        zoo = {name: load_from_zoo(name).architecture for name in zoo_names()}
-        costs = {name: cost_of(architecture) for name, architecture in zoo.items()}
-        known = {}
-        for name in sorted(zoo, key=lambda name: (name != "reference", -costs[name].params)):
-            if self.task.budget.fits(costs[name]):
-                with contextlib.suppress(InputError):
-                    known[name] = self.task.space.encode(zoo[name]) | more
-        return known
+    def reference(self) -> Draws | None:
+        """The draws that make the reference network, where the space holds it."""
+        try:
+            draws = self.task.space.encode(load_from_zoo("reference").architecture)
+        except InputError:
+            return None
+        return draws | (unvaried(self.task.recipe) if self.task.vary_recipe else {})
 
     def _recipe_of(self, row: TrialRow) -> Recipe:
         """How a candidate is trained as finalist and winner."""

@@ -203,7 +203,7 @@ def search(
         finals = (finalists, finalist_seeds) if retrain else (1, 0)
         plan = Plan(task, trained_by, data, where, trials, count, finals, retrain, quiet, copy_to)
         with losing(storage):
-            opened = open_study(storage, study, identity, plan.facts(), list(plan.known().values()))
+            opened = open_study(storage, study, identity, plan.facts(), plan.reference())
         plan.run(opened, survey, _command(storage))
 
 

@@ -2,9 +2,8 @@
 
 At every rung the better half goes on (Li et al. 2020, arxiv.org/abs/1810.05934), by validation accuracy.
 Rungs lie at shares of all epochs, not at epochs: how well early accuracies rank the last ones is decided by
-how much of the schedule is over (reports/curves). After too few steps, though, accuracies say nothing: of
-short epochs, the first rung comes later. Nobody waits for others: a candidate is compared with all that have
-come as far until now, and with those that were better after fewer epochs. Those whose process was
+how much of the schedule is over (reports/curves). Nobody waits for others: a candidate is compared with all
+that have come as far until now, and with those that were better after fewer epochs. Those whose process was
 interrupted do not count: they begin again.
 """
 
@@ -17,24 +16,20 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 RUNGS = (1 / 20, 1 / 10, 1 / 5, 2 / 5)  # shares of the epochs
-# Optimiser steps before the first rung: after 40, accuracies hardly rank the last ones (0.38), after 80 they
-# do (0.95; reports/curves, 5,000 images).
-LEAST = 60
 Accuracies = Mapping[int, float]  # on the validation images, by epoch, as far as a candidate has come
 
 
-def rungs(epochs: int, steps: int = LEAST) -> list[int]:
-    """The epochs, of so many with so many ``steps`` each, after which the better half goes on."""
-    first = min(math.ceil(LEAST / steps), epochs)
-    return sorted({max(round(share * epochs), first) for share in RUNGS})
+def rungs(epochs: int) -> list[int]:
+    """The epochs, of so many, after which the better half goes on."""
+    return sorted({max(round(share * epochs), 1) for share in RUNGS})
 
 
-def scored(epochs: int, steps: int = LEAST) -> set[int]:
-    """The epochs after which a candidate is scored: `rungs`, and every fifth for its curve.
+def scored(epochs: int) -> set[int]:
+    """The epochs, of so many, after which a candidate is scored: rungs, and every fifth for its curve.
 
     Scoring takes time: as much as training on a third of as many images.
     """
-    return {*rungs(epochs, steps), *(max(round(share / 5 * epochs), 1) for share in range(1, 6))}
+    return {*rungs(epochs), *(max(round(share / 5 * epochs), 1) for share in range(1, 6))}
 
 
 class Halving(optuna.pruners.BasePruner):
@@ -44,8 +39,8 @@ class Halving(optuna.pruners.BasePruner):
     compared with those that cost no more: what is stopped is behind the front as it was after as many epochs.
     """
 
-    def __init__(self, epochs: int, against: str | None = None, steps: int = LEAST) -> None:
-        self.rungs = rungs(epochs, steps)
+    def __init__(self, epochs: int, against: str | None = None) -> None:
+        self.rungs = rungs(epochs)
         self.against = against  # user attribute of a trial
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:

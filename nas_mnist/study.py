@@ -6,7 +6,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,7 @@ def open_study(
     name: str,
     identity: Identity,
     facts: dict[str, Any],
-    first: Sequence[Draws],
+    first: Draws | None,
 ) -> optuna.Study:
     """The study called ``name`` in the storage behind ``url``, made now or continued.
 
@@ -194,7 +194,7 @@ def _may_be_ours(study: optuna.Study, wanted: Identity) -> bool:
     return isinstance(identity, dict) or (identity is None and new)
 
 
-def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], first: Sequence[Draws]) -> None:
+def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], first: Draws | None) -> None:
     """Make a new study complete; its identity comes last and says that it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -202,8 +202,8 @@ def _furnish(study: optuna.Study, identity: Identity, facts: dict[str, Any], fir
         study.set_metric_names([METRIC, *([COST_NAMES[against]] if against else [])])
     for key, value in facts.items():
         study.set_user_attr(key, value)
-    for draws in first:
-        study.enqueue_trial(draws)
+    if first is not None:
+        study.enqueue_trial(first)
     study.set_user_attr(IDENTITY, vars(identity))
 
 
@@ -253,7 +253,7 @@ def search(
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
-    study.pruner = Halving(objective.recipe.epochs, objective.against, objective.steps)
+    study.pruner = Halving(objective.recipe.epochs, objective.against)
     while deadline is None or time.monotonic() < deadline:
         recover(study)
         missing, others = total - counted(study), running(study)

@@ -58,7 +58,7 @@ def run(
     learn, choose = data.split()
     space = SearchSpace.load() if text is None else SearchSpace.from_toml(text)
     identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", budget, EPOCHS)
-    study = studies.open_study(url, "s", identity, {}, [])
+    study = studies.open_study(url, "s", identity, {}, None)
     objective = Objective(space, Budget(budget), RECIPE, learn, choose, 0, watcher)
     studies.search(study, objective, trials, seed="0")
     return load(url)
@@ -125,7 +125,7 @@ def test_a_trial_over_budget_says_so_in_the_storage(searched: tuple[optuna.Study
 def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> None:
     learn, choose = tiny_data.split()
     space, budget = SearchSpace.from_toml(WIDE_SPACE), Budget(10**6, 300_000, 60_000)
-    study = studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, [])
+    study = studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, None)
     studies.search(study, Objective(space, budget, RECIPE, learn, choose, 0, NOBODY), 3, seed="0")
     over = of(load(url), Verdict.OVER_BUDGET)
     reasons = "; ".join(trial.user_attrs["reason"] for trial in over)
@@ -144,7 +144,7 @@ def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> N
 def test_of_two_that_begin_the_last_candidate_at_once_one_gives_way(url: str, tiny_data) -> None:
     learn, choose = tiny_data.split()
     space = SearchSpace.from_toml(THREE)
-    studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, [])
+    studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, None)
     study = load(url)
     first = study.ask()  # by another process, which has not begun to train
     objective = Objective(space, Budget(10**6), RECIPE, learn, choose, 0, NOBODY, total=1)
@@ -184,12 +184,10 @@ def test_between_looks_a_candidate_is_trained_without_being_scored(url: str, tin
     watcher = Watcher(lambda *_: None, lambda _, result: heard.append(result))
     space, recipe = SearchSpace.from_toml(THREE), RECIPE.with_epochs(10)
     identity = studies.Identity(space.digest, recipe.digest, "tiny", "", 20_000, 10)
-    study = studies.open_study(url, "s", identity, {}, [])
-    objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher)
-    studies.search(study, objective, 1, seed="0")
+    study = studies.open_study(url, "s", identity, {}, None)
+    studies.search(study, Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher), 1, seed="0")
     (trial,) = load(url).trials
-    assert objective.steps == len(learn) // recipe.batch_size
-    assert set(trial.intermediate_values) == scored(10, objective.steps) != set(range(1, 11))
+    assert set(trial.intermediate_values) == scored(10) != set(range(1, 11))
     assert [result.epoch for result in heard] == list(range(1, 11))
     assert trial.user_attrs["epochs"] == 10
     assert trial.user_attrs["images"] == sum(result.images for result in heard)
@@ -317,7 +315,7 @@ def test_five_failures_in_a_row_end_the_search_with_advice(url: str, tiny_data) 
     space = SearchSpace.from_toml(deep)
     recipe = Recipe(epochs=2, batch_size=30, learning_rate=100.0, momentum=0.99, schedule="constant")
     identity = studies.Identity(space.digest, recipe.digest, "tiny", "", 20_000, 2)
-    study = studies.open_study(url, "s", identity, {}, [])
+    study = studies.open_study(url, "s", identity, {}, None)
     objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, NOBODY)
     with pytest.raises(
         NoResultError, match=r"5 candidates in a row failed: loss not finite \(lower .*learning_rate"
@@ -359,7 +357,7 @@ def test_a_full_disk_ends_the_search_in_one_line_and_room_lets_it_go_on(url: str
     space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = { min = 1, max = 99 }\n")
     identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", 20_000, EPOCHS)
     objective = Objective(space, Budget(20_000), RECIPE, learn, choose, 0, NOBODY)
-    study = studies.open_study(url, "s", identity, {}, [])
+    study = studies.open_study(url, "s", identity, {}, None)
     studies.search(study, objective, 1, seed="0")
     first = study.trials[0]
 
@@ -371,7 +369,7 @@ def test_a_full_disk_ends_the_search_in_one_line_and_room_lets_it_go_on(url: str
     with pytest.raises(NoResultError, match=r"full.*the same command goes on"), losing(url):
         studies.search(study, objective, 50, seed="0")
 
-    study = studies.open_study(url, "s", identity, {}, [])
+    study = studies.open_study(url, "s", identity, {}, None)
     done = studies.counted(study)
     assert 1 <= done < 50
     studies.search(study, objective, done + 2, seed="0")
@@ -402,7 +400,7 @@ def test_nothing_comes_between_a_trial_and_its_end(url: str, tiny_data, what: st
     }[what]
     space = SearchSpace.from_toml(THREE)
     identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", 20_000, EPOCHS)
-    study = studies.open_study(url, "s", identity, {}, [])
+    study = studies.open_study(url, "s", identity, {}, None)
     objective = Objective(space, Budget(20_000), RECIPE, learn, choose, 0, watcher)
     with contextlib.nullcontext() if what == "a picture" else pytest.raises(KeyboardInterrupt):
         studies.search(study, objective, 1, seed="0")

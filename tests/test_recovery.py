@@ -72,7 +72,7 @@ FACTS = {name: value for name, value in STUDY_FACTS.items() if name != "identity
 def make(url: str, start: Any, made: Any) -> None:
     """What every search does first."""
     start.wait()
-    study = open_study(url, "s", IDENTITY, FACTS, [{"width": 2}])
+    study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
     made.put(study.user_attrs)
 
 
@@ -98,7 +98,7 @@ def test_several_searches_may_make_one_study_at_the_same_time(url: str) -> None:
 def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nas_mnist.study.MAKING", 0)
     optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
-    study = open_study(url, "s", IDENTITY, FACTS, [{"width": 2}])
+    study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
     assert study.user_attrs == FACTS | {"identity": vars(IDENTITY)}
     assert waiting(study) == [{"width": 2}]
 

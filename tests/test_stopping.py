@@ -31,15 +31,6 @@ def test_rungs_lie_at_shares_of_the_schedule() -> None:
     assert rungs(1) == [1]
 
 
-def test_of_short_epochs_the_first_rung_comes_later() -> None:
-    assert rungs(20, 390) == rungs(20, 60) == [1, 2, 4, 8]
-    assert rungs(20, 40) == [2, 4, 8]
-    assert rungs(20, 9) == [7, 8]
-    assert rungs(3, 1) == [3]
-    assert sorted(scored(20, 9)) == [4, 7, 8, 12, 16, 20]
-    assert Halving(20, None, 40).rungs == [2, 4, 8]
-
-
 def test_candidates_are_scored_at_rungs_at_the_end_and_for_their_curve() -> None:
     assert sorted(scored(20)) == [1, 2, 4, 8, 12, 16, 20]
     assert sorted(scored(5)) == [1, 2, 3, 4, 5]
