@@ -1,7 +1,7 @@
 """Threads that help to run programs, and wait for the next one in a loop of compiled code.
 
-Waking a thread that sleeps takes a system 50 to 100 microseconds, and there are twenty programs in a step: as
-long as a helper waits awake, it begins within a few.
+Waking a thread that sleeps takes a system longer than many a program runs, and there are about twenty of them
+in a step.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .model import Network
 
-# x -> a x + b x^3 + c x^5 brings singular values between 0 and 1 to about 1 in so many turns (ibid.).
+# x -> a x + b x^3 + c x^5 brings singular values between 0 and 1 to about 1 in so many turns (see `Muon`).
 _TURNS = 5
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 # A step's root mean square where the learning rate is 1: so what suits the others, by SGD, suits weights.
@@ -78,7 +78,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class SGD:
-    """Stochastic gradient descent with momentum, as `torch.optim.SGD` in less than half the time."""
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD`, in four operations."""
 
     def __init__(
         self, numbers: Numbers, rate: Tensor, momentum: float, nesterov: bool, weight_decay: float
@@ -99,7 +99,7 @@ class SGD:
         numbers.trained.addcmul_(ahead, self.rate, value=-1)
 
 
-class Muon:
+class Muon(SGD):
     """SGD whose steps are orthogonal matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     A convolution's weights are a matrix, a row an output map (of a depthwise one, a row a filter). Its
@@ -112,9 +112,7 @@ class Muon:
         self, numbers: Numbers, rate: Tensor, momentum: float, nesterov: bool, weight_decay: float
     ) -> None:
         """As `SGD`, but that ``weight_decay`` shrinks weights by its product with the rate."""
-        self.numbers, self.rate = numbers, rate
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        self.average = torch.zeros_like(numbers.gradient)  # of gradients
+        super().__init__(numbers, rate, momentum, nesterov, weight_decay)
         shapes = numbers.matrices
         # All matrices, lying, in the corners of equal ones, so that a few operations do for all of them.
         short, long = max(map(min, shapes)), max(map(max, shapes))

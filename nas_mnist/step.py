@@ -195,7 +195,7 @@ def schedule(recipe: Recipe, progress: float) -> float:
     return 1 - done if recipe.schedule == "linear" else 1.0
 
 
-def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer | SGD | Muon:
+def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer | SGD:
     """Weight decay applies to convolution weights, not to biases and normalisation."""
     if recipe.optimizer == "adamw":
         numbers.weights.grad, numbers.others.grad = numbers.weight_gradient, numbers.other_gradient

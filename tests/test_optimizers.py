@@ -90,7 +90,7 @@ def test_all_matrices_at_once_are_as_one_after_the_other(nesterov: bool) -> None
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("kind", [SGD, Muon])
 def test_numbers_take_the_steps_that_torchs_sgd_takes(
-    kind: type[SGD] | type[Muon], weight_decay: float, nesterov: bool
+    kind: type[SGD], weight_decay: float, nesterov: bool
 ) -> None:
     """All of them, or with Muon those that are no weights."""
     numbers = Some(SHAPES)

@@ -14,7 +14,7 @@ from nas_mnist import Architecture, scoring, training
 from nas_mnist import step as steps
 from nas_mnist.data import DataSet
 from nas_mnist.model import Network, build, side_by_side
-from nas_mnist.optimizers import SGD, Muon
+from nas_mnist.optimizers import SGD
 from nas_mnist.recipe import Augmentation, Distillation, Recipe
 from nas_mnist.step import EAGER, Step
 from nas_mnist.training import train_together
@@ -63,7 +63,7 @@ class Graph:
 def without_effect(graph: Graph) -> Iterator[None]:
     """What `torch.cuda.graph` does: nothing that is run within changes a number on the device."""
     step, default = graph.step, torch.default_generator
-    if isinstance(step.optimizer, SGD | Muon):
+    if isinstance(step.optimizer, SGD):
         states = [step.optimizer.average]
     else:
         states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
