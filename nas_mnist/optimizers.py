@@ -6,6 +6,7 @@ They wait for nothing that the device computes.
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,17 @@ from .model import Network
 # x -> a x + b x^3 + c x^5 brings singular values between 0 and 1 to about 1 in so many turns (see `Muon`).
 _TURNS = 5
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+ALIGNED = 32  # every tensor begins at a multiple of so many numbers: kernels read several at once
 # A step's root mean square where the learning rate is 1: so what suits the others, by SGD, suits weights.
 _STEP = 0.04
+
+
+class Matrix(NamedTuple):
+    """A convolution's weights, as they lie among all weights."""
+
+    start: int
+    rows: int
+    columns: int
 
 
 class Numbers:
@@ -27,26 +37,29 @@ class Numbers:
         self.parameters = sorted(model.parameters(), key=lambda one: one.dim() == 1)
         statistics = [one for one in model.buffers() if one.is_floating_point()]
         moved = [*self.parameters, *statistics]
-        self.all = torch.cat([_flat(one.detach()) for one in moved])
-        ends = list(itertools.accumulate(one.numel() for one in moved))
-        for one, end in zip(moved, ends, strict=True):
-            one.data = self.all.as_strided(one.shape, one.stride(), end - one.numel())
-        count = ends[len(self.parameters) - 1]
+        sizes = [-(-one.numel() // ALIGNED) * ALIGNED for one in moved]
+        starts = [0, *itertools.accumulate(sizes)]
+        self.all = torch.zeros(starts[-1], device=moved[0].device, dtype=moved[0].dtype)
+        for one, start in zip(moved, starts, strict=False):
+            place = self.all.as_strided(one.shape, one.stride(), start)
+            place.copy_(one.detach())
+            one.data = place
+        count = starts[len(self.parameters)]
         self.trained, self.gradient = self.all[:count], torch.zeros_like(self.all[:count])
         # Of convolutions; the others are biases, and factors and shifts of normalisations.
-        weights = sum(one.numel() for one in self.parameters if one.dim() > 1)
+        weights = starts[sum(one.dim() > 1 for one in self.parameters)]
         self.weights, self.weight_gradient = self.all[:weights], self.gradient[:weights]
         self.others, self.other_gradient = self.trained[weights:], self.gradient[weights:]
         self.gradients: dict[Tensor, Tensor] = {  # by parameter
-            one: self.gradient.as_strided(one.shape, one.stride(), end - one.numel())
-            for one, end in zip(self.parameters, ends, strict=False)
+            one: self.gradient.as_strided(one.shape, one.stride(), start)
+            for one, start in zip(self.parameters, starts, strict=False)
         }
-        # The weights' shapes as matrices, an output map a row; copies side by side have one each.
+        # The weights as matrices, an output map a row; copies side by side have one each.
         self.matrices = [
-            (len(one) // model.copies, one[0].numel())
-            for one in self.parameters
+            Matrix(start + copy * one.numel() // model.copies, len(one) // model.copies, one[0].numel())
+            for one, start in zip(self.parameters, starts, strict=False)
             if one.dim() > 1
-            for _ in range(model.copies)
+            for copy in range(model.copies)
         ]
 
     def forget_gradients(self) -> None:
@@ -56,12 +69,8 @@ class Numbers:
 
     def collect_gradients(self) -> None:
         """After it: from the parameters to ``gradient``."""
-        torch.cat([_flat(one.grad) for one in self.parameters if one.grad is not None], out=self.gradient)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """A tensor's numbers as they lie in memory, without gaps."""
-    return tensor.as_strided((tensor.numel(),), (1,))
+        found = [(place, one.grad) for one, place in self.gradients.items() if one.grad is not None]
+        torch._foreach_copy_(*map(list, zip(*found, strict=True)))  # type: ignore[arg-type]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -113,18 +122,20 @@ class Muon(SGD):
     ) -> None:
         """As `SGD`, but that ``weight_decay`` shrinks weights by its product with the rate."""
         super().__init__(numbers, rate, momentum, nesterov, weight_decay)
-        shapes = numbers.matrices
+        shapes = [one[1:] for one in numbers.matrices]
         # All matrices, lying, in the corners of equal ones, so that a few operations do for all of them.
         short, long = max(map(min, shapes)), max(map(max, shapes))
         self.padded = (len(shapes), short, long)
-        places = []
-        for number, (rows, columns) in enumerate(shapes):
+        weights, places, sizes = [], [], []
+        for number, (start, rows, columns) in enumerate(numbers.matrices):
             row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
             at = row * long + column if rows <= columns else column * long + row
             places.append(number * short * long + at.flatten())
-        self.places = torch.cat(places).to(rate.device)  # of every weight in the padded matrices
-        sizes = [(_STEP * max(shape) ** 0.5, shape[0] * shape[1]) for shape in shapes]
-        self.sizes = torch.cat([torch.full((count,), size) for size, count in sizes]).to(rate)
+            weights.append(start + torch.arange(rows * columns))
+            sizes.append(torch.full((rows * columns,), _STEP * max(rows, columns) ** 0.5))
+        # Of every weight: where it lies, where in the padded matrices, and how large its steps are.
+        self.weights, self.places = torch.cat(weights).to(rate.device), torch.cat(places).to(rate.device)
+        self.sizes = torch.cat(sizes).to(rate)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -136,8 +147,8 @@ class Muon(SGD):
         else:
             ahead.copy_(self.average)
         padded = ahead.new_zeros(self.padded)
-        padded.view(-1)[self.places] = numbers.weight_gradient
-        torch.mul(orthogonal(padded).flatten()[self.places], self.sizes, out=numbers.weight_gradient)
+        padded.view(-1)[self.places] = numbers.weight_gradient[self.weights]
+        numbers.weight_gradient[self.weights] = orthogonal(padded).flatten()[self.places] * self.sizes
         if self.weight_decay:
             numbers.weights.mul_(1 - self.rate * self.weight_decay)
         numbers.trained.addcmul_(ahead, self.rate, value=-1)

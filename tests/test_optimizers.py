@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas_mnist.model import build, side_by_side
-from nas_mnist.optimizers import SGD, Muon, Numbers, orthogonal
+from nas_mnist.optimizers import SGD, Matrix, Muon, Numbers, orthogonal
 from nas_mnist.zoo import load
 
 SHAPES = [(3, 9), (9, 3), (4, 4), (1, 5), (5, 1), (1, 1)]
@@ -23,7 +24,12 @@ class Some(Numbers):
     def __init__(self, shapes: Sequence[tuple[int, int]], kind: torch.dtype = torch.float64) -> None:
         count = sum(rows * columns for rows, columns in shapes)
         self.trained = drawn(count + 7, 0).to(kind)
-        self.gradient, self.matrices = torch.zeros_like(self.trained), list(shapes)
+        ends = itertools.accumulate(rows * columns for rows, columns in shapes)
+        self.matrices = [
+            Matrix(end - rows * columns, rows, columns)
+            for end, (rows, columns) in zip(ends, shapes, strict=True)
+        ]
+        self.gradient = torch.zeros_like(self.trained)
         self.weights, self.others = self.trained[:count], self.trained[count:]
         self.weight_gradient, self.other_gradient = self.gradient[:count], self.gradient[count:]
 
@@ -131,5 +137,24 @@ def test_a_matrix_takes_the_step_that_torchs_muon_takes(shape: tuple[int, int]) 
 def test_copies_side_by_side_have_matrices_of_their_own() -> None:
     networks = [build(load("mnist-500").architecture, seed) for seed in range(3)]
     alone, together = Numbers(networks[0]).matrices, Numbers(side_by_side(networks)).matrices
-    assert together == [shape for shape in alone for _ in range(3)]
-    assert sum(rows * columns for rows, columns in alone) == len(Numbers(networks[1]).weights)
+    assert [one[1:] for one in together] == [one[1:] for one in alone for _ in range(3)]
+    weights = [one for one in networks[1].parameters() if one.dim() > 1]
+    assert sum(rows * columns for _, rows, columns in alone) == sum(one.numel() for one in weights)
+
+
+@pytest.mark.parametrize("name", ["reference", "mnist-500"])
+def test_every_tensor_lies_where_kernels_may_read_several_numbers_at_once(name: str) -> None:
+    network = side_by_side([build(load(name).architecture, seed) for seed in range(2)])
+    before = {name: one.clone() for name, one in network.numbers().items()}
+    numbers = Numbers(network)
+    for name, one in network.numbers().items():
+        assert torch.equal(one, before[name])
+        if one.is_floating_point():
+            assert (one.data_ptr() - numbers.all.data_ptr()) % 128 == 0
+    for number, (one, place) in enumerate(numbers.gradients.items()):
+        assert (place.data_ptr() - numbers.gradient.data_ptr()) % 128 == 0
+        one.grad = torch.full_like(one, number + 1.0)
+    numbers.collect_gradients()
+    for number, (one, place) in enumerate(numbers.gradients.items()):
+        assert torch.equal(place, torch.full_like(one, number + 1.0))
+    assert int(numbers.gradient.count_nonzero()) == sum(one.numel() for one in network.parameters())
