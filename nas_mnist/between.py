@@ -9,6 +9,7 @@ their order.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .convolve import Kind, Operand
-from .vectors import LANES, compile_kernel
+from .convolve import Operand
+from .vectors import Kind, compile_kernel
 from .writer import Value, Writer
 
 NO_POOL, MAX_POOL, AVERAGE_POOL = 0, 1, 2
@@ -62,7 +63,7 @@ class _Chain:
 
     def __init__(self, w: Writer, post: Post) -> None:
         self.w, self.post = w, post
-        self.affine, self.keep = w.argument(), w.argument()
+        self.affine, self.keep = w.of_copy(), w.argument()
         self.channels = w.argument()
         self.gate = None if post.activation is None else GATES[post.activation]
 
@@ -74,7 +75,7 @@ class _Chain:
             self.shift = w.one(self.affine, w.add(self.channels, channel))
             self.centre = w.one(self.affine, w.add(self.channels, self.channels, channel))
         if self.post.dropout:
-            at = w.mul(w.add(w.mul(w.group, self.channels), channel), LANES)
+            at = w.mul(w.add(w.mul(w.group, self.channels), channel), w.lanes)
             self.kept = w.load(self.keep, at)
 
     def normalised(self, value: ir.Value) -> ir.Value:
@@ -158,9 +159,10 @@ def forward(post: Post, adds: bool, kind: Kind) -> int:
     def write(w: Writer) -> None:
         source, target, chain = Operand(w), Operand(w), _Chain(w, post)
         height, width = w.argument(), w.argument()  # of what is written
-        with w.loop(chain.channels) as channel:
+        with w.spread(chain.channels) as (channel,):
             chain.begin(channel)
-            with w.loop(height) as row, w.loop(width) as pixel:
+
+            def made(row: Value, pixel: Value) -> ir.Value:
                 if post.pool:
                     places = _four(w, source, channel, row, pixel)
                     values = [chain.value(source.load(place)) for place in places]
@@ -171,8 +173,14 @@ def forward(post: Post, adds: bool, kind: Kind) -> int:
                         value = w.times(total, w.constant(0.25))
                 else:
                     value = chain.value(source.load(source.at(channel, row, pixel)))
-                value, to = chain.dropped(value), target.at(channel, row, pixel)
-                target.store(w.plus(target.load(to), value) if adds else value, to)
+                value = chain.dropped(value)
+                return w.plus(target.load(target.at(channel, row, pixel)), value) if adds else value
+
+            with w.rows(height) as row:
+                for first, count in w.tiles(width, w.beside):
+                    pixels = [w.add(first, place) for place in range(count)]
+                    for pixel, value in [(pixel, made(row, pixel)) for pixel in pixels]:
+                        target.store(value, target.at(channel, row, pixel))
 
     return compile_kernel(write, kind)
 
@@ -188,31 +196,36 @@ def backward(post: Post, adds: bool, kind: Kind) -> int:
     def write(w: Writer) -> None:
         gradient, source, into = Operand(w), Operand(w), Operand(w)
         chain = _Chain(w, post)
-        height, width, sums = w.argument(), w.argument(), w.argument()  # of the gradient that is read
-        with w.loop(chain.channels) as channel:
+        height, width, sums = w.argument(), w.argument(), w.of_part()  # of the gradient that is read
+        with w.spread(chain.channels) as (channel,):
             chain.begin(channel)
             first, second = w.variable(w.zero), w.variable(w.zero)
 
-            def back(y: ir.Value, d: ir.Value, to: Value) -> None:
+            def back(y: ir.Value, d: ir.Value, to: Value) -> tuple[ir.Value, Value]:
                 result, read = chain.to_norm(y, d)
                 if post.norm:
                     w.increase(first, result)
                     w.increase(second, w.times(result, w.minus(read, chain.centre)))
-                into.store(w.plus(into.load(to), result) if adds else result, to)
+                return w.plus(into.load(to), result) if adds else result, to
 
-            with w.loop(height) as row, w.loop(width) as pixel:
+            def made(row: Value, pixel: Value) -> list[tuple[ir.Value, Value]]:
                 d = chain.dropped(gradient.load(gradient.at(channel, row, pixel)))
                 if not post.pool:
                     y = source.load(source.at(channel, row, pixel))
-                    back(y, d, into.at(channel, row, pixel))
+                    return [back(y, d, into.at(channel, row, pixel))]
+                loaded = [source.load(place) for place in _four(w, source, channel, row, pixel)]
+                if post.pool == MAX_POOL:
+                    parts = _to_the_largest(w, [chain.value(y) for y in loaded], d)
                 else:
-                    loaded = [source.load(place) for place in _four(w, source, channel, row, pixel)]
-                    if post.pool == MAX_POOL:
-                        parts = _to_the_largest(w, [chain.value(y) for y in loaded], d)
-                    else:
-                        parts = [w.times(d, w.constant(0.25))] * 4
-                    for y, part, to in zip(loaded, parts, _four(w, into, channel, row, pixel), strict=True):
-                        back(y, part, to)
+                    parts = [w.times(d, w.constant(0.25))] * 4
+                places = _four(w, into, channel, row, pixel)
+                return [back(*of) for of in zip(loaded, parts, places, strict=True)]
+
+            with w.rows(height) as row:
+                for start, count in w.tiles(width, w.beside):
+                    found = [made(row, w.add(start, place)) for place in range(count)]
+                    for value, to in itertools.chain.from_iterable(found):
+                        into.store(value, to)
             if post.norm:
                 w.add_up_wide(w.get(first), sums, channel)
                 w.add_up_wide(w.get(second), sums, w.add(chain.channels, channel))
@@ -231,14 +244,15 @@ def through_norm(post: Post, kind: Kind) -> int:
     def write(w: Writer) -> None:
         gradient, source, target = Operand(w), Operand(w), Operand(w)
         chain = _Chain(w, post)
-        height, width, through, there = (w.argument() for _ in range(4))
-        images = w.load(there, w.mul(w.group, LANES))
-        with w.loop(chain.channels) as channel:
+        height, width, through, there = w.argument(), w.argument(), w.of_copy(), w.argument()
+        images = w.load(there, w.mul(w.group, w.lanes))
+        with w.spread(chain.channels) as (channel,):
             chain.begin(channel)
             if post.norm:
                 linear = w.one(through, channel)
                 constant = w.one(through, w.add(chain.channels, channel))
-            with w.loop(height) as row, w.loop(width) as pixel:
+
+            def made(row: Value, pixel: Value) -> ir.Value:
                 d = gradient.load(gradient.at(channel, row, pixel))
                 if post.norm:
                     y = source.load(source.at(channel, row, pixel))
@@ -247,7 +261,13 @@ def through_norm(post: Post, kind: Kind) -> int:
                     if post.after:
                         d = chain.slope(y, d)
                     d = w.times(d, images)
-                target.store(d, target.at(channel, row, pixel))
+                return d
+
+            with w.rows(height) as row:
+                for first, count in w.tiles(width, w.beside):
+                    pixels = [w.add(first, place) for place in range(count)]
+                    for pixel, d in [(pixel, made(row, pixel)) for pixel in pixels]:
+                        target.store(d, target.at(channel, row, pixel))
 
     return compile_kernel(write, kind)
 
@@ -258,16 +278,19 @@ def statistics(post: Post, kind: Kind) -> int:
 
     def write(w: Writer) -> None:
         source, chain = Operand(w), _Chain(w, post)
-        height, width, sums, there = (w.argument() for _ in range(4))
-        images = w.load(there, w.mul(w.group, LANES))
-        with w.loop(chain.channels) as channel:
+        height, width, sums, there = w.argument(), w.argument(), w.of_part(), w.argument()
+        images = w.load(there, w.mul(w.group, w.lanes))
+        with w.spread(chain.channels) as (channel,):
             chain.begin(channel)
             first, second = w.variable(w.zero), w.variable(w.zero)
-            with w.loop(height) as row, w.loop(width) as pixel:
-                y = source.load(source.at(channel, row, pixel))
-                value = w.times(w.minus(chain.activated(y) if post.after else y, chain.centre), images)
-                w.increase(first, value)
-                w.increase(second, w.times(value, value))
+            with w.rows(height) as row:
+                for start, count in w.tiles(width, w.beside):
+                    for place in range(count):
+                        y = source.load(source.at(channel, row, w.add(start, place)))
+                        read = chain.activated(y) if post.after else y
+                        value = w.times(w.minus(read, chain.centre), images)
+                        w.increase(first, value)
+                        w.increase(second, w.times(value, value))
             w.add_up_wide(w.get(first), sums, channel)
             w.add_up_wide(w.get(second), sums, w.add(chain.channels, channel))
 
@@ -280,11 +303,13 @@ def totals(kind: Kind) -> int:
 
     def write(w: Writer) -> None:
         source = Operand(w)
-        channels, height, width, sums = (w.argument() for _ in range(4))
-        with w.loop(channels) as channel:
+        channels, height, width, sums = w.argument(), w.argument(), w.argument(), w.of_part()
+        with w.spread(channels) as (channel,):
             total = w.variable(w.zero)
-            with w.loop(height) as row, w.loop(width) as pixel:
-                w.increase(total, source.load(source.at(channel, row, pixel)))
+            with w.rows(height) as row:
+                for first, count in w.tiles(width, w.beside):
+                    for place in range(count):
+                        w.increase(total, source.load(source.at(channel, row, w.add(first, place))))
             w.add_up(w.get(total), sums, channel)
 
     return compile_kernel(write, kind)
@@ -297,7 +322,7 @@ def mean(kind: Kind) -> int:
     def write(w: Writer) -> None:
         source, target = Operand(w), Operand(w)
         channels, height, width, share = (w.argument() for _ in range(4))  # share: address of 1 / (H * W)
-        with w.loop(channels) as channel:
+        with w.spread(channels) as (channel,):
             total = w.variable(w.zero)
             with w.loop(height) as row, w.loop(width) as pixel:
                 w.increase(total, source.load(source.at(channel, row, pixel)))
@@ -313,7 +338,7 @@ def spread(kind: Kind) -> int:
     def write(w: Writer) -> None:
         source, target = Operand(w), Operand(w)
         channels, height, width, share = (w.argument() for _ in range(4))
-        with w.loop(channels) as channel:
+        with w.spread(channels) as (channel,):
             value = w.times(source.load(source.at(channel, 0)), w.one(share))
             with w.loop(height) as row, w.loop(width) as pixel:
                 target.store(value, target.at(channel, row, pixel))

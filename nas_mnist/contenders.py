@@ -17,7 +17,6 @@ from torchvision import transforms
 
 from .architecture import Architecture
 from .data import Images
-from .device import number_type
 from .layers import Layer
 from .maps import Maps
 from .model import Network, build
@@ -122,10 +121,10 @@ def epochs_on(device: torch.device) -> int:
 def convolutions(architecture: Architecture, device: torch.device, half: bool = False) -> Contender:
     """The sum of every convolution's fastest forward and backward pass on one batch, torch's or ours.
 
-    In the number types in which our engine computes on the device; ``half``: also in bfloat16.
+    In float32, as our engine; ``half``: also in bfloat16.
     """
     runs = []
-    kinds = {torch.float32, number_type(device)} | ({torch.bfloat16} if half else set())
+    kinds = {torch.float32} | ({torch.bfloat16} if half else set())
     for position, layer in enumerate(architecture.layers):
         if layer.kind != "Conv2d":
             continue

@@ -13,20 +13,15 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
-from typing import Any
-
-import numpy as np
 from llvmlite import ir
 
-from .vectors import LANES, compile_kernel
+from .vectors import LANES, Kind, compile_kernel
 from .writer import Value, Writer
 
 OUTPUTS = 4  # channels of a dense convolution's tile
 # Of its tile; the widest that fits comes first. Where vectors are long there are 32 registers, else 16.
 _PIXELS = (4, 2, 1) if LANES == 16 else (2, 1)
 _ALONE = (4, 2, 1)  # pixels of a depthwise convolution's tile
-
-Kind = np.dtype[Any]
 
 
 class Operand:
@@ -112,7 +107,7 @@ def depthwise(kernel: int, stride: int, kind: Kind) -> int:
                         at = w.add(w.mul(channel, kernel * kernel), ky * kernel + kx)
                         factor = w.one(weights, at)
                         for place in range(pixels):
-                            read = source.load(w.add(line, (place * stride + kx) * LANES))
+                            read = source.load(w.add(line, (place * stride + kx) * w.lanes))
                             w.increase(sums[place], w.times(read, factor))
                 for place in range(pixels):
                     target.store(w.get(sums[place]), target.at(channel, row, w.add(pixel, place)))
@@ -143,14 +138,14 @@ def dense_gradient(kernel: int, stride: int, kind: Kind) -> int:
                 ]
                 changes = [gradient.at(w.add(channel, output), row) for output in range(outputs)]
                 for pixel, pixels in w.tiles(width, (2, 1)):
-                    start = w.mul(pixel, stride * LANES)
+                    start = w.mul(pixel, stride * w.lanes)
                     for place in range(pixels):
                         d = [
                             gradient.load(w.add(change, w.mul(w.add(pixel, place), gradient.pixels)))
                             for change in changes
                         ]
                         for extra, kx in product(range(beside), range(kernel)):
-                            read = source.load(w.add(lines[extra], start, (place * stride + kx) * LANES))
+                            read = source.load(w.add(lines[extra], start, (place * stride + kx) * w.lanes))
                             for output in range(outputs):
                                 w.increase(sums[extra, kx, output], w.times(read, d[output]))
             block = w.mul(w.mul(channel, inputs), kernel * kernel)
@@ -177,18 +172,18 @@ def depthwise_gradient(kernel: int, stride: int, kind: Kind) -> int:
 
     def write(w: Writer) -> None:
         source, gradient = Operand(w), Operand(w)
-        into, channels, height, width = (w.argument() for _ in range(4))
-        with w.loop(channels) as channel, w.loop(kernel) as ky:
+        into, channels, height, width = w.of_part(), w.argument(), w.argument(), w.argument()
+        with w.spread(channels, kernel) as (channel, ky):
             sums = [w.variable(w.zero) for _ in range(kernel)]
-            with w.loop(height) as row:
+            with w.rows(height) as row:
                 line = source.at(channel, w.add(w.mul(row, stride), ky))
                 change = gradient.at(channel, row)
                 for pixel, pixels in w.tiles(width, _ALONE):
-                    start = w.add(line, w.mul(pixel, stride * LANES))
+                    start = w.add(line, w.mul(pixel, stride * w.lanes))
                     for place in range(pixels):
                         d = gradient.load(w.add(change, w.mul(w.add(pixel, place), gradient.pixels)))
                         for kx in range(kernel):
-                            read = source.load(w.add(start, (place * stride + kx) * LANES))
+                            read = source.load(w.add(start, (place * stride + kx) * w.lanes))
                             w.increase(sums[kx], w.times(read, d))
             for kx in range(kernel):
                 at = w.add(w.mul(w.add(w.mul(channel, kernel), ky), kernel), kx)

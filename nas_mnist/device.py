@@ -1,4 +1,4 @@
-"""Which device to train on, and in which number type."""
+"""Which device to train on."""
 
 from __future__ import annotations
 
@@ -58,17 +58,3 @@ def bfloat16_unit() -> str | None:
     """What multiplies bfloat16 on this processor, where something does."""
     kinds = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX-512": torch.cpu._is_avx512_bf16_supported()}
     return next((name for name, there in kinds.items() if there), None)
-
-
-def number_type(device: torch.device) -> torch.dtype:
-    """What activations are computed in: bfloat16 on a CUDA device that has it, else float32.
-
-    bfloat16 has the exponent range of float32, so losses need no scaling.
-    """
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
-
-
-def layout(device: torch.device) -> torch.memory_format:
-    """How torch's own modules are to find maps on a device."""
-    return torch.contiguous_format if device.type == "cpu" else torch.channels_last

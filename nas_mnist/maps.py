@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .vectors import LANES
+from .vectors import LANES, Kind
 
 Array = np.ndarray[Any, Any]
 _LINE = 64  # bytes of a cache line
@@ -30,7 +30,7 @@ class Maps:
     def __init__(
         self,
         shape: Sequence[int],
-        kind: np.dtype[Any],
+        kind: Kind,
         groups: int = 0,
         before: int = 0,
         behind: tuple[int, int] = (0, 0),
@@ -44,13 +44,19 @@ class Maps:
         height, width = (
             before + (pixels - 1) * apart + 1 + more for pixels, more in zip(size, behind, strict=True)
         )
-        self.values = zeros((max(groups, 1), channels, height, width, LANES), kind)
         self.size = size  # height and width
-        row, plane = width * LANES, height * width * LANES
+        if isinstance(kind, np.dtype):
+            lanes, numbers = LANES, kind.itemsize
+            self.values = zeros((max(groups, 1), channels, height, width, lanes), kind)
+            self._edge = self.values.ctypes.data
+        else:
+            lanes, numbers = kind.lanes, kind.number.itemsize
+            self.values = kind.zeros((groups, channels, height, width, lanes))
+            self._edge = self.values.data_ptr()
+        row, plane = width * lanes, height * width * lanes
         self._planes = [channels * plane if groups else 0, plane]
-        self._places, self._pixels = [row, LANES], [row * apart, LANES * apart]
-        self._edge = self.values.ctypes.data
-        self._first = self._edge + before * (row + LANES) * kind.itemsize
+        self._places, self._pixels = [row, lanes], [row * apart, lanes * apart]
+        self._first = self._edge + before * (row + lanes) * numbers
         self.dense = (height, width) == tuple(size)  # nothing around or between
 
     @property

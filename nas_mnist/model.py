@@ -62,14 +62,9 @@ class Network(nn.Module):
         return self.head(maps)
 
     def head(self, maps: Tensor) -> Tensor:
-        """Class scores (N, classes) of the maps before the head, in the weights' number type.
-
-        Under autocast too: bfloat16 would round a score of 10 to the nearest 1/16.
-        """
-        with torch.autocast(maps.device.type, enabled=False):
-            maps = maps.to(next(self.parameters()).dtype)
-            for module in self.layers[self.head_starts :]:
-                maps = module(maps)
+        """Class scores (N, classes) of the maps before the head."""
+        for module in self.layers[self.head_starts :]:
+            maps = module(maps)
         return maps.flatten(1)  # (N, classes, 1, 1) -> (N, classes)
 
 

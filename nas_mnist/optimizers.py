@@ -70,7 +70,8 @@ class Numbers:
     def collect_gradients(self) -> None:
         """After it: from the parameters to ``gradient``."""
         found = [(place, one.grad) for one, place in self.gradients.items() if one.grad is not None]
-        torch._foreach_copy_(*map(list, zip(*found, strict=True)))  # type: ignore[arg-type]
+        if found:  # else they were written there
+            torch._foreach_copy_([place for place, _ in found], [one for _, one in found])
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -11,11 +11,15 @@ from functools import cache
 import numpy as np
 from llvmlite import ir
 
-from .convolve import Kind
-from .vectors import compile_kernel
+from .vectors import Kind, compile_kernel, number_of
 from .writer import Value, Writer
 
 _WIDE = np.dtype(np.float64)
+
+
+def _wide(kind: Kind) -> Kind:
+    """The kind for float64."""
+    return _WIDE if isinstance(kind, np.dtype) else kind.wide()
 
 
 @cache
@@ -56,40 +60,41 @@ def normalise(by_batch: bool, kind: Kind) -> int:
     """
 
     def write(w: Writer) -> None:
-        channels, threads, numbers, sums = (w.argument() for _ in range(4))
-        weight, bias, running_mean, running_variance, affine, kept = (w.argument() for _ in range(6))
+        channels, threads, numbers, sums = w.argument(), w.argument(), w.argument(), w.of_copy()
+        weight, bias, running_mean, running_variance, affine, kept = (w.of_copy() for _ in range(6))
         values, unbiased, momentum, epsilon = (w.load(numbers, place) for place in range(4))
-        with w.loop(channels) as channel:
+        number = number_of(kind)
+        with w.spread(channels) as (channel,):
             second_row = w.add(channels, channel)
             third_row = w.add(channels, second_row)
             mean, variance = (
-                w.load_of(kind, running_mean, channel),
-                w.load_of(kind, running_variance, channel),
+                w.load_of(number, running_mean, channel),
+                w.load_of(number, running_variance, channel),
             )
             if by_batch:
                 width = w.mul(channels, 2)
                 apart = w.over(_total(w, sums, threads, width, channel), values)
                 square = w.over(_total(w, sums, threads, width, second_row), values)
-                newest = w.plus(w.load_of(kind, affine, third_row), apart)
+                newest = w.plus(w.load_of(number, affine, third_row), apart)
                 spread = w.largest(w.minus(square, w.times(apart, apart)), w.zero)
                 for place, old, new in (
                     (running_mean, mean, newest),
                     (running_variance, variance, w.times(spread, unbiased)),
                 ):
-                    w.store_of(kind, w.plus(old, w.times(momentum, w.minus(new, old))), place, channel)
+                    w.store_of(number, w.plus(old, w.times(momentum, w.minus(new, old))), place, channel)
                 mean, variance = newest, spread
             inverse = w.over(w.constant(1.0), w.root(w.plus(variance, epsilon)))
-            factor = w.times(w.load_of(kind, weight, channel), inverse)
-            w.store_of(kind, factor, affine, channel)
+            factor = w.times(w.load_of(number, weight, channel), inverse)
+            w.store_of(number, factor, affine, channel)
             w.store_of(
-                kind, w.minus(w.load_of(kind, bias, channel), w.times(mean, factor)), affine, second_row
+                number, w.minus(w.load_of(number, bias, channel), w.times(mean, factor)), affine, second_row
             )
-            w.store_of(kind, mean, affine, third_row)
-            off = w.minus(mean, w.load_of(kind, affine, third_row))  # what rounding took from the centre
+            w.store_of(number, mean, affine, third_row)
+            off = w.minus(mean, w.load_of(number, affine, third_row))  # what rounding took from the centre
             for row, value in enumerate((mean, off, inverse, factor)):
                 w.store(value, kept, w.add(w.mul(channels, row), channel))
 
-    return compile_kernel(write, _WIDE, lanes=1)
+    return compile_kernel(write, _wide(kind), lanes=1)
 
 
 @cache
@@ -101,10 +106,10 @@ def gradients(by_batch: bool, kind: Kind) -> int:
     """
 
     def write(w: Writer) -> None:
-        channels, threads, numbers, sums, kept, through = (w.argument() for _ in range(6))
-        into_weight, into_bias = w.argument(), w.argument()
-        values, width = w.load(numbers), w.mul(channels, 2)
-        with w.loop(channels) as channel:
+        channels, threads, numbers = w.argument(), w.argument(), w.argument()
+        sums, kept, through, into_weight, into_bias = (w.of_copy() for _ in range(5))
+        values, width, number = w.load(numbers), w.mul(channels, 2), number_of(kind)
+        with w.spread(channels) as (channel,):
             second_row = w.add(channels, channel)
             mean, off, inverse, factor = (
                 w.load(kept, w.add(w.mul(channels, row), channel)) for row in range(4)
@@ -117,17 +122,14 @@ def gradients(by_batch: bool, kind: Kind) -> int:
                 share = w.over(factor, values)
                 linear = w.minus(w.zero, w.times(w.times(share, inverse), weight))
                 constant = w.minus(w.minus(w.zero, w.times(share, bias)), w.times(mean, linear))
-            w.store_of(kind, linear, through, channel)
-            w.store_of(kind, constant, through, second_row)
-            w.store_of(kind, weight, into_weight, channel)
-            w.store_of(kind, bias, into_bias, channel)
+            w.store_of(number, linear, through, channel)
+            w.store_of(number, constant, through, second_row)
+            w.store_of(number, weight, into_weight, channel)
+            w.store_of(number, bias, into_bias, channel)
 
-    return compile_kernel(write, _WIDE, lanes=1)
+    return compile_kernel(write, _wide(kind), lanes=1)
 
 
 def _total(w: Writer, source: Value, threads: Value, width: Value, place: Value) -> ir.Value:
     """Of one number of all threads' (threads, ``width``)."""
-    total = w.variable(w.zero)
-    with w.loop(threads) as thread:
-        w.increase(total, w.load(source, w.add(w.mul(thread, width), place)))
-    return w.get(total)
+    return w.total(threads, lambda thread: w.load(source, w.add(w.mul(thread, width), place)))

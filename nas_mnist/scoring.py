@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Images
-from .device import layout
 from .fused import FusedNetwork, lending
+from .gpu_engine import GpuNetwork
 from .model import Network
+from .stages import UnknownLayerError
 
-CPU_BATCH, GPU_BATCH = 256, 10_000  # images a forward pass when scoring
+CPU_BATCH, GPU_BATCH = 256, 2_000  # images a forward pass when scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +91,17 @@ class Judgement:
 def forward_on(
     model: Network, device: torch.device, gradients: Mapping[Tensor, Tensor] | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """The function that runs a network fast on a device, in the number type of its input.
+    """The function that runs a network fast on a device, in float32.
 
-    It takes normalised images (N, C, H, W), float32 or, not on a CPU, bfloat16, and returns class scores
-    (N, classes) float32; it follows the network's mode, training or evaluation. ``gradients``: where a
-    `FusedNetwork` writes them.
+    It takes normalised images and returns class scores, as the network does; it follows the network's mode,
+    training or evaluation. ``gradients``: where a `FusedNetwork` or a `GpuNetwork` writes them.
     """
-    return FusedNetwork(model, gradients) if device.type == "cpu" else by_modules(model, device)
-
-
-def by_modules(model: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The same by torch's modules, in bfloat16 where the images are."""
-
-    def forward(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=images.dtype == torch.bfloat16):
-            return model(images)  # type: ignore[no-any-return]
-
-    return forward
+    if device.type == "cpu":
+        return FusedNetwork(model, gradients)
+    if device.type == "cuda":
+        with contextlib.suppress(UnknownLayerError):
+            return GpuNetwork(model, device, gradients)
+    return model
 
 
 @torch.inference_mode()
@@ -113,31 +109,27 @@ def predict(
     model: Network,
     images: Tensor,
     normalize: Normalizer,
-    kind: torch.dtype = torch.float32,
     plain: bool = False,
 ) -> Tensor:
     """Class scores (N, classes) float32 of uint8 images (N, C, H, W) on the model's device.
 
-    The layers before the head compute in ``kind``, float32 or bfloat16; ``plain``: by torch's own modules,
-    in float32.
+    ``plain``: by torch's own modules.
     """
     model.eval()
     forward = model if plain else forward_on(model, images.device)
     parts = images.split(CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
-    form = layout(images.device)
     with lending(forward):
-        return torch.cat([forward(normalize(part).to(kind, memory_format=form)) for part in parts])
+        return torch.cat([forward(normalize(part)) for part in parts])
 
 
 def evaluate(
     model: Network,
     data: Images,
     normalize: Normalizer,
-    kind: torch.dtype = torch.float32,
     plain: bool = False,
 ) -> Score:
     """Cross-entropy and correct predictions of ``model`` on ``data``; the rest as in `predict`."""
-    scores = predict(model, data.images, normalize, kind, plain)
+    scores = predict(model, data.images, normalize, plain)
     loss = F.cross_entropy(scores, data.labels)
     correct = (scores.argmax(1) == data.labels).sum()
     return Score(float(loss), int(correct), len(data))

@@ -48,25 +48,27 @@ class UnknownLayerError(Exception):
     """Something for which there are no kernels."""
 
 
-def stages_of(network: Network) -> tuple[Stored, list[Stage], Stored]:
+def stages_of(network: Network, wide: bool = False) -> tuple[Stored, list[Stage], Stored]:
     """The image, the stages before the head in their order, and what the head reads.
 
-    Raises `UnknownLayerError` where there are no kernels for a layer, or for several networks side by side:
-    torch's own modules then have to do.
+    ``wide``: of one convolution each, also of several networks side by side. Raises `UnknownLayerError` where
+    there are no kernels for a layer, or for several networks that are not ``wide``: torch's own modules then
+    have to do.
     """
-    return _Reader(network).read()
+    return _Reader(network, 1 if wide else LONGEST, wide).read()
 
 
 class _Reader:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, longest: int, beside: bool) -> None:
         self.network, self.layers = network, network.architecture.layers
+        self.longest, self.beside = longest, beside
         self.image = Stored(network.architecture.input_shape)
         self.stages: list[Stage] = []
         self.at: dict[int, Stored] = {IMAGE: self.image}  # by the position of the layer that made it
         self.open: dict[int, Stage] = {}  # stages that the next convolution may still join
 
     def read(self) -> tuple[Stored, list[Stage], Stored]:
-        if self.network.copies > 1:
+        if self.network.copies > 1 and not self.beside:
             raise UnknownLayerError("several networks side by side")
         for position in range(self.network.head_starts):
             layer, module = self.layers[position], self.network.layers[position]
@@ -91,7 +93,7 @@ class _Reader:
         stage.convolutions.append((layer, module))
         stage.target.shape = layer.out_shape
         self.at[position] = stage.target
-        if alone and len(stage.convolutions) < LONGEST:
+        if alone and len(stage.convolutions) < self.longest:
             self.open[position] = stage
 
     def _sum(self, sources: list[Stored], shape: Shape) -> Stored:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from .augment import draw, warp
 from .data import Images
-from .device import layout, number_type
 from .fused import FusedNetwork, lending
+from .gpu_engine import GpuNetwork
 from .model import Network
 from .optimizers import SGD, Muon, Numbers
 from .recipe import Distillation, Recipe
@@ -58,7 +58,6 @@ class Step:
         self.model, self.data, self.recipe, self.generators = model, data, recipe, generators
         self.steps = len(data) // recipe.batch_size  # an epoch; the remainder of the images is left out
         self.forward = model if plain else forward_on(model, device, self.numbers.gradients)
-        self.kind = torch.float32 if plain else number_type(device)
         self.lessons = None if teacher is None else Lessons(teacher, recipe.distillation, plain)
         self.normalize = Normalizer.of(data.images)
         compiled = device.type == "cpu" and not plain and not recipe.augmentation.off
@@ -142,14 +141,16 @@ class Step:
 
     def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean losses (copies,) of a batch, whose gradient is `numbers`' afterwards: by autograd."""
-        copies, form = self.model.copies, layout(images.device)
-        beside = images.unflatten(0, (copies, -1)).transpose(0, 1).flatten(1, 2)
-        scores = self.forward(beside.to(self.kind, memory_format=form))
-        scores = scores.unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)  # (N, classes)
+        copies = self.model.copies
+        if copies == 1 or isinstance(self.forward, GpuNetwork):
+            scores = self.forward(images)  # (N, classes)
+        else:
+            scores = self.forward(images.unflatten(0, (copies, -1)).transpose(0, 1).flatten(1, 2))
+            scores = scores.unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
         smoothing = self.recipe.label_smoothing
         losses = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="none")
         if self.lessons is not None:
-            losses = self.lessons(losses, scores, images.to(self.kind, memory_format=form))
+            losses = self.lessons(losses, scores, images)
         loss = losses.view(copies, -1).mean(1)
         self.numbers.forget_gradients()
         loss.sum().backward()
@@ -174,7 +175,7 @@ class Lessons:
         """
         share, temperature = self.how.share, self.how.temperature
         with torch.no_grad():
-            wanted = (self.forward(images).float() / temperature).softmax(1)
+            wanted = (self.forward(images) / temperature).softmax(1)
         taught = F.cross_entropy(scores / temperature, wanted, reduction="none") * temperature**2
         return losses.lerp(taught, share)
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from .data import Images
-from .device import layout
 from .errors import InputError, NoResultError
 from .model import Network, side_by_side, take_apart
 from .recipe import Recipe
@@ -68,9 +67,8 @@ def train(
     ``teacher`` is what the recipe names, trained (`teaching`), on the same device.
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
-    Every epoch is scored on ``score_on``, or those of ``scored`` and the last: the last in float32, those
-    before it in the device's `number_type`. With the last result the model holds the weights that were
-    scored: the running average where the recipe keeps one. Raises `TrainingError` when the loss is not
+    Every epoch is scored on ``score_on``, or those of ``scored`` and the last. With the last result the model
+    holds the weights that were scored: the running average where the recipe keeps one. Raises `TrainingError` when the loss is not
     finite, or the device fails or is out of memory, and `InputError` for fewer images than one batch.
     """
     together = train_together(
@@ -124,9 +122,7 @@ def _train(
     recipe = recipe.fitted(len(data))
     check_enough(data, recipe)
     device = data.images.device
-    for one in models:
-        one.to(memory_format=layout(device))
-    model = side_by_side(models).to(memory_format=layout(device))
+    model = side_by_side(models)
     torch.manual_seed(seeds[0])  # dropout draws from the global generator
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     step = Step(model, data, recipe, generators, plain, teacher)
@@ -137,9 +133,8 @@ def _train(
         if last or together:
             take_apart(step.result, models)
         if score_on is not None and (last or scored is None or epoch in scored):
-            kind = torch.float32 if last else step.kind
             judged = models if together else [step.result]
-            scores = [evaluate(one, score_on, step.normalize, kind, plain) for one in judged]
+            scores = [evaluate(one, score_on, step.normalize, plain) for one in judged]
             results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
         yield results
 

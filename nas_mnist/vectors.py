@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from llvmlite import binding, ir
@@ -29,8 +29,39 @@ ROW = 32  # numbers a row of a program has: a kernel's address and its arguments
 _engines: list[Any] = []  # compiled code lives as long as they do
 
 
-def compile_kernel(write: Callable[[Writer], None], kind: np.dtype[Any], lanes: int = 0) -> int:
+class Elsewhere(Protocol):
+    """What numbers are of kernels that are compiled in another way."""
+
+    @property
+    def number(self) -> np.dtype[Any]:
+        """Their type."""
+
+    @property
+    def lanes(self) -> int:
+        """Numbers a vector."""
+
+    def zeros(self, shape: Sequence[int]) -> Any:
+        """A tensor of zeros that kernels can work on."""
+
+    def compile(self, write: Callable[[Any], None], lanes: int) -> int:
+        """Compile what ``write`` writes, with vectors of ``lanes`` numbers (0: `lanes`)."""
+
+    def wide(self) -> Elsewhere:
+        """The same for float64."""
+
+
+Kind: TypeAlias = np.dtype[Any] | Elsewhere  # of a kernel's numbers
+
+
+def number_of(kind: Kind) -> np.dtype[Any]:
+    """Their type."""
+    return kind if isinstance(kind, np.dtype) else kind.number
+
+
+def compile_kernel(write: Callable[[Writer], None], kind: Kind, lanes: int = 0) -> int:
     """Compile what ``write`` writes, with vectors of ``lanes`` numbers (0: `LANES`); its address."""
+    if not isinstance(kind, np.dtype):
+        return kind.compile(write, lanes)
     module = ir.Module()
     writer = Writer(module, "kernel", kind, lanes or LANES)
     write(writer)
@@ -66,10 +97,11 @@ def declare_runner(module: ir.Module) -> ir.Function:
     kernel = ir.FunctionType(ir.VoidType(), [INDICES, INDEX]).as_pointer()
     build = ir.IRBuilder(function.append_basic_block())
     table, rows, start, stop = function.args
-    with loop_in(build, stop, start) as group, loop_in(build, rows, ir.Constant(INDEX, 0)) as row:
+    none, one = ir.Constant(INDEX, 0), ir.Constant(INDEX, 1)
+    with loop_in(build, stop, start, one) as group, loop_in(build, rows, none, one) as row:
         place = build.gep(table, [build.mul(row, ir.Constant(INDEX, ROW))])
         called = build.inttoptr(build.load(place), kernel)
-        build.call(called, [build.gep(place, [ir.Constant(INDEX, 1)]), group])
+        build.call(called, [build.gep(place, [one]), group])
     build.ret_void()
     return function
 

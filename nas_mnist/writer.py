@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,8 +12,8 @@ from llvmlite import ir
 Value: TypeAlias = Any  # a whole number: Python's, or the kernel's (an `ir.Value`)
 INDEX = ir.IntType(64)
 INDICES = INDEX.as_pointer()
-_LANE = ir.IntType(32)  # a whole number in a lane
-_FLOATS = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
+LANE = ir.IntType(32)  # a whole number in a lane
+FLOATS = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
 # Sums in any order, and multiplications fused with additions; infinities and NaNs stay what they are.
 _FAST = ("contract", "reassoc", "nsz")
 
@@ -24,14 +24,52 @@ class Writer:
     Whole numbers of Python and of the kernel mix; numbers of Python are computed at once.
     """
 
+    space = 0  # where memory is that numbers are in, in LLVM's terms
+    beside: Sequence[int] = (1,)  # pixels at once, in loops over all of a row; the most that fit come first
+
     def __init__(self, module: ir.Module, name: str, kind: np.dtype[Any], lanes: int) -> None:
-        self.module, self.number, self.lanes = module, _FLOATS[kind], lanes
-        self.vector = ir.VectorType(self.number, lanes)
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INDICES, INDEX]), name)
-        self.table, self.group = function.args
-        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.module, self.number, self.lanes = module, FLOATS[kind], lanes
+        self.vector = self._vector_type()
+        self._begin(name)
         self.zero = self.constant(0.0)
         self._taken = 0
+
+    def _vector_type(self) -> ir.Type:
+        return ir.VectorType(self.number, self.lanes)
+
+    def _begin(self, name: str) -> None:
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [INDICES, INDEX]), name)
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.table, self.group = function.args
+
+    # What the arguments are, and what a call of the kernel is to do.
+
+    def of_copy(self) -> Value:
+        """The next argument, an address, of numbers that every network side by side has of its own."""
+        return self.argument()
+
+    def of_part(self) -> Value:
+        """The next argument, an address, of sums that every part of the work has of its own."""
+        return self.argument()
+
+    @contextmanager
+    def spread(self, *counts: Value) -> Iterator[list[Value]]:
+        """Loops in each other, whose turns have nothing to do with each other."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.loop(count)) for count in counts]
+
+    @contextmanager
+    def rows(self, height: Value) -> Iterator[Value]:
+        """A loop over the rows of a map that belong to this part of the work."""
+        with self.loop(height) as row:
+            yield row
+
+    def total(self, count: Value, term: Callable[[Value], ir.Value]) -> ir.Value:
+        """The sum of ``term(0)``, ``term(1)``..., in kernels of one lane."""
+        total = self.variable(self.zero)
+        with self.loop(count) as at:
+            self.increase(total, term(at))
+        return self.get(total)
 
     # Whole numbers.
 
@@ -65,10 +103,14 @@ class Writer:
         return value // by if isinstance(value, int) else self.builder.udiv(value, self.whole(by))
 
     @contextmanager
-    def loop(self, count: Value, start: Value = 0, step: int = 1) -> Iterator[ir.Value]:
+    def loop(self, count: Value, start: Value = 0, step: Value = 1) -> Iterator[ir.Value]:
         """What is written inside runs for ``start``, ``start + step``... below ``count``."""
-        with loop_in(self.builder, self.whole(count), self.whole(start), step) as at:
+        with loop_in(self.builder, self.whole(count), self.whole(start), self.whole(step)) as at:
             yield at
+
+    def smaller(self, one: Value, other: Value) -> Value:
+        one, other = self.whole(one), self.whole(other)
+        return self.builder.select(self.builder.icmp_signed("<", one, other), one, other)
 
     def tiles(self, count: Value, widths: Sequence[int]) -> Iterator[tuple[ir.Value, int]]:
         """Loops that together cover ``count``: as many of the first width as fit, then of the next one..."""
@@ -82,15 +124,15 @@ class Writer:
 
     def read_whole(self, address: Value, offset: Value) -> ir.Value:
         """A whole number of 64 bits in memory."""
-        start = self.builder.inttoptr(self.whole(address), INDICES)
+        start = self.builder.inttoptr(self.whole(address), INDEX.as_pointer(self.space))
         return self.builder.load(self.builder.gep(start, [self.whole(offset)]))
 
     # Numbers in memory; addresses are whole numbers, distances count numbers.
 
     def _place(self, address: Value, offset: Value, kind: ir.Type) -> ir.Value:
-        start = self.builder.inttoptr(self.whole(address), self.number.as_pointer())
+        start = self.builder.inttoptr(self.whole(address), self.number.as_pointer(self.space))
         return self.builder.bitcast(
-            self.builder.gep(start, [self.whole(offset)], inbounds=True), kind.as_pointer()
+            self.builder.gep(start, [self.whole(offset)], inbounds=True), kind.as_pointer(self.space)
         )
 
     def load(self, address: Value, offset: Value = 0) -> ir.Value:
@@ -115,8 +157,11 @@ class Writer:
         self.builder.store(value if value.type == narrow else self.builder.fptrunc(value, narrow), place)
 
     def _place_of(self, kind: np.dtype[Any], address: Value, offset: Value) -> ir.Value:
-        start = self.builder.inttoptr(self.whole(address), ir.VectorType(_FLOATS[kind], 1).as_pointer())
+        start = self.builder.inttoptr(self.whole(address), self._one_of(kind).as_pointer(self.space))
         return self.builder.gep(start, [self.whole(offset)])
+
+    def _one_of(self, kind: np.dtype[Any]) -> ir.Type:
+        return ir.VectorType(FLOATS[kind], 1)
 
     def bytes_at(self, address: Value, offsets: ir.Value, count: int) -> list[ir.Value]:
         """Neighbours in memory, each 0 to 255; the first ones' offsets in whole numbers, a lane each.
@@ -126,20 +171,20 @@ class Writer:
         start = self.builder.inttoptr(self.whole(address), ir.IntType(8).as_pointer())
         words: Value = ir.Constant(offsets.type, ir.Undefined)
         for lane in range(self.lanes):
-            at = ir.Constant(_LANE, lane)
+            at = ir.Constant(LANE, lane)
             place = self.builder.gep(start, [self.builder.extract_element(offsets, at)])
-            word = self.builder.load(self.builder.bitcast(place, _LANE.as_pointer()), align=1)
+            word = self.builder.load(self.builder.bitcast(place, LANE.as_pointer()), align=1)
             words = self.builder.insert_element(words, word, at)
         found = []
         for number in range(count):
-            shifted = self.builder.lshr(words, self._everywhere(ir.Constant(_LANE, 8 * number)))
-            byte = self.builder.and_(shifted, self._everywhere(ir.Constant(_LANE, 255)))
+            shifted = self.builder.lshr(words, self._everywhere(ir.Constant(LANE, 8 * number)))
+            byte = self.builder.and_(shifted, self._everywhere(ir.Constant(LANE, 255)))
             found.append(self.builder.sitofp(byte, self.vector))
         return found
 
     def count_from(self, start: Value) -> ir.Value:
         """The whole numbers from ``start`` on, a lane each."""
-        first = self._everywhere(self.builder.trunc(self.whole(start), _LANE))
+        first = self._everywhere(self.builder.trunc(self.whole(start), LANE))
         return self.builder.add(first, ir.Constant(first.type, list(range(self.lanes))))
 
     def number_of(self, value: Value) -> ir.Value:
@@ -150,12 +195,12 @@ class Writer:
 
     def whole_of(self, value: ir.Value) -> ir.Value:
         """Numbers without their fraction, as whole numbers, a lane each."""
-        return self.builder.fptosi(value, ir.VectorType(_LANE, self.lanes))
+        return self.builder.fptosi(value, ir.VectorType(LANE, self.lanes))
 
     def times_and_plus(self, values: ir.Value, factor: Value, others: ir.Value, summand: Value) -> ir.Value:
         """``values * factor + others + summand`` of whole numbers, a lane each."""
         factor, summand = (
-            self._everywhere(self.builder.trunc(self.whole(one), _LANE)) for one in (factor, summand)
+            self._everywhere(self.builder.trunc(self.whole(one), LANE)) for one in (factor, summand)
         )
         return self.builder.add(self.builder.add(self.builder.mul(values, factor), others), summand)
 
@@ -165,8 +210,8 @@ class Writer:
 
     def _everywhere(self, number: ir.Value) -> ir.Value:
         nothing = ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
-        first = self.builder.insert_element(nothing, number, ir.Constant(_LANE, 0))
-        lanes = ir.Constant(ir.VectorType(_LANE, self.lanes), [0] * self.lanes)
+        first = self.builder.insert_element(nothing, number, ir.Constant(LANE, 0))
+        lanes = ir.Constant(ir.VectorType(LANE, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, nothing, lanes)
 
     def add_up(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
@@ -176,12 +221,16 @@ class Writer:
 
     def add_up_wide(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
         """Add the sum of all lanes to a float64 in memory."""
-        start = self.builder.inttoptr(self.whole(address), ir.DoubleType().as_pointer())
-        place = self.builder.gep(start, [self.whole(offset)])
-        total = self._sum(value)
-        if not isinstance(self.number, ir.DoubleType):
-            total = self.builder.fpext(total, ir.DoubleType())
+        place, total = self._wide_place(address, offset), self._wide_sum(value)
         self.builder.store(self.builder.fadd(self.builder.load(place), total), place)
+
+    def _wide_place(self, address: Value, offset: Value) -> ir.Value:
+        start = self.builder.inttoptr(self.whole(address), ir.DoubleType().as_pointer(self.space))
+        return self.builder.gep(start, [self.whole(offset)])
+
+    def _wide_sum(self, value: ir.Value) -> ir.Value:
+        total = self._sum(value)
+        return total if total.type == ir.DoubleType() else self.builder.fpext(total, ir.DoubleType())
 
     def _sum(self, value: ir.Value) -> ir.Value:
         kind = ir.FunctionType(self.number, [self.number, self.vector])
@@ -252,7 +301,7 @@ class Writer:
 
 
 @contextmanager
-def loop_in(build: ir.IRBuilder, stop: ir.Value, start: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+def loop_in(build: ir.IRBuilder, stop: ir.Value, start: ir.Value, step: ir.Value) -> Iterator[ir.Value]:
     before = build.block
     head, body, end = (build.append_basic_block(name) for name in ("head", "body", "end"))
     build.branch(head)
@@ -262,6 +311,6 @@ def loop_in(build: ir.IRBuilder, stop: ir.Value, start: ir.Value, step: int = 1)
     build.cbranch(build.icmp_signed("<", at, stop), body, end)
     build.position_at_end(body)
     yield at
-    at.add_incoming(build.add(at, ir.Constant(INDEX, step)), build.block)
+    at.add_incoming(build.add(at, step), build.block)
     build.branch(head)
     build.position_at_end(end)

@@ -1,0 +1,499 @@
+"""A network forward and back on CUDA, as launches of kernels of our own (`gpu_writer`).
+
+What is computed is what `engine` computes on a CPU, stage by stage, in float32: here every kernel does one
+thing for all images, and what a later one reads is stored. Networks of one architecture may run side by side,
+each with weights and images of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from . import between, convolve, gpu_kernels, parameters
+from .gpu_kernels import tile
+from .gpu_writer import WARP, Launch, Warps, run
+from .layers import Layer
+from .maps import Maps
+from .model import Network
+from .stages import Stage, Stored, UnknownLayerError, stages_of
+
+_WARPS = 4_096  # as many at once fill a large device
+_OUTPUTS, _PIXELS = 8, 7  # of a dense convolution's tile, at most
+_OF_GRADIENT = {1: (8, 8), 3: (4, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
+
+
+class Plan(NamedTuple):
+    """What a network's layers are."""
+
+    image: Stored
+    stages: Sequence[Stage]  # before the head, in the order in which they run
+    last: Stored  # what the head reads
+    averaged: bool  # whether the head convolves the mean of every map, else it averages what it convolves
+    head: tuple[Layer, nn.Conv2d]
+
+
+class Body:
+    """A plan for one number of images a network, with the memory and the launches for it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        count: int,
+        copies: int,
+        kind: Warps,
+        gradients: Mapping[Tensor, Tensor] | None,
+    ) -> None:
+        """``gradients``: where the parameters' are written; None: in evaluation, there is no way back."""
+        self.plan, self.count, self.copies, self.kind = plan, count, copies, kind
+        self.gradients = gradients
+        a_copy = -(-count // WARP)
+        self.groups = copies * a_copy
+        self.there = kind.zeros((self.groups, WARP))  # 1 where there is an image, else 0
+        self.there.view(copies, -1)[:, :count] = 1
+        self.outcomes: dict[Stored, _Outcome] = {}
+        self.writing: list[Launch] = []  # the launches that are made now
+        self.read: dict[tuple[Stored, int], Maps] = {}
+        self.collected: list[list[list[int]]] = []  # rows of `collect`: of first gradients, of second...
+        self.memory: list[Any] = []
+        self.dropouts: list[_Outcome] = []
+        self.tracked: list[Tensor] = []  # how many batches normalisations have seen
+        for stored in (plan.image, *(stage.target for stage in plan.stages)):
+            self.outcomes[stored] = _Outcome(self, stored)
+        classes = plan.head[0].out_shape[0]
+        self.scores, self.out_gradient = self.maps((classes, 1, 1)), self.maps((classes, 1, 1))
+        self.forward_launches = self._forward()
+        self.backward_launches = [] if gradients is None else self._backward()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (copies * N, classes) of images (copies * N, C, H, W), network by network."""
+        self._put(images, self.outcomes[self.plan.image].maps.values)
+        for outcome in self.dropouts:
+            outcome.drop()
+        if self.tracked:
+            torch._foreach_add_(self.tracked, 1)
+        run(self.forward_launches)
+        values = self.scores.values.view(self.copies, -1, self.scores.shape[0], WARP)
+        return values.transpose(2, 3).flatten(1, 2)[:, : self.count].flatten(0, 1)
+
+    def backward(self, gradient: Tensor) -> None:
+        """From the gradient of what `forward` gave to those of all parameters."""
+        self._put(gradient[..., None, None], self.out_gradient.values)
+        run(self.backward_launches)
+
+    def _put(self, images: Tensor, into: Tensor) -> None:
+        """Put (copies * N, C, H, W) into (groups, C, H, W, WARP)."""
+        images = images.unflatten(0, (self.copies, -1))
+        into = into.unflatten(0, (self.copies, -1))
+        whole, rest = divmod(self.count, WARP)
+        together = images[:, : whole * WARP].unflatten(1, (whole, WARP))
+        into[:, :whole].copy_(together.permute(0, 1, 3, 4, 5, 2))
+        if rest:
+            into[:, whole, ..., :rest].copy_(images[:, whole * WARP :].permute(0, 2, 3, 4, 1))
+
+    # Launches.
+
+    def launch(
+        self, kernel: int, arguments: Sequence[int], items: int, chunks: int = 1, per_copy: bool = False
+    ) -> None:
+        """One more, for every group of images, or once for every network."""
+        groups = self.copies if per_copy else self.groups
+        self.writing.append(Launch(self.kind, kernel, arguments, items, groups, chunks, self.copies))
+
+    def maps(self, shape: Sequence[int], pad: int = 0) -> Maps:
+        made = Maps(shape, self.kind, self.groups, before=pad, behind=(pad, pad))
+        self.memory.append(made)
+        return made
+
+    def chunks(self, items: int, rows: int) -> int:
+        """Into how many parts rows are divided, where every part ends with sums over its images."""
+        return max(1, min(rows, _WARPS // max(1, items * self.groups)))
+
+    def _taken(self) -> list[Launch]:
+        made, self.writing = self.writing, []
+        return made
+
+    def _forward(self) -> list[Launch]:
+        plan = self.plan
+        for stage in plan.stages:
+            target = self.outcomes[stage.target]
+            for place, source in enumerate(stage.sources):
+                if stage.convolutions:
+                    (convolution,) = stage.convolutions
+                    self._convolve(*convolution, self._input(source, convolution[0]), target.maps)
+                else:
+                    self.outcomes[source].read(target.maps, adds=place > 0)
+            target.normalise()
+        layer, module = plan.head
+        if plan.averaged:
+            whole = self._reading(plan.last, 0)
+            self.mean = self.maps((plan.last.shape[0], 1, 1))
+            self._to_or_from_mean(between.mean(self.kind), whole, self.mean)
+            self._convolve(layer, module, self.mean, self.scores)
+        else:
+            self.mean = self.maps(layer.out_shape)
+            self._convolve(layer, module, self._input(plan.last, layer), self.mean)
+            self._to_or_from_mean(between.mean(self.kind), self.mean, self.scores)
+        return self._taken()
+
+    def _input(self, source: Stored, layer: Layer) -> Maps:
+        return self._reading(source, layer.padding)
+
+    def _reading(self, source: Stored, pad: int) -> Maps:
+        """What readers see, with zeros around."""
+        outcome = self.outcomes[source]
+        if source.post.nothing and not pad:
+            return outcome.maps
+        if (source, pad) not in self.read:
+            self.read[source, pad] = self.maps(source.read_shape, pad)
+            outcome.read(self.read[source, pad])
+        return self.read[source, pad]
+
+    def _to_or_from_mean(self, kernel: int, source: Maps, target: Maps) -> None:
+        maps = source if source.size != [1, 1] else target
+        channels, *size = maps.shape
+        share = self.kind.zeros((1,)).fill_(1 / (size[0] * size[1]))
+        self.memory.append(share)
+        more = [channels, *size, share.data_ptr()]
+        self.launch(kernel, [*source.arguments, *target.arguments, *more], channels)
+
+    def _convolve(self, layer: Layer, module: nn.Conv2d, source: Maps, target: Maps) -> None:
+        weights = self._weights(layer, module)
+        channels = layer.in_shape[0], layer.out_shape[0]
+        self._dense_or_not(layer, layer.stride, source.from_the_edge, target, weights, channels)
+
+    def _back(self, layer: Layer, module: nn.Conv2d, gradient: Maps, target: Maps) -> None:
+        """From the output's gradient, with zeros around and between, to the input's."""
+        weights = self._weights(layer, module, turned=True)
+        channels = layer.out_shape[0], layer.in_shape[0]
+        self._dense_or_not(layer, 1, gradient.from_the_edge, target, weights, channels)
+
+    def _dense_or_not(
+        self,
+        layer: Layer,
+        stride: int,
+        source: list[int],
+        target: Maps,
+        weights: list[int],
+        of: tuple[int, int],
+    ) -> None:
+        kernel, (height, width), (inputs, channels) = layer.kernel[0], target.size, of
+        data = [*source, *target.arguments, *weights]
+        if layer.groups > 1:
+            made = gpu_kernels.depthwise(kernel, stride, self.kind)
+            self.launch(made, [*data, channels, height, width], channels, height)
+            return
+        pixels, across = tile(width, _PIXELS)
+        few = channels * across * height * self.groups < _OUTPUTS * _WARPS // 2
+        outputs, tiles = tile(channels, _OUTPUTS // 2 if few else _OUTPUTS)
+        made = gpu_kernels.dense(kernel, stride, outputs, pixels, self.kind)
+        more = [inputs, channels, height, width, tiles, across]
+        self.launch(made, [*data, *more], tiles * across, height)
+
+    def _weights(self, layer: Layer, module: nn.Conv2d, turned: bool = False) -> list[int]:
+        """As kernels take them: of a network, of an output, an input, ky and kx; and biases."""
+        weight, size = module.weight, module.weight.element_size()
+        output, given, ky, kx = weight.stride()
+        start, copy = weight.data_ptr(), layer.out_shape[0] * output * size
+        apart = [output, given, ky, kx]
+        bias = [self._no_bias.data_ptr(), 0]
+        if turned:  # by half a turn, and outputs are inputs
+            start += (layer.kernel[0] - 1) * (ky + kx) * size
+            apart = [output, given, -ky, -kx] if layer.groups > 1 else [given, output, -ky, -kx]
+        elif module.bias is not None:
+            bias = [module.bias.data_ptr(), layer.out_shape[0] * size]
+        return [start, copy, *apart, *bias]
+
+    @cached_property
+    def _no_bias(self) -> Tensor:
+        layers = [self.plan.head[0], *(one for stage in self.plan.stages for one, _ in stage.convolutions)]
+        return self.kind.zeros((max(max(one.in_shape[0], one.out_shape[0]) for one in layers),))
+
+    # The way back.
+
+    def _backward(self) -> list[Launch]:
+        plan, (layer, module) = self.plan, self.plan.head
+        last = self.outcomes[plan.last]
+        spread = between.spread(self.kind)
+        whole = self.maps(plan.last.read_shape)
+        if plan.averaged:
+            self._weight_gradient(layer, module, self.mean, self.out_gradient)
+            changes = self.maps(self.mean.shape)
+            self._back(layer, module, self.out_gradient, changes)
+            self._to_or_from_mean(spread, changes, whole)
+        else:
+            changes = self._place_for_gradient(layer)
+            self._to_or_from_mean(spread, self.out_gradient, changes)
+            self._weight_gradient(layer, module, self._input(plan.last, layer), changes)
+            self._back(layer, module, changes, whole)
+        last.back(whole)
+        for stage in reversed(plan.stages):
+            self._stage_back(stage)
+        self._collect()
+        return self._taken()
+
+    def _stage_back(self, stage: Stage) -> None:
+        target = self.outcomes[stage.target]
+        sources = [source for source in stage.sources if source is not self.plan.image]
+        if not stage.convolutions:
+            gradient = target.through()
+            for source in sources:
+                self.outcomes[source].back(gradient)
+            return
+        ((layer, module),) = stage.convolutions
+        gradient = target.through()
+        self._weight_gradient(layer, module, self._input(stage.sources[0], layer), gradient)
+        for source in sources:
+            outcome = self.outcomes[source]
+            if source.post.nothing and self.readers[source] == 1:
+                self._back(layer, module, gradient, outcome.gradient)
+            else:
+                into = self.maps(source.read_shape)
+                self._back(layer, module, gradient, into)
+                outcome.back(into)
+
+    @cached_property
+    def readers(self) -> dict[Stored, int]:
+        """How many stages read what is stored; the head is one."""
+        read = [self.plan.last, *(source for stage in self.plan.stages for source in stage.sources)]
+        return {one: read.count(one) for one in read}
+
+    def _place_for_gradient(self, layer: Layer) -> Maps:
+        """Room for a convolution's output's gradient, with the zeros that the way back reads."""
+        before = layer.kernel[0] - 1 - layer.padding
+        sizes = zip(layer.in_shape[1:], layer.out_shape[1:], strict=True)
+        height, width = (into + layer.padding - ((out - 1) * layer.stride + 1) for into, out in sizes)
+        made = Maps(
+            layer.out_shape, self.kind, self.groups, before=before, behind=(height, width), apart=layer.stride
+        )
+        self.memory.append(made)
+        return made
+
+    def place_of(self, stored: Stored) -> Maps:
+        """Room for the gradient of maps, where the stage that made them finds it."""
+        stage = next(stage for stage in self.plan.stages if stage.target is stored)
+        convolutions = [layer for layer, _ in stage.convolutions]
+        return self._place_for_gradient(convolutions[0]) if convolutions else self.maps(stored.shape)
+
+    def _weight_gradient(self, layer: Layer, module: nn.Conv2d, source: Maps, gradient: Maps) -> None:
+        kernel, (height, width) = layer.kernel[0], gradient.size
+        inputs, channels = layer.in_shape[0], layer.out_shape[0]
+        data = [*source.from_the_edge, *gradient.arguments]
+        count = module.weight[0].numel() * channels
+        if layer.groups > 1:
+            items = channels * kernel
+            chunks = self.chunks(items, height)
+            made = convolve.depthwise_gradient(kernel, layer.stride, self.kind)
+            more = [*self._sums(module.weight, count, chunks), channels, height, width]
+            self.launch(made, [*data, *more], items, chunks)
+        else:
+            most, most_beside = _OF_GRADIENT[kernel]
+            outputs, tiles = tile(channels, most)
+            beside, across = tile(inputs, most_beside)
+            chunks = self.chunks(tiles * across, height)
+            made = gpu_kernels.dense_gradient(kernel, layer.stride, outputs, beside, self.kind)
+            sums = self._sums(module.weight, count, chunks)
+            more = [*sums, inputs, channels, height, width, tiles, across]
+            self.launch(made, [*data, *more], tiles * across, chunks)
+        if module.bias is not None:
+            chunks = self.chunks(channels, height)
+            more = [channels, height, width, *self._sums(module.bias, channels, chunks)]
+            self.launch(between.totals(self.kind), [*gradient.arguments, *more], channels, chunks)
+
+    def _sums(self, parameter: Tensor, count: int, chunks: int) -> list[int]:
+        """Room for all parts' shares in a parameter's gradient, which is collected in the end."""
+        assert self.gradients is not None
+        made = self.kind.zeros((self.groups * chunks, count))
+        self.memory.append(made)
+        into = self.gradients[parameter]
+        row = [made.data_ptr(), into.data_ptr(), count * made.element_size(), count]
+        before = sum(into.data_ptr() == one[1] for rows in self.collected for one in rows)
+        if before == len(self.collected):
+            self.collected.append([])
+        self.collected[before].append([*row, len(made) // self.copies])
+        return [made.data_ptr(), count * made.element_size()]
+
+    def _collect(self) -> None:
+        for before, rows in enumerate(self.collected):
+            table = torch.tensor(rows, dtype=torch.int64, device=self.kind.device)
+            self.memory.append(table)
+            items = max(count for *_, count, _ in rows)
+            made = gpu_kernels.collect(before > 0, self.kind)
+            self.launch(made, [table.data_ptr()], items, len(rows), per_copy=True)
+
+
+class GpuNetwork:
+    """A network's forward pass; shares the network's weights and mode.
+
+    Memory is kept from call to call: a backward pass must come before the next forward pass.
+    """
+
+    def __init__(
+        self, network: Network, device: torch.device, gradients: Mapping[Tensor, Tensor] | None = None
+    ) -> None:
+        """``gradients``: where the parameters' are put by a backward pass.
+
+        Raises `UnknownLayerError` where there are no kernels for a layer.
+        """
+        self.network, self.gradients = network, gradients
+        wide = next(network.parameters()).dtype == torch.float64
+        self.kind = Warps(np.dtype(np.float64 if wide else np.float32), device)
+        at = network.head_starts
+        head = list(zip(network.architecture.layers, network.layers, strict=True))[at:]
+        if any(isinstance(module, nn.BatchNorm2d) for _, module in head):
+            raise UnknownLayerError("a normalisation of scores")
+        ((layer, module),) = [one for one in head if isinstance(one[1], nn.Conv2d)]
+        # The mean of a 1x1 convolution is the 1x1 convolution of the mean.
+        self.plan = Plan(*stages_of(network, wide=True), layer.kernel == (1, 1), (layer, module))
+        self.bodies: dict[tuple[int, bool], Body] = {}
+        self.anchor = torch.zeros((), device=device, requires_grad=True)  # what autograd goes back to
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Class scores (copies * N, classes) of normalised float32 images (copies * N, C, H, W).
+
+        A network side by side with others has images of its own: the first N are those of the first one.
+        """
+        learns = torch.is_grad_enabled() and self.gradients is not None
+        if learns != self.network.training:
+            raise AssertionError("a network learns in training mode, and is scored in the other")
+        key = len(images) // self.network.copies, learns
+        if key not in self.bodies:
+            gradients = self.gradients if learns else None
+            self.bodies[key] = Body(self.plan, key[0], self.network.copies, self.kind, gradients)
+        if learns:
+            return _Pass.apply(self.anchor, images, self.bodies[key])  # type: ignore[no-any-return]
+        return self.bodies[key].forward(images)
+
+
+class _Pass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, images: Tensor, body: Body) -> Tensor:
+        ctx.body = body
+        return body.forward(images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        ctx.body.backward(gradients[0])
+        return None, None, None
+
+
+class _Outcome:
+    """`Stored` maps of all images, their normalisation and dropout, and their gradient."""
+
+    def __init__(self, body: Body, stored: Stored) -> None:
+        self.body, self.stored, self.post = body, stored, stored.post
+        kind, groups, self.channels = body.kind, body.groups, stored.shape[0]
+        wide = kind.wide()
+        self.maps = body.maps(stored.shape)
+        self.backs = 0  # launches that take a reader's gradient, so far
+        # As in `operations.Outcome`, by network.
+        self.affine = kind.zeros((body.copies, 3, self.channels))
+        self.change = kind.zeros((body.copies, 2, self.channels))
+        self.kept = wide.zeros((body.copies, 4, self.channels))
+        self.keep = kind.zeros((groups if self.post.dropout else 0, self.channels, WARP))
+        norm: Any = stored.norm
+        if norm is not None:
+            values = body.count * self.maps.size[0] * self.maps.size[1]  # a channel
+            numbers = [values, values / max(values - 1, 1), norm.momentum, norm.eps]
+            self.numbers = torch.tensor(numbers, dtype=torch.float64, device=kind.device)
+            if body.gradients is not None:
+                body.tracked.append(norm.num_batches_tracked)
+        if self.post.dropout:
+            self.keep.fill_(1)
+            if body.gradients is not None:
+                body.dropouts.append(self)
+
+    def drop(self) -> None:
+        """Draw which maps are kept, and how much they grow."""
+        assert self.stored.dropout is not None
+        stay = 1 - self.stored.dropout.p
+        self.keep.bernoulli_(stay).div_(stay)
+
+    @cached_property
+    def gradient(self) -> Maps:
+        """That of the normalisation's output; without a normalisation, that of the maps, in its place."""
+        return self.body.maps(self.stored.shape) if self.post.norm else self.body.place_of(self.stored)
+
+    @property
+    def _chain(self) -> list[int]:
+        apart = self.affine[0].numel() * self.affine.element_size()
+        return [self.affine.data_ptr(), apart, self.keep.data_ptr(), self.channels]
+
+    def read(self, target: Maps, adds: bool = False) -> None:
+        """Write what readers see, or add it."""
+        kernel = between.forward(self.post, adds, self.body.kind)
+        arguments = [*self.maps.arguments, *target.arguments, *self._chain, *target.size]
+        self.body.launch(kernel, arguments, self.channels, target.size[0])
+
+    def normalise(self) -> None:
+        """Find factor and shift, by the images, or in evaluation by the running statistics."""
+        if not self.post.norm:
+            return
+        body, by_batch = self.body, self.body.gradients is not None
+        if by_batch:
+            chunks = body.chunks(self.channels, self.maps.size[0])
+            self._new_sums(chunks)
+            kernel = between.statistics(self.post, body.kind)
+            more = [*self.maps.size, *self._part, body.there.data_ptr()]
+            body.launch(kernel, [*self.maps.arguments, *self._chain, *more], self.channels, chunks)
+        norm: Any = self.stored.norm
+        where = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        arguments = self._summed if by_batch else [self.channels, 0, self.numbers.data_ptr(), 0, 0]
+        for one in (*where, self.affine, self.kept):
+            arguments += [one.data_ptr(), one.numel() // body.copies * one.element_size()]
+        body.launch(parameters.normalise(by_batch, body.kind), arguments, self.channels, per_copy=True)
+
+    def _new_sums(self, chunks: int, readers: int = 1) -> None:
+        self.sums = self.body.kind.wide().zeros((self.body.groups * chunks, readers, 2, self.channels))
+        self.body.memory.append(self.sums)
+
+    @property
+    def _part(self) -> list[int]:
+        return [self.sums.data_ptr(), self.sums[0].numel() * self.sums.element_size()]
+
+    @property
+    def _summed(self) -> list[int]:
+        a_copy = self.sums.shape[0] * self.sums.shape[1] // self.body.copies
+        apart = a_copy * 2 * self.channels * self.sums.element_size()
+        return [self.channels, a_copy, self.numbers.data_ptr(), self.sums.data_ptr(), apart]
+
+    def back(self, gradient: Maps) -> None:
+        """Take the gradient of what a reader saw; every reader but the first one adds."""
+        body = self.body
+        chunks = body.chunks(self.channels, gradient.size[0]) if self.post.norm else gradient.size[0]
+        part = [0, 0]
+        if self.post.norm:
+            if not self.backs:
+                self._new_sums(chunks, body.readers[self.stored])
+            start, apart = self._part
+            part = [start + self.backs * 2 * self.channels * self.sums.element_size(), apart]
+        adds = self.backs > 0
+        self.backs += 1
+        kernel = between.backward(self.post, adds, body.kind)
+        maps = [*gradient.arguments, *self.maps.arguments, *self.gradient.arguments]
+        body.launch(kernel, [*maps, *self._chain, *gradient.size, *part], self.channels, chunks)
+
+    def through(self) -> Maps:
+        """The gradient of the maps, with the zeros that its reader needs, when all readers are through."""
+        if not self.post.norm:
+            return self.gradient
+        body, norm = self.body, self.stored.norm
+        assert body.gradients is not None and norm is not None
+        place, arguments = body.place_of(self.stored), self._summed
+        into = [body.gradients[one] for one in (norm.weight, norm.bias)]
+        for one in (self.kept, self.change, *into):
+            arguments += [one.data_ptr(), one.numel() // body.copies * one.element_size()]
+        body.launch(parameters.gradients(True, body.kind), arguments, self.channels, per_copy=True)
+        kernel = between.through_norm(self.post, body.kind)
+        maps = [*self.gradient.arguments, *self.maps.arguments, *place.arguments]
+        change = [self.change.data_ptr(), self.change[0].numel() * self.change.element_size()]
+        more = [*place.size, *change, body.there.data_ptr()]
+        body.launch(kernel, [*maps, *self._chain, *more], self.channels, place.size[0])
+        return place

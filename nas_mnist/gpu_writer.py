@@ -1,0 +1,298 @@
+"""Kernels for CUDA: a warp's 32 threads are a vector's lanes, 32 images side by side.
+
+So what is written for a processor's vectors (`writer.Writer`) is a kernel for CUDA, too. What differs is who
+does the work: there a few threads, one group of images after the other; here thousands of warps at once, of
+which each does one turn of the outermost loops (`spread`), for one group, and for some rows of its maps.
+LLVM makes PTX of a kernel, and the driver the machine's code: nobody needs a compiler, nor cuDNN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from torch import Tensor
+
+from .vectors import ROW, Program, compiled
+from .writer import FLOATS, INDEX, LANE, Value, Writer
+
+WARP = 32  # threads
+TOGETHER = 4  # warps a block
+_GLOBAL = 1  # memory that all threads share, in LLVM's terms
+_NEWEST = (9, 0)  # PTX for it runs on what is newer
+_EVERYONE = ir.Constant(LANE, -1)
+
+
+class WideWriter(Writer):
+    """Writes kernels that run as parts: a group of images, and some rows of its maps.
+
+    A part's number counts the rows first, then a network's groups, then networks side by side.
+    """
+
+    beside = (4, 2, 1)
+
+    def __init__(self, module: ir.Module, name: str, kind: np.dtype[Any], lanes: int) -> None:
+        super().__init__(module, name, kind, lanes)
+        self.part = self.group
+        self.chunks, a_copy = self.argument(), self.argument()
+        self.group, self.chunk = self.divided(self.part, self.chunks)
+        self.copy, _ = self.divided(self.group, a_copy)
+
+    def divided(self, one: ir.Value, other: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Quotient and remainder, of numbers below 2 ** 31."""
+        short = [self.builder.trunc(value, LANE) for value in (one, other)]
+        found = self.builder.udiv(*short), self.builder.urem(*short)
+        quotient, rest = (self.builder.zext(value, INDEX) for value in found)
+        return quotient, rest
+
+    def of_copy(self) -> Value:
+        return self.add(self.argument(), self.mul(self.copy, self.argument()))
+
+    def of_part(self) -> Value:
+        return self.add(self.argument(), self.mul(self.part, self.argument()))
+
+    @contextmanager
+    def rows(self, height: Value) -> Iterator[Value]:
+        most = self.add(height, self.chunks, -1)
+        each, _ = self.divided(most, self.chunks)
+        start = self.mul(self.chunk, each)
+        with self.loop(self.smaller(self.add(start, each), height), start) as row:
+            yield row
+
+    def add_up(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+        """Put the sum of all lanes to a number in memory: every part has its own."""
+        self.builder.store(self._sum(value), self._place(address, offset, self.number))
+
+    def add_up_wide(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+        """Put the sum of all lanes to a float64 in memory."""
+        self.builder.store(self._wide_sum(value), self._wide_place(address, offset))
+
+
+class WarpWriter(WideWriter):
+    """Writes them for CUDA; in kernels of one lane, all threads of a warp do the same."""
+
+    space = _GLOBAL
+
+    def _vector_type(self) -> ir.Type:
+        return self.number
+
+    def _begin(self, name: str) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [INDEX] * ROW)
+        self.function = function = ir.Function(self.module, kind, name)
+        function.calling_convention = "ptx_kernel"
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.thread = self._register("tid.x")
+        warps = self.builder.mul(self._register("ctaid.x"), ir.Constant(INDEX, TOGETHER))
+        self.item = self.builder.add(warps, self._register("tid.y"))
+        self.items = self.builder.mul(self._register("nctaid.x"), ir.Constant(INDEX, TOGETHER))
+        self.group = self._register("ctaid.y")
+
+    def _register(self, name: str) -> ir.Value:
+        called = f"llvm.nvvm.read.ptx.sreg.{name}"
+        kind = ir.FunctionType(LANE, [])
+        function = self.module.globals.get(called) or ir.Function(self.module, kind, called)
+        return self.builder.zext(self.builder.call(function, []), INDEX)
+
+    def argument(self) -> ir.Value:
+        self._taken += 1
+        return self.function.args[self._taken - 1]
+
+    @contextmanager
+    def spread(self, *counts: Value) -> Iterator[list[Value]]:
+        whole: Value = 1
+        for count in counts:
+            whole = self.mul(whole, count)
+        with self.loop(whole, self.item, self.items) as item:
+            places: list[Value] = []
+            for count in reversed(counts[1:]):
+                left, place = self.divided(item if not places else left, self.whole(count))
+                places.insert(0, place)
+            yield [left if places else item, *places]
+
+    def total(self, count: Value, term: Callable[[Value], ir.Value]) -> ir.Value:
+        total = self.variable(self.zero)
+        with self.loop(count, self.thread, WARP) as at:
+            self.increase(total, term(at))
+        return self._sum(self.get(total))
+
+    # A vector is one number a thread.
+
+    def load(self, address: Value, offset: Value = 0) -> ir.Value:
+        return self.builder.load(self._lane_of(address, offset), align=self._align)
+
+    def store(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+        self.builder.store(value, self._lane_of(address, offset), align=self._align)
+
+    def _lane_of(self, address: Value, offset: Value) -> ir.Value:
+        place = self._place(address, offset, self.number)
+        return place if self.lanes == 1 else self.builder.gep(place, [self.thread], inbounds=True)
+
+    def _one_of(self, kind: np.dtype[Any]) -> ir.Type:
+        return FLOATS[kind]
+
+    def _everywhere(self, number: ir.Value) -> ir.Value:
+        return number
+
+    def constant(self, value: float) -> ir.Value:
+        return ir.Constant(self.number, value)
+
+    def _intrinsic(self, name: str, kind: ir.FunctionType) -> ir.Function:
+        name = f"llvm.{name}.{'f64' if isinstance(self.number, ir.DoubleType) else 'f32'}"
+        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+
+    def _sum(self, value: ir.Value) -> ir.Value:
+        for apart in (16, 8, 4, 2, 1):
+            value = self.plus(value, self._from(value, apart))
+        return value
+
+    def _from(self, value: ir.Value, apart: int) -> ir.Value:
+        """The number of the thread whose place differs by so much in the binary system."""
+        if isinstance(self.number, ir.FloatType):
+            bits = self.builder.bitcast(value, LANE)
+            return self.builder.bitcast(self._shuffled(bits, apart), self.number)
+        bits = self.builder.bitcast(value, INDEX)
+        halves = [self.builder.trunc(self.builder.lshr(bits, ir.Constant(INDEX, by)), LANE) for by in (0, 32)]
+        low, high = (self.builder.zext(self._shuffled(half, apart), INDEX) for half in halves)
+        whole = self.builder.or_(low, self.builder.shl(high, ir.Constant(INDEX, 32)))
+        return self.builder.bitcast(whole, self.number)
+
+    def _shuffled(self, bits: ir.Value, apart: int) -> ir.Value:
+        name, kind = "llvm.nvvm.shfl.sync.bfly.i32", ir.FunctionType(LANE, [LANE] * 4)
+        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return self.builder.call(
+            function, [_EVERYONE, bits, ir.Constant(LANE, apart), ir.Constant(LANE, WARP - 1)]
+        )
+
+
+def name_of(write: Callable[[Any], None]) -> str:
+    """The kernel's name: that of the function that writes it, or of the one around it."""
+    return write.__qualname__.partition(".")[0]
+
+
+def ptx(write: Callable[[Any], None], number: np.dtype[Any], lanes: int, capability: tuple[int, int]) -> str:
+    """A kernel's code for CUDA devices from this compute capability on."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    triple = "nvptx64-nvidia-cuda"
+    machine = binding.Target.from_triple(triple).create_target_machine(
+        cpu="sm_{}{}".format(*min(capability, _NEWEST)), opt=3
+    )
+    module = ir.Module()
+    module.triple, module.data_layout = triple, str(machine.target_data)
+    writer = WarpWriter(module, name_of(write), number, lanes)
+    write(writer)
+    writer.end()
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    tuning = binding.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = False
+    builder = binding.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(parsed, builder)
+    return str(machine.emit_assembly(parsed))
+
+
+@dataclass(frozen=True)
+class Warps:
+    """The kind of numbers of such kernels."""
+
+    number: np.dtype[Any]
+    device: torch.device  # CUDA; on a CPU the processor does what CUDA would do, slowly
+    lanes: int = WARP
+
+    def wide(self) -> Warps:
+        """The same for float64."""
+        return replace(self, number=np.dtype(np.float64))
+
+    def zeros(self, shape: Sequence[int]) -> Tensor:
+        """A tensor of zeros that kernels can work on."""
+        kind = torch.float64 if self.number.itemsize == 8 else torch.float32
+        return torch.zeros(tuple(shape), dtype=kind, device=self.device)
+
+    def compile(self, write: Callable[[Any], None], lanes: int) -> int:
+        """Compile what ``write`` writes: a function of the driver, or the address of a kernel."""
+        lanes = lanes or self.lanes
+        if self.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(self.device)
+            return _driver().load(ptx(write, self.number, lanes, capability), name_of(write))
+        module = ir.Module()
+        writer = WideWriter(module, "kernel", self.number, lanes)
+        write(writer)
+        writer.end()
+        (address,) = compiled(module, "kernel")
+        return address
+
+
+class Launch:
+    """A kernel with its arguments."""
+
+    def __init__(
+        self, kind: Warps, kernel: int, arguments: Sequence[int], items: int, groups: int, chunks: int = 1,
+        copies: int = 1,
+    ) -> None:  # fmt: skip
+        """For so many turns of `Writer.spread`, ``groups`` in all ``copies``, and ``chunks`` of rows."""
+        row = [chunks, groups // copies, *arguments]
+        assert len(row) < ROW
+        self.parts = groups * chunks
+        self.program: Program | None = None
+        if kind.device.type != "cuda":
+            self.program = Program([[kernel, *row]])
+            return
+        values = (ctypes.c_int64 * ROW)(*row)
+        start = ctypes.addressof(values)
+        places = (ctypes.c_void_p * ROW)(*(start + 8 * at for at in range(ROW)))
+        self.memory = values
+        self.how = kernel, -(-items // TOGETHER), self.parts, 1, WARP, TOGETHER, 1, 0
+        self.places = places
+
+
+def run(launches: Sequence[Launch]) -> None:
+    """One after the other, on CUDA's current stream."""
+    if not launches:
+        return
+    if launches[0].program is not None:
+        for launch in launches:
+            assert launch.program is not None
+            launch.program.run(0, launch.parts)
+        return
+    driver, stream = _driver(), torch.cuda.current_stream().cuda_stream
+    for launch in launches:
+        driver.check(driver.library.cuLaunchKernel(*launch.how, stream, launch.places, None))
+
+
+class _Driver:
+    """CUDA's driver."""
+
+    def __init__(self) -> None:
+        torch.cuda.init()
+        torch.zeros(1, device="cuda")  # so that there is a context
+        self.library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        whole, place = ctypes.c_uint, ctypes.c_void_p
+        self.library.cuLaunchKernel.argtypes = [place, *[whole] * 7, place, place, place]
+
+    def load(self, code: str, name: str) -> int:
+        """The kernel of this name in PTX."""
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self.check(self.library.cuModuleLoadData(ctypes.byref(module), code.encode()))
+        self.check(self.library.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+        assert function.value is not None
+        return function.value
+
+    def check(self, result: int) -> None:
+        """Raise `RuntimeError` where the driver says that it failed."""
+        if result:
+            text = ctypes.c_char_p()
+            self.library.cuGetErrorString(result, ctypes.byref(text))
+            raise RuntimeError(f"CUDA error: {(text.value or b'').decode() or result}")
+
+
+@functools.cache
+def _driver() -> _Driver:
+    return _Driver()
