@@ -106,7 +106,7 @@ def bench(
     if tricks:
         found["times_faster_with"] = tricks
         console.print(tricks_table(tricks))
-    found["workers"] = measure.measure_workers(reference, data, repeats)
+    found |= {"workers": measure.measure_workers(reference, data, repeats)} if where.type == "cpu" else {}
     found["seeds"] = measure.measure_together(reference, data, repeats)
     if seeds:
         found["time"] = measure.measure_time_to(reference, everything, where, seeds)

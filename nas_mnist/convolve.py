@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+
 from llvmlite import ir
 
 from .vectors import LANES, Kind, compile_kernel

@@ -74,17 +74,25 @@ class Body:
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (copies * N, classes) of images (copies * N, C, H, W), network by network."""
         self._put(images, self.outcomes[self.plan.image].maps.values)
-        for outcome in self.dropouts:
-            outcome.drop()
-        if self.tracked:
-            torch._foreach_add_(self.tracked, 1)
-        run(self.forward_launches)
+        self.run_forward()
         values = self.scores.values.view(self.copies, -1, self.scores.shape[0], WARP)
         return values.transpose(2, 3).flatten(1, 2)[:, : self.count].flatten(0, 1)
 
     def backward(self, gradient: Tensor) -> None:
         """From the gradient of what `forward` gave to those of all parameters."""
         self._put(gradient[..., None, None], self.out_gradient.values)
+        self.run_backward()
+
+    def run_forward(self) -> None:
+        """From the image's maps to `scores`."""
+        for outcome in self.dropouts:
+            outcome.drop()
+        if self.tracked:
+            torch._foreach_add_(self.tracked, 1)
+        run(self.forward_launches)
+
+    def run_backward(self) -> None:
+        """From `out_gradient` to the gradients of all parameters."""
         run(self.backward_launches)
 
     def _put(self, images: Tensor, into: Tensor) -> None:
@@ -166,18 +174,19 @@ class Body:
     def _convolve(self, layer: Layer, module: nn.Conv2d, source: Maps, target: Maps) -> None:
         weights = self._weights(layer, module)
         channels = layer.in_shape[0], layer.out_shape[0]
-        self._dense_or_not(layer, layer.stride, source.from_the_edge, target, weights, channels)
+        self._dense_or_not(layer, layer.stride, False, source.from_the_edge, target, weights, channels)
 
     def _back(self, layer: Layer, module: nn.Conv2d, gradient: Maps, target: Maps) -> None:
         """From the output's gradient, with zeros around and between, to the input's."""
         weights = self._weights(layer, module, turned=True)
         channels = layer.out_shape[0], layer.in_shape[0]
-        self._dense_or_not(layer, 1, gradient.from_the_edge, target, weights, channels)
+        self._dense_or_not(layer, 1, True, gradient.from_the_edge, target, weights, channels)
 
     def _dense_or_not(
         self,
         layer: Layer,
         stride: int,
+        turned: bool,
         source: list[int],
         target: Maps,
         weights: list[int],
@@ -186,29 +195,26 @@ class Body:
         kernel, (height, width), (inputs, channels) = layer.kernel[0], target.size, of
         data = [*source, *target.arguments, *weights]
         if layer.groups > 1:
-            made = gpu_kernels.depthwise(kernel, stride, self.kind)
+            made = gpu_kernels.depthwise(kernel, stride, turned, self.kind)
             self.launch(made, [*data, channels, height, width], channels, height)
             return
         pixels, across = tile(width, _PIXELS)
         few = channels * across * height * self.groups < _OUTPUTS * _WARPS // 2
         outputs, tiles = tile(channels, _OUTPUTS // 2 if few else _OUTPUTS)
-        made = gpu_kernels.dense(kernel, stride, outputs, pixels, self.kind)
+        made = gpu_kernels.dense(kernel, stride, outputs, pixels, turned, self.kind)
         more = [inputs, channels, height, width, tiles, across]
         self.launch(made, [*data, *more], tiles * across, height)
 
     def _weights(self, layer: Layer, module: nn.Conv2d, turned: bool = False) -> list[int]:
-        """As kernels take them: of a network, of an output, an input, ky and kx; and biases."""
+        """As kernels take them: how far networks, outputs and inputs are apart; and biases."""
         weight, size = module.weight, module.weight.element_size()
-        output, given, ky, kx = weight.stride()
-        start, copy = weight.data_ptr(), layer.out_shape[0] * output * size
-        apart = [output, given, ky, kx]
+        assert weight.is_contiguous()
+        output, given, *_ = weight.stride()
         bias = [self._no_bias.data_ptr(), 0]
-        if turned:  # by half a turn, and outputs are inputs
-            start += (layer.kernel[0] - 1) * (ky + kx) * size
-            apart = [output, given, -ky, -kx] if layer.groups > 1 else [given, output, -ky, -kx]
-        elif module.bias is not None:
+        if module.bias is not None and not turned:
             bias = [module.bias.data_ptr(), layer.out_shape[0] * size]
-        return [start, copy, *apart, *bias]
+        apart = [given, output] if turned and layer.groups == 1 else [output, given]
+        return [weight.data_ptr(), layer.out_shape[0] * output * size, *apart, *bias]
 
     @cached_property
     def _no_bias(self) -> Tensor:
@@ -362,18 +368,23 @@ class GpuNetwork:
         learns = torch.is_grad_enabled() and self.gradients is not None
         if learns != self.network.training:
             raise AssertionError("a network learns in training mode, and is scored in the other")
-        key = len(images) // self.network.copies, learns
-        if key not in self.bodies:
-            gradients = self.gradients if learns else None
-            self.bodies[key] = Body(self.plan, key[0], self.network.copies, self.kind, gradients)
+        body = self.body(len(images) // self.network.copies, learns)
         if learns:
-            return _Pass.apply(self.anchor, images, self.bodies[key])  # type: ignore[no-any-return]
-        return self.bodies[key].forward(images)
+            return _Pass.apply(self.anchor, images, body)  # type: ignore[no-any-return]
+        return body.forward(images)
+
+    def body(self, count: int, learns: bool) -> Body:
+        """The launches for as many images a network."""
+        if (count, learns) not in self.bodies:
+            gradients = self.gradients if learns else None
+            made = Body(self.plan, count, self.network.copies, self.kind, gradients)
+            self.bodies[count, learns] = made
+        return self.bodies[count, learns]
 
 
 class _Pass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, images: Tensor, body: Body) -> Tensor:
+    def forward(ctx: Any, _: Tensor, images: Tensor, body: Body) -> Tensor:
         ctx.body = body
         return body.forward(images)
 

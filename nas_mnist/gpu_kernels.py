@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+from math import e, log, log2
+from typing import Any
+
+from llvmlite import ir
 
 from .convolve import Operand
 from .vectors import Kind, compile_kernel
-from .writer import Value, Writer
+from .warping import EDGE, mixed
+from .writer import INDEX, Value, Writer
 
 
 def tile(count: int, most: int) -> tuple[int, int]:
@@ -26,42 +31,54 @@ def _first(w: Writer, number: Value, size: int, count: Value) -> Value:
 
 
 class _Weights:
-    """A convolution's weights among a kernel's arguments: an address, and distances."""
+    """A convolution's weights among a kernel's arguments: an address, and how far channels are apart.
 
-    def __init__(self, w: Writer) -> None:
-        self.w = w
-        self.start, self.apart = w.of_copy(), [w.argument() for _ in range(4)]  # output, input, ky, kx
-        self.bias = w.of_copy()
+    ``turned``: by half a turn, and outputs are inputs, as the way back reads them.
+    """
 
-    def at(self, *places: Value) -> Value:
-        """Of output, input, ky and kx."""
-        return self.w.add(*(self.w.mul(place, by) for place, by in zip(places, self.apart, strict=True)))
+    def __init__(self, w: Writer, kernel: int, turned: bool) -> None:
+        self.w, self.kernel, self.turned = w, kernel, turned
+        self.start, self.outputs, self.inputs, self.bias = (
+            w.of_copy(),
+            w.argument(),
+            w.argument(),
+            w.of_copy(),
+        )
+
+    def of(self, output: Value, given: Value = 0) -> Value:
+        """Where those of an output and an input begin."""
+        return self.w.add(self.w.mul(output, self.outputs), self.w.mul(given, self.inputs))
+
+    def load(self, place: Value, ky: int, kx: int) -> ir.Value:
+        at = ky * self.kernel + kx
+        return self.w.one(self.start, self.w.add(place, self.kernel**2 - 1 - at if self.turned else at))
 
 
 @cache
-def dense(kernel: int, stride: int, outputs: int, pixels: int, kind: Kind) -> int:
+def dense(kernel: int, stride: int, outputs: int, pixels: int, turned: bool, kind: Kind) -> int:
     """A convolution of all channels, in tiles of ``outputs`` channels of ``pixels``."""
 
     def write(w: Writer) -> None:
-        source, target, weights = Operand(w), Operand(w), _Weights(w)
+        source, target, weights = Operand(w), Operand(w), _Weights(w, kernel, turned)
         inputs, channels, height, width, tiles, across = (w.argument() for _ in range(6))
-        with w.spread(tiles, across) as (tile, beside):
+        with w.spread(across, tiles) as (beside, tile):
             channel, pixel = _first(w, tile, outputs, channels), _first(w, beside, pixels, width)
             starts = [w.one(weights.bias, w.add(channel, output)) for output in range(outputs)]
             with w.rows(height) as row:
                 sums = [[w.variable(start) for _ in range(pixels)] for start in starts]
-                with w.loop(kernel) as ky, w.loop(inputs) as one:
-                    line = source.at(one, w.add(w.mul(row, stride), ky), w.mul(pixel, stride))
-                    reads = [
-                        source.load(w.add(line, place * w.lanes))
-                        for place in range((pixels - 1) * stride + kernel)
-                    ]
-                    at = weights.at(channel, one, ky, 0)
-                    for kx, output in product(range(kernel), range(outputs)):
-                        factor = w.one(weights.start, w.add(at, weights.at(output, 0, 0, kx)))
-                        for place in range(pixels):
-                            read = reads[place * stride + kx]
-                            w.increase(sums[output][place], w.times(read, factor))
+                with w.loop(inputs) as one:
+                    ats = [weights.of(w.add(channel, output), one) for output in range(outputs)]
+                    for ky in range(kernel):
+                        line = source.at(one, w.add(w.mul(row, stride), ky), w.mul(pixel, stride))
+                        reads = [
+                            source.load(w.add(line, place * w.lanes))
+                            for place in range((pixels - 1) * stride + kernel)
+                        ]
+                        for kx, output in product(range(kernel), range(outputs)):
+                            factor = weights.load(ats[output], ky, kx)
+                            for place in range(pixels):
+                                read = reads[place * stride + kx]
+                                w.increase(sums[output][place], w.times(read, factor))
                 for output, place in product(range(outputs), range(pixels)):
                     to = target.at(w.add(channel, output), row, w.add(pixel, place))
                     target.store(w.get(sums[output][place]), to)
@@ -70,15 +87,15 @@ def dense(kernel: int, stride: int, outputs: int, pixels: int, kind: Kind) -> in
 
 
 @cache
-def depthwise(kernel: int, stride: int, kind: Kind) -> int:
+def depthwise(kernel: int, stride: int, turned: bool, kind: Kind) -> int:
     """A convolution of every channel by itself; weights as in `dense`, without inputs."""
 
     def write(w: Writer) -> None:
-        source, target, weights = Operand(w), Operand(w), _Weights(w)
+        source, target, weights = Operand(w), Operand(w), _Weights(w, kernel, turned)
         channels, height, width = (w.argument() for _ in range(3))
         with w.spread(channels) as (channel,):
             places = product(range(kernel), repeat=2)
-            factors = {at: w.one(weights.start, weights.at(channel, 0, *at)) for at in places}
+            factors = {at: weights.load(weights.of(channel), *at) for at in places}
             start = w.one(weights.bias, channel)
             with w.rows(height) as row:
                 for pixel, pixels in w.tiles(width, w.beside):
@@ -158,3 +175,113 @@ def collect(adds: bool, kind: Kind) -> int:
             w.store(w.plus(total, w.load(target, place)) if adds else total, target, place)
 
     return compile_kernel(write, kind, lanes=1)
+
+
+@cache
+def pictures(kind: Kind) -> int:
+    """The images of a step, mapped and normalised: what `warp.Warp` makes, a lane each.
+
+    Of every network ``count`` images; a group that is not full has its last one again.
+    """
+
+    def write(w: Any) -> None:
+        target = Operand(w)
+        images, picked, lines, normal = (w.argument() for _ in range(4))
+        channels, height, width, count = (w.argument() for _ in range(4))
+        wide, tall = w.add(width, sum(EDGE)), w.add(height, sum(EDGE))
+        number = _images(w, count)
+        position = w.gathered(INDEX, picked, number)
+        own = w.times_and_plus(position, w.mul(channels, w.mul(wide, tall)), None, 0)
+        numbers = [
+            w.gathered(w.number, lines, w.times_and_plus(number, 6, None, place)) for place in range(6)
+        ]
+        first, right, down = numbers[:2], numbers[2:4], numbers[4:]
+        factor, constant = w.one(normal), w.one(normal, 1)
+        limits = [w.number_of(width), w.number_of(height)]
+        with w.spread(channels) as (channel,), w.rows(height) as y, w.loop(width) as x:
+            line = [w.plus(one, w.times(w.number_of(y), by)) for one, by in zip(first, down, strict=True)]
+            places = [w.plus(one, w.times(w.number_of(x), by)) for one, by in zip(line, right, strict=True)]
+            corner = w.add(w.mul(w.mul(channel, wide), tall), w.mul(wide, EDGE[0]), EDGE[0])
+            value = mixed(w, images, places, limits, wide, w.times_and_plus(own, 1, None, corner))
+            target.store(w.plus(w.times(value, factor), constant), target.at(channel, y, x))
+
+    return compile_kernel(write, kind)
+
+
+def _images(w: Any, count: Value) -> ir.Value:
+    """The numbers of a group's images among all, of which every network has ``count``."""
+    number = w.least(w.count_from(w.mul(w.group_of_copy, w.lanes)), w.add(count, -1))
+    return w.times_and_plus(number, 1, None, w.mul(w.copy, count))
+
+
+@cache
+def cross_entropy(kind: Kind) -> int:
+    """The loss of scores (classes, 1, 1), a part's share in the mean of its network's, and its gradient.
+
+    ``numbers``: what every class is asked for, what the label is besides, and an image's share in the mean.
+    """
+
+    def write(w: Any) -> None:
+        source, target = Operand(w), Operand(w)
+        labels, classes, count, numbers, there, losses = (*(w.argument() for _ in range(5)), w.of_part())
+        label = w.number_of(w.gathered(INDEX, labels, _images(w, count)))
+        every, more, share = (w.one(numbers, place) for place in range(3))
+        share = w.times(share, w.load(there, w.mul(w.group, w.lanes)))
+        with w.spread(1):
+            most = w.variable(source.load(source.at(0, 0)))
+            with w.loop(classes) as one:
+                w.put(most, w.largest(w.get(most), source.load(source.at(one, 0))))
+            total, wanted = w.variable(w.zero), w.variable(w.zero)
+
+            def parts(one: Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+                score = w.minus(source.load(source.at(one, 0)), w.get(most))
+                of_label = w.choose(label, "==", w.number_of(one), more, w.zero)
+                return score, w.power_of_two(w.times(score, w.constant(log2(e)))), w.plus(every, of_label)
+
+            with w.loop(classes) as one:
+                score, power, asked = parts(one)
+                w.increase(total, power)
+                w.increase(wanted, w.times(score, asked))
+            logarithm = w.times(w.binary_logarithm(w.get(total)), w.constant(log(2)))
+            w.add_up(w.times(w.minus(logarithm, w.get(wanted)), share), losses)
+            inverse = w.over(w.constant(1.0), w.get(total))
+            with w.loop(classes) as one:
+                _, power, asked = parts(one)
+                change = w.minus(w.times(power, inverse), asked)
+                target.store(w.times(change, share), target.at(one, 0))
+
+    return compile_kernel(write, kind)
+
+
+@cache
+def descend(nesterov: bool, kind: Kind) -> int:
+    """What `optimizers.SGD` does, a vector of numbers at a time; ``rates`` are those of all steps."""
+
+    def write(w: Writer) -> None:
+        trained, gradient, average, decay, momentum, rates, done, vectors = (w.argument() for _ in range(8))
+        keep, rate = w.one(momentum), w.one(rates, w.read_whole(done, 0))
+        with w.spread(vectors) as (vector,):
+            at = w.mul(vector, w.lanes)
+            weights = w.load(trained, at)
+            change = w.plus(w.load(gradient, at), w.times(weights, w.load(decay, at)))
+            mean = w.plus(w.times(w.load(average, at), keep), change)
+            w.store(mean, average, at)
+            ahead = w.plus(change, w.times(mean, keep)) if nesterov else mean
+            w.store(w.minus(weights, w.times(ahead, rate)), trained, at)
+
+    return compile_kernel(write, kind)
+
+
+@cache
+def follow(kind: Kind) -> int:
+    """Moves averaged numbers towards the newest ones; ``shares`` are those of all steps."""
+
+    def write(w: Writer) -> None:
+        averaged, newest, shares, done, vectors = (w.argument() for _ in range(5))
+        share = w.one(shares, w.read_whole(done, 0))
+        with w.spread(vectors) as (vector,):
+            at = w.mul(vector, w.lanes)
+            before = w.load(averaged, at)
+            w.store(w.plus(before, w.times(w.minus(w.load(newest, at), before), share)), averaged, at)
+
+    return compile_kernel(write, kind)

@@ -44,7 +44,7 @@ class WideWriter(Writer):
         self.part = self.group
         self.chunks, a_copy = self.argument(), self.argument()
         self.group, self.chunk = self.divided(self.part, self.chunks)
-        self.copy, _ = self.divided(self.group, a_copy)
+        self.copy, self.group_of_copy = self.divided(self.group, a_copy)
 
     def divided(self, one: ir.Value, other: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Quotient and remainder, of numbers below 2 ** 31."""
@@ -111,11 +111,11 @@ class WarpWriter(WideWriter):
         for count in counts:
             whole = self.mul(whole, count)
         with self.loop(whole, self.item, self.items) as item:
-            places: list[Value] = []
+            rest, places = item, []
             for count in reversed(counts[1:]):
-                left, place = self.divided(item if not places else left, self.whole(count))
+                rest, place = self.divided(rest, self.whole(count))
                 places.insert(0, place)
-            yield [left if places else item, *places]
+            yield [rest, *places]
 
     def total(self, count: Value, term: Callable[[Value], ir.Value]) -> ir.Value:
         total = self.variable(self.zero)
@@ -135,6 +135,23 @@ class WarpWriter(WideWriter):
         place = self._place(address, offset, self.number)
         return place if self.lanes == 1 else self.builder.gep(place, [self.thread], inbounds=True)
 
+    def bytes_at(self, address: Value, offsets: ir.Value, count: int) -> list[ir.Value]:
+        start = self.builder.inttoptr(self.whole(address), ir.IntType(8).as_pointer(self.space))
+        first = self.builder.gep(start, [offsets])
+        places = [self.builder.gep(first, [ir.Constant(LANE, number)]) for number in range(count)]
+        return [self.builder.uitofp(self.builder.load(place), self.number) for place in places]
+
+    def gathered(self, kind: ir.Type, address: Value, places: ir.Value) -> ir.Value:
+        start = self.builder.inttoptr(self.whole(address), kind.as_pointer(self.space))
+        value = self.builder.load(self.builder.gep(start, [places]))
+        return self.builder.trunc(value, LANE) if kind == INDEX else value
+
+    def count_from(self, start: Value) -> ir.Value:
+        return self.builder.trunc(self.add(start, self.thread), LANE)
+
+    def whole_of(self, value: ir.Value) -> ir.Value:
+        return self.builder.fptosi(value, LANE)
+
     def _one_of(self, kind: np.dtype[Any]) -> ir.Type:
         return FLOATS[kind]
 
@@ -143,6 +160,18 @@ class WarpWriter(WideWriter):
 
     def constant(self, value: float) -> ir.Value:
         return ir.Constant(self.number, value)
+
+    def power_of_two(self, value: ir.Value) -> ir.Value:
+        return self._approximate("ex2", value)
+
+    def binary_logarithm(self, value: ir.Value) -> ir.Value:
+        return self._approximate("lg2", value)
+
+    def _approximate(self, name: str, value: ir.Value) -> ir.Value:
+        """A function of float32 that the device computes to about the last digit."""
+        name, kind = f"llvm.nvvm.{name}.approx.f", ir.FunctionType(self.number, [self.number])
+        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return self.builder.call(function, [value])
 
     def _intrinsic(self, name: str, kind: ir.FunctionType) -> ir.Function:
         name = f"llvm.{name}.{'f64' if isinstance(self.number, ir.DoubleType) else 'f32'}"

@@ -5,7 +5,6 @@ Contenders take turns (`turns`), so that a machine whose speed drifts is unfair 
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 from collections.abc import Iterator
@@ -27,11 +26,10 @@ from .model import Network, build
 from .optimizers import Numbers
 from .recipe import load_recipe
 from .scoring import Normalizer, evaluate
-from .tasks import TOGETHER
 from .training import train, train_together
 from .workers import Desk, auto_workers, run_workers
 
-SHARING = (2, 4, 8)  # workers that share a CUDA device
+AT_ONCE = (10, 32)  # seeds that CUDA trains at once
 
 
 def measure_training(architecture: Architecture, data: Images, check: Images, repeats: int) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def measure_training(architecture: Architecture, data: Images, check: Images, re
 
     ``plain``: a tutorial's loop (dataset, loader, contiguous float32); ``in memory``: the same with the
     images as one tensor; ``ours``: `train`; ``convolutions``: the network's convolutions alone, forward
-    and backward, each in the layout that is fastest for it, in float32 (on CUDA in bfloat16, too). Where a
+    and backward, each in the layout that is fastest for it, in float32. Where a
     processor multiplies bfloat16, also the loop in memory in bfloat16, and the convolutions in the faster of
     both types. The accuracies on ``check`` of what the newest turn trained, from the same initial weights,
     show that all of them learn.
@@ -100,34 +98,31 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 def measure_together(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
     """Images a second of several seeds, all of them counted, turn by turn: one after the other, and at once.
 
-    On CUDA also one after the other without recorded steps.
+    On CUDA also one after the other by torch's modules, launched one by one.
     """
     device = data.images.device
     recipe = load_recipe("default").with_epochs(epochs_on(device))
-    seeds = range(TOGETHER if device.type == "cuda" else 2)
 
-    def together() -> float:
-        models = [build(architecture, seed).to(device) for seed in seeds]
-        *_, epochs = train_together(models, data, recipe, seeds=seeds)
+    def together(count: int) -> float:
+        models = [build(architecture, seed).to(device) for seed in range(count)]
+        *_, epochs = train_together(models, data, recipe, seeds=range(count))
         return sum(epoch.images for epoch in epochs) / sum(epoch.seconds for epoch in epochs)
 
-    def one() -> float:
-        *_, epoch = train(build(architecture, 0).to(device), data, recipe, seed=0)
+    def one(plain: bool = False) -> float:
+        *_, epoch = train(build(architecture, 0).to(device), data, recipe, seed=0, plain=plain)
         return epoch.images / epoch.seconds
 
-    def unrecorded() -> float:
-        with mock.patch("nas_mnist.step.EAGER", math.inf):
-            return one()
-
-    contenders = {"one after the other": one, f"{len(seeds)} seeds at once": together}
-    if device.type == "cuda":
-        contenders["one after the other, steps not recorded"] = unrecorded
-    speeds = turns(contenders, repeats)
+    on_cuda = device.type == "cuda"
+    alone: dict[str, Contender] = {"one after the other": one}
+    if on_cuda:
+        alone["one after the other, by torch's modules"] = partial(one, plain=True)
+    beside = {f"{count} at once": partial(together, count) for count in (AT_ONCE if on_cuda else (2,))}
+    speeds = turns(alone | beside, repeats)
     found: dict[str, float] = {name: round(statistics.median(speed)) for name, speed in speeds.items()}
     return found | {
-        f"times faster at once than {name}": _ratio(speeds[f"{len(seeds)} seeds at once"], speeds[name])
-        for name in contenders
-        if name.startswith("one")
+        f"times faster {many} than {name}": _ratio(speeds[many], speeds[name])
+        for many in beside
+        for name in alone
     }
 
 
@@ -175,42 +170,38 @@ class TurnTask:
     """What a worker does when workers are compared: `train`, again and again."""
 
     architecture: Architecture
-    data: Images  # in the processor's memory
-    device: str
+    data: Images
 
     def __call__(self, desk: Desk) -> None:
         """Send ``trained`` (images a second) for every turn but the worker's first."""
         torch.set_num_threads(desk.threads)
-        data = self.data.to(torch.device(self.device))
-        ours({}, self.architecture, data)
+        ours({}, self.architecture, self.data)
         while desk.claim() is not None:
-            desk.send("trained", ours({}, self.architecture, data))
+            desk.send("trained", ours({}, self.architecture, self.data))
 
 
 def measure_workers(architecture: Architecture, data: Images, repeats: int) -> dict[str, float]:
-    """Images a second of one process with all threads, and of several workers, turn by turn.
+    """Images a second of one process with all threads, and of as many as `auto_workers` says, turn by turn.
 
-    On a CPU as many as `auto_workers` says; on CUDA, where they share one device, several numbers are tried.
     They are new processes each time.
     """
-    device = data.images.device.type
-    task = TurnTask(architecture, data.to(torch.device("cpu")), device)
+    task = TurnTask(architecture, data)
 
     def speed(count: int) -> float:
         found: list[float] = []
         run_workers(task, count, 2 * count, {"trained": found.append})
         return count * statistics.median(found)
 
-    one, *more = sorted({1, *(SHARING if device == "cuda" else [auto_workers(device)])})
-    speeds = turns({str(count): partial(speed, count) for count in (one, *more)}, repeats)
+    many = auto_workers("cpu")
+    speeds = turns({str(count): partial(speed, count) for count in sorted({1, many})}, repeats)
     told: dict[str, float] = {
         f"images_per_second_of_{count}": round(statistics.median(found)) for count, found in speeds.items()
     }
-    for count in map(str, more):
-        ratios = [many / alone for many, alone in zip(speeds[count], speeds["1"], strict=True)]
-        told[f"times_faster_with_{count}"] = round(statistics.median(ratios), 3)
-        told[f"slowest_turn_with_{count}"] = round(min(ratios), 3)
-        told[f"fastest_turn_with_{count}"] = round(max(ratios), 3)
+    if many > 1:
+        ratios = [several / alone for several, alone in zip(speeds[str(many)], speeds["1"], strict=True)]
+        told[f"times_faster_with_{many}"] = round(statistics.median(ratios), 3)
+        told[f"slowest_turn_with_{many}"] = round(min(ratios), 3)
+        told[f"fastest_turn_with_{many}"] = round(max(ratios), 3)
     return told
 
 

@@ -36,6 +36,7 @@ STARTING = {"search --help": ["search", "--help"], "describe reference": ["descr
 # What a GPU is asked to do in a minute, and in a quarter of one.
 WHOLE = {
     "search --trials 50": ["search", "--trials", "50", "--device", "cuda"],
+    "search --trials 50 --workers 4": ["search", "--trials", "50", "--device", "cuda", "--workers", "4"],
     "reproduce reference --seeds 10": ["reproduce", "reference", "--seeds", "10", "--device", "cuda"],
 }
 

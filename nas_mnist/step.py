@@ -21,6 +21,7 @@ from .augment import draw, warp
 from .data import Images
 from .fused import FusedNetwork, lending
 from .gpu_engine import GpuNetwork
+from .gpu_step import Descent, Learner
 from .model import Network
 from .optimizers import SGD, Muon, Numbers
 from .recipe import Distillation, Recipe
@@ -60,7 +61,8 @@ class Step:
         self.forward = model if plain else forward_on(model, device, self.numbers.gradients)
         self.lessons = None if teacher is None else Lessons(teacher, recipe.distillation, plain)
         self.normalize = Normalizer.of(data.images)
-        compiled = device.type == "cpu" and not plain and not recipe.augmentation.off
+        on_gpu = isinstance(self.forward, GpuNetwork) and teacher is None
+        compiled = on_gpu or (device.type == "cpu" and not plain and not recipe.augmentation.off)
         self.warp = Warp(data.images, self.normalize) if compiled else None
         self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps
         shape = self.steps, model.copies * recipe.batch_size  # step by step, one copy behind the other
@@ -69,8 +71,15 @@ class Step:
         maps = (0,) if recipe.augmentation.off else (*shape, *one)
         self.maps = torch.zeros(maps, device=device)  # that augment these images
         self.rate = torch.zeros((), device=device)
-        self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)
-        self.optimizer = _optimizer(self.numbers, recipe, self.rate)
+        self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)  # of every step
+        self.learner: Learner | None = None
+        if isinstance(self.forward, GpuNetwork) and self.warp is not None:
+            self.learner = Learner(self.forward, self.warp, recipe.batch_size, recipe.label_smoothing)
+        self.optimizer: torch.optim.Optimizer | SGD | Descent
+        if self.learner is not None and recipe.optimizer == "sgd":
+            self.optimizer = Descent(self.forward, self.numbers, recipe, self.rates, self.done)
+        else:
+            self.optimizer = _optimizer(self.numbers, recipe, self.rate)
         self.loss = torch.zeros(model.copies, device=device)  # sums over the epoch's batches so far
         self.calls = 0
         self.recorded = device.type == "cuda" and not plain
@@ -81,6 +90,8 @@ class Step:
             total = recipe.epochs * self.steps
             shares = [1 - min(recipe.average, (2 + step) / (11 + step)) for step in range(total)]
             self.shares = torch.tensor(shares, device=device)  # of the newest weights in the average
+            if isinstance(self.optimizer, Descent):
+                self.optimizer.follow(self.averaged, self.numbers.all, self.shares)
 
     @property
     def result(self) -> Network:
@@ -118,17 +129,29 @@ class Step:
         """Train on the next batch."""
         self.calls += 1
         at = self.done % self.steps
-        picked = self.order.index_select(0, at)[0]  # an index of no dimension would be read
-        images, labels = self._images(picked, at), self.data.labels[picked]
-        if self.lessons is None and isinstance(self.forward, FusedNetwork) and self.forward.learns:
-            self.loss += self.forward.learn(images, labels, self.recipe.label_smoothing)
+        if self.learner is not None:
+            self.loss += self._let_learn(self.learner, at)
         else:
-            self.loss += self._learn(images, labels)
-        self.rate.copy_(self.rates.index_select(0, self.done)[0])
+            picked = self.order.index_select(0, at)[0]  # an index of no dimension would be read
+            images, labels = self._images(picked, at), self.data.labels[picked]
+            if self.lessons is None and isinstance(self.forward, FusedNetwork) and self.forward.learns:
+                self.loss += self.forward.learn(images, labels, self.recipe.label_smoothing)
+            else:
+                self.loss += self._learn(images, labels)
+        if not isinstance(self.optimizer, Descent):
+            self.rate.copy_(self.rates.index_select(0, self.done)[0])
         self.optimizer.step()
-        if self.average is not None:
+        if self.average is not None and not isinstance(self.optimizer, Descent):
             self.averaged.lerp_(self.numbers.all, self.shares.index_select(0, self.done)[0])
         self.done += 1
+
+    def _let_learn(self, learner: Learner, at: Tensor) -> Tensor:
+        """The mean losses (copies,) of a batch, whose gradient is `numbers`' afterwards: by our kernels."""
+        torch.index_select(self.order, 0, at, out=learner.picked)
+        torch.index_select(self.data.labels, 0, learner.picked[0], out=learner.labels)
+        if not self.recipe.augmentation.off:
+            torch.index_select(self.maps, 0, at, out=learner.lines)
+        return learner()
 
     def _images(self, picked: Tensor, at: Tensor) -> Tensor:
         """The images at these positions, augmented and normalised: (N, C, H, W) float32."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .training import EpochResult
 
 
-TOGETHER = 10  # seeds that CUDA trains at once, at most
+TOGETHER = 32  # seeds that CUDA trains at once, at most
 TOGETHER_BYTES = 8e9  # that their maps and gradients may take, at most
 
 
@@ -144,7 +144,7 @@ class RetrainTask:
         if self.device != "cuda" or self.plain:
             return 1
         numbers = sum(prod(layer.out_shape) for layer in self.architecture.layers)  # of an image's maps
-        each = 2 * BYTES_PER_VALUE * numbers * self.recipe.batch_size
+        each = 6 * BYTES_PER_VALUE * numbers * self.recipe.batch_size  # what is read, written, and gradients
         return max(1, min(TOGETHER, int(TOGETHER_BYTES / each)))
 
     def retrain(

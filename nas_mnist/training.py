@@ -68,8 +68,9 @@ def train(
 
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
     Every epoch is scored on ``score_on``, or those of ``scored`` and the last. With the last result the model
-    holds the weights that were scored: the running average where the recipe keeps one. Raises `TrainingError` when the loss is not
-    finite, or the device fails or is out of memory, and `InputError` for fewer images than one batch.
+    holds the weights that were scored: the running average where the recipe keeps one. Raises `TrainingError`
+    when the loss is not finite, or the device fails or is out of memory, and `InputError` for fewer images
+    than one batch.
     """
     together = train_together(
         *([model], data, recipe),
@@ -148,7 +149,7 @@ def _train_epoch(step: Step, epoch: int) -> list[EpochResult]:
     seconds = (time.perf_counter() - started) / len(losses)
     if not all(map(math.isfinite, losses)):
         raise TrainingError(f"loss not finite in epoch {epoch}")
-    images, rate = step.steps * step.recipe.batch_size, float(step.rate)
+    images, rate = step.steps * step.recipe.batch_size, float(step.rates[step.done - 1])
     return [EpochResult(epoch, loss / step.steps, rate, seconds, images, None) for loss in losses]
 
 

@@ -12,11 +12,10 @@ from torch.nn import functional as F
 from .scoring import Normalizer
 from .threads import run, threads
 from .vectors import LANES, Program, compile_kernel
+from .warping import EDGE, mixed
 from .writer import Writer
 
 _FLOAT = np.dtype(np.float32)
-# Zeros before and behind an image: what pixels just outside of it are mixed from, and what is read with them.
-_EDGE = 1, 3
 
 
 class Warp:
@@ -24,7 +23,7 @@ class Warp:
 
     def __init__(self, images: Tensor, normalize: Normalizer) -> None:
         """Of uint8 images (N, C, H, W)."""
-        before, behind = _EDGE
+        before, behind = EDGE
         self.shape = images.shape[1:]
         self.images = F.pad(images, (before, behind) * 2).contiguous()
         self.normal = np.array([1 / normalize.std, -normalize.mean / normalize.std], _FLOAT)
@@ -37,9 +36,14 @@ class Warp:
         _, height, width = self.shape
         across, down, shift = maps.unbind(2)  # each (N, 2)
         first = shift + across * (1 / width - 1) + down * (1 / height - 1)
-        sizes = torch.tensor([width, height])
+        sizes = torch.tensor([width, height], device=maps.device)
         places = ((first + 1) * sizes - 1) / 2
         return torch.stack([places, across * (sizes / width), down * (sizes / height)], dim=1)
+
+    def unchanged(self, count: int) -> Tensor:
+        """What leaves so many images as they are: (N, 3, 2) float32."""
+        one = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], device=self.images.device)
+        return one.repeat(count, 1, 1)
 
     def __call__(self, picked: Tensor, lines: Tensor) -> Tensor:
         """Images (B, C, H, W) float32: those at positions (B,), mapped along ``lines``, normalised."""
@@ -60,7 +64,7 @@ def _kernel() -> int:
     def write(w: Writer) -> None:
         images, picked, lines, made, normal = (w.argument() for _ in range(5))
         channels, height, width, apart = (w.argument() for _ in range(4))
-        wide, tall = w.add(width, sum(_EDGE)), w.add(height, sum(_EDGE))
+        wide, tall = w.add(width, sum(EDGE)), w.add(height, sum(EDGE))
         source = w.mul(w.read_whole(picked, w.group), w.mul(channels, w.mul(wide, tall)))
         source = w.add(images, source)
         target = w.mul(w.group, apart)
@@ -71,22 +75,12 @@ def _kernel() -> int:
 
         with w.loop(channels) as channel, w.loop(height) as y:
             line = [w.plus(one, w.times(w.number_of(y), by)) for one, by in zip(first, down, strict=True)]
-            corner = w.add(w.mul(w.mul(channel, wide), tall), w.mul(wide, _EDGE[0]), _EDGE[0])
+            corner = w.add(w.mul(w.mul(channel, wide), tall), w.mul(wide, EDGE[0]), EDGE[0])
             to = w.add(target, w.mul(w.add(w.mul(channel, height), y), width))
             with w.loop(width, step=LANES) as x:  # what is too much, the next row is written over
-                wholes, parts = [], []
-                for start, by, limit in zip(line, right, limits, strict=True):
-                    place = w.plus(start, w.times(w.number_of(w.count_from(x)), by))
-                    place = w.clipped(place, w.constant(-1.0), limit)
-                    below = w.floor(place)
-                    wholes.append(w.whole_of(below))
-                    parts.append(w.minus(place, below))
-                offsets = w.times_and_plus(wholes[1], wide, wholes[0], corner)
-                rows = []
-                for start in (source, w.add(source, wide)):
-                    left, beside = w.bytes_at(start, offsets, 2)
-                    rows.append(w.plus(left, w.times(parts[0], w.minus(beside, left))))
-                value = w.plus(rows[0], w.times(parts[1], w.minus(rows[1], rows[0])))
+                across = w.number_of(w.count_from(x))
+                places = [w.plus(start, w.times(across, by)) for start, by in zip(line, right, strict=True)]
+                value = mixed(w, source, places, limits, wide, corner)
                 w.store(w.plus(w.times(value, factor), constant), made, w.add(to, x))
 
     return compile_kernel(write, _FLOAT)

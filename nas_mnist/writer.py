@@ -182,6 +182,17 @@ class Writer:
             found.append(self.builder.sitofp(byte, self.vector))
         return found
 
+    def gathered(self, kind: ir.Type, address: Value, places: ir.Value) -> ir.Value:
+        """From memory, a lane each: numbers, or whole numbers of 64 bits below 2 ** 31 (``kind`` `INDEX`)."""
+        start = self.builder.inttoptr(self.whole(address), kind.as_pointer(self.space))
+        found: Value = ir.Constant(ir.VectorType(LANE if kind == INDEX else kind, self.lanes), ir.Undefined)
+        for lane in range(self.lanes):
+            at = ir.Constant(LANE, lane)
+            value = self.builder.load(self.builder.gep(start, [self.builder.extract_element(places, at)]))
+            value = self.builder.trunc(value, LANE) if kind == INDEX else value
+            found = self.builder.insert_element(found, value, at)
+        return found
+
     def count_from(self, start: Value) -> ir.Value:
         """The whole numbers from ``start`` on, a lane each."""
         first = self._everywhere(self.builder.trunc(self.whole(start), LANE))
@@ -197,12 +208,23 @@ class Writer:
         """Numbers without their fraction, as whole numbers, a lane each."""
         return self.builder.fptosi(value, ir.VectorType(LANE, self.lanes))
 
-    def times_and_plus(self, values: ir.Value, factor: Value, others: ir.Value, summand: Value) -> ir.Value:
+    def times_and_plus(
+        self, values: ir.Value, factor: Value, others: ir.Value | None, summand: Value
+    ) -> ir.Value:
         """``values * factor + others + summand`` of whole numbers, a lane each."""
-        factor, summand = (
-            self._everywhere(self.builder.trunc(self.whole(one), LANE)) for one in (factor, summand)
-        )
-        return self.builder.add(self.builder.add(self.builder.mul(values, factor), others), summand)
+        product, more = self.builder.mul(values, self._lane(factor)), self._lane(summand)
+        return self.builder.add(product if others is None else self.builder.add(product, others), more)
+
+    def least(self, values: ir.Value, most: Value) -> ir.Value:
+        """Whole numbers, a lane each, but none above ``most``."""
+        limit = self._lane(most)
+        return self.builder.select(self.builder.icmp_signed("<", values, limit), values, limit)
+
+    def _lane(self, value: Value) -> ir.Value:
+        """A whole number for all lanes, or those of the lanes."""
+        if not isinstance(value, int) and value.type != INDEX:
+            return value
+        return self._everywhere(self.builder.trunc(self.whole(value), LANE))
 
     def one(self, address: Value, offset: Value = 0) -> ir.Value:
         """One number, in every lane."""
@@ -258,6 +280,9 @@ class Writer:
     def get(self, variable: ir.Value) -> ir.Value:
         return self.builder.load(variable)
 
+    def put(self, variable: ir.Value, value: ir.Value) -> None:
+        self.builder.store(value, variable)
+
     def increase(self, variable: ir.Value, value: ir.Value) -> None:
         self.builder.store(self.plus(self.get(variable), value), variable)
 
@@ -278,6 +303,12 @@ class Writer:
 
     def floor(self, value: ir.Value) -> ir.Value:
         return self._of_one("floor", value)
+
+    def power_of_two(self, value: ir.Value) -> ir.Value:
+        return self._of_one("exp2", value)
+
+    def binary_logarithm(self, value: ir.Value) -> ir.Value:
+        return self._of_one("log2", value)
 
     def _of_one(self, name: str, value: ir.Value) -> ir.Value:
         kind = ir.FunctionType(self.vector, [self.vector])

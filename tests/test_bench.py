@@ -1,7 +1,6 @@
 """What the benchmark measures, on few images: that it measures, never how fast this machine is."""
 
 import json
-import math
 import pkgutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import torch
 from conftest import Runner
 from optuna.trial import Trial
 
-from nas_mnist import bench, contenders, measure, overheads, step
+from nas_mnist import bench, contenders, measure, overheads
 from nas_mnist.architecture import Architecture
 from nas_mnist.contenders import Contender
 from nas_mnist.data import DataSet, Images, load
@@ -167,8 +166,8 @@ def test_seeds_are_measured_one_after_the_other_and_at_once(tiny_data: DataSet) 
     found = measure.measure_together(SMALL, tiny_data.train, repeats=1)
     assert set(found) == {
         "one after the other",
-        "2 seeds at once",
-        "times faster at once than one after the other",
+        "2 at once",
+        "times faster 2 at once than one after the other",
     }
     assert min(found.values()) > 0
 
@@ -309,43 +308,25 @@ class Cuda:
         return self.data
 
 
-def test_on_cuda_several_numbers_of_workers_are_tried(
+def test_on_cuda_seeds_are_measured_beside_torchs_modules_too(
     tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[int] = []
-
-    def workers(task: measure.TurnTask, count: int, jobs: int, handlers: Any) -> None:
-        tried.append(count)
-        assert task.data.images.device.type == "cpu"  # it is sent to other processes
-        assert (task.device, jobs) == ("cuda", 2 * count)
-        handlers["trained"](100 / count**0.5)
-
-    monkeypatch.setattr(measure, "run_workers", workers)
-    found = measure.measure_workers(SMALL, Cuda(tiny_data.train), repeats=1)  # type: ignore[arg-type]
-    assert tried == [1, 2, 4, 8] * 2
-    assert found["images_per_second_of_4"] == 200
-    assert found["times_faster_with_8"] == pytest.approx(8**0.5, abs=0.001)
-
-
-def test_on_cuda_seeds_are_measured_without_recorded_steps_too(
-    tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorded: list[tuple[int, bool]] = []  # seeds, and whether a step is ever recorded
+    trained: list[tuple[int, bool]] = []  # seeds, and whether by torch's modules
 
     def together(models: Any, _: Any, recipe: Recipe, *, seeds: Sequence[int]) -> Iterator[Any]:
-        recorded.append((len(seeds), math.isfinite(step.EAGER)))
+        trained.append((len(seeds), False))
         assert len(models) == len(seeds)
         assert recipe.epochs == 2
         yield from ([result] * len(seeds) for result in timed(0, 0, recipe))
 
-    def alone(*how: Any, **_: int) -> Iterator[EpochResult]:
-        recorded.append((1, math.isfinite(step.EAGER)))
+    def alone(*how: Any, plain: bool, **_: int) -> Iterator[EpochResult]:
+        trained.append((1, plain))
         yield from timed(*how)
 
     monkeypatch.setattr(measure, "train", alone)
     monkeypatch.setattr(measure, "train_together", together)
     monkeypatch.setattr(measure, "build", lambda *_: mock.MagicMock())
     found = measure.measure_together(SMALL, Cuda(tiny_data.train), repeats=1)  # type: ignore[arg-type]
-    assert recorded == [(1, True), (10, True), (1, False)] * 2
-    assert found["times faster at once than one after the other, steps not recorded"] == 1
-    assert len(found) == 5
+    assert trained == [(1, False), (1, True), (10, False), (32, False)] * 2
+    assert found["times faster 10 at once than one after the other, by torch's modules"] == 1
+    assert len(found) == 8

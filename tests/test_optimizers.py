@@ -147,8 +147,8 @@ def test_every_tensor_lies_where_kernels_may_read_several_numbers_at_once(name: 
     network = side_by_side([build(load(name).architecture, seed) for seed in range(2)])
     before = {name: one.clone() for name, one in network.numbers().items()}
     numbers = Numbers(network)
-    for name, one in network.numbers().items():
-        assert torch.equal(one, before[name])
+    for called, one in network.numbers().items():
+        assert torch.equal(one, before[called])
         if one.is_floating_point():
             assert (one.data_ptr() - numbers.all.data_ptr()) % 128 == 0
     for number, (one, place) in enumerate(numbers.gradients.items()):

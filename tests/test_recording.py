@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nas_mnist import Architecture, scoring, training
+from nas_mnist import Architecture, scoring
 from nas_mnist import step as steps
 from nas_mnist.data import DataSet
+from nas_mnist.gpu_engine import GpuNetwork
 from nas_mnist.model import Network, build, side_by_side
 from nas_mnist.optimizers import SGD
 from nas_mnist.recipe import Augmentation, Distillation, Recipe
@@ -161,44 +162,42 @@ def test_a_step_reads_nothing_back(tiny_data: DataSet) -> None:
     assert read == []
 
 
-def test_a_step_as_on_cuda_learns_what_a_float32_step_learns(
-    five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_a_step_as_on_cuda_learns_what_a_step_on_a_cpu_learns(
+    optimizer: str, five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By torch's modules in bfloat16 and channels last, with augmentation, two networks side by side."""
-    recipe = Recipe.model_validate(RECIPE.model_dump(exclude={"distillation"}) | {"batch_size": 50})
+    """By CUDA's kernels, which the processor runs, with augmentation, two networks side by side."""
     still = Architecture.make(
-        {"blocks": [{"kind": "conv", "channels": 8, "stride": 2}, {"kind": "separable", "channels": 12}]}
+        {
+            "blocks": [
+                {"kind": "conv", "channels": 8, "stride": 2},
+                {"kind": "residual", "body": [{"kind": "separable", "channels": 8}]},
+                {"kind": "repeat"},
+                {"kind": "pool"},
+            ]
+        }
     )
+    fields = RECIPE.model_dump() | {"batch_size": 50, "label_smoothing": 0.1, "optimizer": optimizer}
+    del fields["distillation"]
+    recipe = Recipe.model_validate(fields | ({"learning_rate": 0.02} if optimizer == "muon" else {}))
     data = five_thousand.train.take(torch.arange(0, 3000, 3))
-    seen: set[tuple[torch.dtype, bool]] = set()
 
-    def losses() -> list[torch.Tensor]:
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
         models = [build(still, seed) for seed in range(2)]
-        return [
-            torch.tensor([one.train_loss for one in results])
-            for results in train_together(models, data, recipe, seeds=(5, 6))
-        ]
+        epochs = list(train_together(models, data, recipe, seeds=(5, 6), score_on=data))
+        losses = torch.tensor([[one.train_loss for one in each] for each in epochs])
+        return losses, torch.tensor([one.score.loss for one in epochs[-1] if one.score])
 
-    expected = losses()
+    expected = results()
+    made: list[GpuNetwork] = []
 
-    def forward_on(model: Network, *_: Any) -> Any:
-        forward = scoring.by_modules(model, torch.device("cpu"))
+    def forward_on(model: Network, device: torch.device, *gradients: Any) -> GpuNetwork:
+        made.append(GpuNetwork(model, device, *gradients))
+        return made[-1]
 
-        def heard(images: torch.Tensor) -> torch.Tensor:
-            seen.add((images.dtype, images.is_contiguous(memory_format=torch.channels_last)))
-            scores = forward(images)
-            assert scores.dtype == torch.float32
-            return scores
-
-        return heard
-
-    monkeypatch.setattr(steps, "forward_on", forward_on)
-    monkeypatch.setattr(steps, "Warp", lambda *_: None)
-    for module in (steps, training):
-        monkeypatch.setattr(module, "layout", lambda _: torch.channels_last)
-    monkeypatch.setattr(steps, "number_type", lambda _: torch.bfloat16)
-    found = losses()
-    assert seen == {(torch.bfloat16, True)}
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0)
-    assert not any(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    for module in (steps, scoring):
+        monkeypatch.setattr(module, "forward_on", forward_on)
+    found = results()
+    assert len(made) == 5  # two networks in training, and each one when it is scored
+    assert not torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
