@@ -25,8 +25,8 @@ from .model import Network
 from .stages import Stage, Stored, UnknownLayerError, stages_of
 
 _WARPS = 4_096  # as many at once fill a large device
-_OUTPUTS, _PIXELS = 8, 7  # of a dense convolution's tile, at most
-_OF_GRADIENT = {1: (8, 8), 3: (4, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
+_OUTPUTS, _PIXELS = 4, 7  # of a dense convolution's tile, at most
+_OF_GRADIENT = {1: (8, 8), 3: (8, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
 
 
 class Plan(NamedTuple):
@@ -66,6 +66,8 @@ class Body:
         self.tracked: list[Tensor] = []  # how many batches normalisations have seen
         for stored in (plan.image, *(stage.target for stage in plan.stages)):
             self.outcomes[stored] = _Outcome(self, stored)
+        self.convolutions = [plan.head, *(one for stage in plan.stages for one in stage.convolutions)]
+        self.taken = self._take()
         classes = plan.head[0].out_shape[0]
         self.scores, self.out_gradient = self.maps((classes, 1, 1)), self.maps((classes, 1, 1))
         self.forward_launches = self._forward()
@@ -199,27 +201,59 @@ class Body:
             self.launch(made, [*data, channels, height, width], channels, height)
             return
         pixels, across = tile(width, _PIXELS)
-        few = channels * across * height * self.groups < _OUTPUTS * _WARPS // 2
-        outputs, tiles = tile(channels, _OUTPUTS // 2 if few else _OUTPUTS)
-        made = gpu_kernels.dense(kernel, stride, outputs, pixels, turned, self.kind)
+        outputs, tiles = tile(channels, _OUTPUTS)
+        made = gpu_kernels.dense(kernel, stride, outputs, pixels, self.kind)
         more = [inputs, channels, height, width, tiles, across]
         self.launch(made, [*data, *more], tiles * across, height)
 
     def _weights(self, layer: Layer, module: nn.Conv2d, turned: bool = False) -> list[int]:
-        """As kernels take them: how far networks, outputs and inputs are apart; and biases."""
+        """As kernels take them, and biases."""
         weight, size = module.weight, module.weight.element_size()
         assert weight.is_contiguous()
-        output, given, *_ = weight.stride()
         bias = [self._no_bias.data_ptr(), 0]
         if module.bias is not None and not turned:
             bias = [module.bias.data_ptr(), layer.out_shape[0] * size]
-        apart = [given, output] if turned and layer.groups == 1 else [output, given]
-        return [weight.data_ptr(), layer.out_shape[0] * output * size, *apart, *bias]
+        if layer.groups > 1:
+            return [weight.data_ptr(), weight.numel() // self.copies * size, *bias]
+        taken = self.taken[module, turned]
+        return [taken.data_ptr(), taken.numel() // self.copies * size, *bias]
+
+    def _take(self) -> dict[tuple[nn.Module, bool], Tensor]:
+        """Weights as `gpu_kernels.dense` reads them; every forward pass takes them anew."""
+        found: dict[tuple[nn.Module, bool], Tensor] = {}  # their addresses
+        for layer, module in self.convolutions:
+            for turned in (False,) if self.gradients is None else (False, True):
+                if layer.groups == 1 and (module, turned) not in found:
+                    found[module, turned] = self._in_tiles(module.weight, turned)
+        sizes = [one.numel() for one in found.values()]
+        missing = -sum(sizes) % WARP
+        addresses = torch.cat([*found.values(), next(iter(found.values()))[:1].expand(missing)])
+        taken = self.kind.zeros((len(addresses),))
+        self.memory += [addresses, taken]
+        arguments = [addresses.data_ptr(), taken.data_ptr(), len(addresses) // WARP]
+        self.writing.append(Launch(self.kind, gpu_kernels.take(self.kind), arguments, arguments[-1], 1))
+        return dict(zip(found, taken[: sum(sizes)].split(sizes), strict=True))
+
+    def _in_tiles(self, weight: Tensor, turned: bool) -> Tensor:
+        """Addresses of weights in the order (copy, tile, input, ky, kx, 4); what is too much is not used.
+
+        ``turned``: by half a turn, and outputs are inputs, as the way back reads them.
+        """
+        count = torch.arange(weight.numel(), device=weight.device)
+        places = count.view(self.copies, -1, *weight.shape[1:]) * weight.element_size() + weight.data_ptr()
+        if turned:
+            places = places.flip(3, 4).transpose(1, 2)
+        outputs, tiles = tile(places.shape[1], _OUTPUTS)
+        starts = [min(number * outputs, places.shape[1] - outputs) for number in range(tiles)]
+        parts = [places[:, start : start + outputs].permute(0, 2, 3, 4, 1) for start in starts]
+        together = torch.stack(parts, dim=1)
+        padded = together[..., :1].repeat_interleave(_OUTPUTS, dim=-1)
+        padded[..., :outputs] = together
+        return padded.flatten()
 
     @cached_property
     def _no_bias(self) -> Tensor:
-        layers = [self.plan.head[0], *(one for stage in self.plan.stages for one, _ in stage.convolutions)]
-        return self.kind.zeros((max(max(one.in_shape[0], one.out_shape[0]) for one in layers),))
+        return self.kind.zeros((max(max(one.in_shape[0], one.out_shape[0]) for one, _ in self.convolutions),))
 
     # The way back.
 

@@ -1,7 +1,6 @@
 """Convolutions as `gpu_writer` has them: what `convolve` does in other tiles.
 
-Weights are read as torch has them. Tiles are of equal size: where they do not fit, the last two overlap, and
-what is in both is computed twice.
+Tiles are of equal size: where they do not fit, the last two overlap, and what is in both is computed twice.
 """
 
 from __future__ import annotations
@@ -30,55 +29,50 @@ def _first(w: Writer, number: Value, size: int, count: Value) -> Value:
     return w.smaller(w.mul(number, size), w.add(count, -size))
 
 
-class _Weights:
-    """A convolution's weights among a kernel's arguments: an address, and how far channels are apart.
+@cache
+def take(kind: Kind) -> int:
+    """Numbers from the addresses (int64) that stand in an array, a vector of them at a time."""
 
-    ``turned``: by half a turn, and outputs are inputs, as the way back reads them.
-    """
+    def write(w: Writer) -> None:
+        addresses, target, vectors = (w.argument() for _ in range(3))
+        with w.spread(vectors) as (vector,):
+            at = w.mul(vector, w.lanes)
+            w.store(w.from_anywhere(addresses, at), target, at)
 
-    def __init__(self, w: Writer, kernel: int, turned: bool) -> None:
-        self.w, self.kernel, self.turned = w, kernel, turned
-        self.start, self.outputs, self.inputs, self.bias = (
-            w.of_copy(),
-            w.argument(),
-            w.argument(),
-            w.of_copy(),
-        )
-
-    def of(self, output: Value, given: Value = 0) -> Value:
-        """Where those of an output and an input begin."""
-        return self.w.add(self.w.mul(output, self.outputs), self.w.mul(given, self.inputs))
-
-    def load(self, place: Value, ky: int, kx: int) -> ir.Value:
-        at = ky * self.kernel + kx
-        return self.w.one(self.start, self.w.add(place, self.kernel**2 - 1 - at if self.turned else at))
+    return compile_kernel(write, kind)
 
 
 @cache
-def dense(kernel: int, stride: int, outputs: int, pixels: int, turned: bool, kind: Kind) -> int:
-    """A convolution of all channels, in tiles of ``outputs`` channels of ``pixels``."""
+def dense(kernel: int, stride: int, outputs: int, pixels: int, kind: Kind) -> int:
+    """A convolution of all channels, in tiles of ``outputs`` channels, at most four, of ``pixels``.
+
+    Weights lie as (tile, input, ky, kx, 4).
+    """
 
     def write(w: Writer) -> None:
-        source, target, weights = Operand(w), Operand(w), _Weights(w, kernel, turned)
+        source, target = Operand(w), Operand(w)
+        weights, bias = w.of_copy(), w.of_copy()
         inputs, channels, height, width, tiles, across = (w.argument() for _ in range(6))
-        with w.spread(across, tiles) as (beside, tile):
-            channel, pixel = _first(w, tile, outputs, channels), _first(w, beside, pixels, width)
-            starts = [w.one(weights.bias, w.add(channel, output)) for output in range(outputs)]
+        with w.spread(across, tiles) as (number, tile):
+            channel, pixel = _first(w, tile, outputs, channels), _first(w, number, pixels, width)
+            starts = [w.one(bias, w.add(channel, output)) for output in range(outputs)]
+            first = w.mul(tile, inputs)
             with w.rows(height) as row:
                 sums = [[w.variable(start) for _ in range(pixels)] for start in starts]
-                with w.loop(inputs) as one:
-                    ats = [weights.of(w.add(channel, output), one) for output in range(outputs)]
-                    for ky in range(kernel):
-                        line = source.at(one, w.add(w.mul(row, stride), ky), w.mul(pixel, stride))
+                for one, beside in w.tiles(inputs, (4, 1) if kernel == 1 else (1,)):
+                    for extra, ky in product(range(beside), range(kernel)):
+                        given = w.add(one, extra)
+                        line = source.at(given, w.add(w.mul(row, stride), ky), w.mul(pixel, stride))
                         reads = [
                             source.load(w.add(line, place * w.lanes))
                             for place in range((pixels - 1) * stride + kernel)
                         ]
-                        for kx, output in product(range(kernel), range(outputs)):
-                            factor = weights.load(ats[output], ky, kx)
-                            for place in range(pixels):
-                                read = reads[place * stride + kx]
-                                w.increase(sums[output][place], w.times(read, factor))
+                        at = w.mul(w.add(first, given), 4 * kernel**2)
+                        for kx in range(kernel):
+                            factors = w.four(weights, w.add(at, 4 * (ky * kernel + kx)))
+                            for output, place in product(range(outputs), range(pixels)):
+                                product_ = w.times(reads[place * stride + kx], factors[output])
+                                w.increase(sums[output][place], product_)
                 for output, place in product(range(outputs), range(pixels)):
                     to = target.at(w.add(channel, output), row, w.add(pixel, place))
                     target.store(w.get(sums[output][place]), to)
@@ -88,15 +82,22 @@ def dense(kernel: int, stride: int, outputs: int, pixels: int, turned: bool, kin
 
 @cache
 def depthwise(kernel: int, stride: int, turned: bool, kind: Kind) -> int:
-    """A convolution of every channel by itself; weights as in `dense`, without inputs."""
+    """A convolution of every channel by itself.
+
+    ``turned``: with weights turned by half a turn, as the way back reads them.
+    """
 
     def write(w: Writer) -> None:
-        source, target, weights = Operand(w), Operand(w), _Weights(w, kernel, turned)
+        source, target = Operand(w), Operand(w)
+        weights, bias = w.of_copy(), w.of_copy()
         channels, height, width = (w.argument() for _ in range(3))
         with w.spread(channels) as (channel,):
-            places = product(range(kernel), repeat=2)
-            factors = {at: weights.load(weights.of(channel), *at) for at in places}
-            start = w.one(weights.bias, channel)
+            of = w.mul(channel, kernel**2)
+            in_order = [w.one(weights, w.add(of, place)) for place in range(kernel**2)]
+            factors = dict(
+                zip(product(range(kernel), repeat=2), in_order[:: -1 if turned else 1], strict=True)
+            )
+            start = w.one(bias, channel)
             with w.rows(height) as row:
                 for pixel, pixels in w.tiles(width, w.beside):
                     sums = [w.variable(start) for _ in range(pixels)]
@@ -131,7 +132,7 @@ def dense_gradient(kernel: int, stride: int, outputs: int, beside: int, kind: Ki
             channel, one = _first(w, tile, outputs, channels), _first(w, other, beside, inputs)
             sums = {place: w.variable(w.zero) for place in places}
             with w.rows(height) as row:
-                for pixel, pixels in w.tiles(width, w.beside):
+                for pixel, pixels in w.tiles(width, (2, 1)):
                     d = [
                         [
                             gradient.load(gradient.at(w.add(channel, output), row, w.add(pixel, place)))

@@ -141,6 +141,10 @@ class WarpWriter(WideWriter):
         places = [self.builder.gep(first, [ir.Constant(LANE, number)]) for number in range(count)]
         return [self.builder.uitofp(self.builder.load(place), self.number) for place in places]
 
+    def from_anywhere(self, addresses: Value, offset: Value) -> ir.Value:
+        place = self.read_whole(addresses, self.add(offset, self.thread))
+        return self.builder.load(self.builder.inttoptr(place, self.number.as_pointer(self.space)))
+
     def gathered(self, kind: ir.Type, address: Value, places: ir.Value) -> ir.Value:
         start = self.builder.inttoptr(self.whole(address), kind.as_pointer(self.space))
         value = self.builder.load(self.builder.gep(start, [places]))

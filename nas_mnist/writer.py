@@ -182,6 +182,23 @@ class Writer:
             found.append(self.builder.sitofp(byte, self.vector))
         return found
 
+    def four(self, address: Value, offset: Value) -> list[ir.Value]:
+        """Four neighbours, each in every lane; the first one's address is a multiple of their size."""
+        kind = ir.VectorType(self.number, 4)
+        together = self.builder.load(self._place(address, offset, kind), align=4 * self._align)
+        return [
+            self._everywhere(self.builder.extract_element(together, ir.Constant(LANE, at))) for at in range(4)
+        ]
+
+    def from_anywhere(self, addresses: Value, offset: Value) -> ir.Value:
+        """Numbers of which memory names the addresses, one for every lane."""
+        found: Value = ir.Constant(self.vector, ir.Undefined)
+        for lane in range(self.lanes):
+            place = self.read_whole(addresses, self.add(offset, lane))
+            number = self.builder.load(self.builder.inttoptr(place, self.number.as_pointer()))
+            found = self.builder.insert_element(found, number, ir.Constant(LANE, lane))
+        return found
+
     def gathered(self, kind: ir.Type, address: Value, places: ir.Value) -> ir.Value:
         """From memory, a lane each: numbers, or whole numbers of 64 bits below 2 ** 31 (``kind`` `INDEX`)."""
         start = self.builder.inttoptr(self.whole(address), kind.as_pointer(self.space))
