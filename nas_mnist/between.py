@@ -324,8 +324,10 @@ def mean(kind: Kind) -> int:
         channels, height, width, share = (w.argument() for _ in range(4))  # share: address of 1 / (H * W)
         with w.spread(channels) as (channel,):
             total = w.variable(w.zero)
-            with w.loop(height) as row, w.loop(width) as pixel:
-                w.increase(total, source.load(source.at(channel, row, pixel)))
+            with w.loop(height) as row:
+                for first, count in w.tiles(width, w.beside):
+                    for place in range(count):
+                        w.increase(total, source.load(source.at(channel, row, w.add(first, place))))
             target.store(w.times(w.get(total), w.one(share)), target.at(channel, 0))
 
     return compile_kernel(write, kind)

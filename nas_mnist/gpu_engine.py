@@ -26,7 +26,7 @@ from .stages import Stage, Stored, UnknownLayerError, stages_of
 
 _WARPS = 4_096  # as many at once fill a large device
 _OUTPUTS, _PIXELS = 4, 7  # of a dense convolution's tile, at most
-_OF_GRADIENT = {1: (8, 8), 3: (8, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
+_OF_GRADIENT = {1: (8, 8), 3: (5, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
 
 
 class Plan(NamedTuple):
@@ -77,7 +77,7 @@ class Body:
         """Class scores (copies * N, classes) of images (copies * N, C, H, W), network by network."""
         self._put(images, self.outcomes[self.plan.image].maps.values)
         self.run_forward()
-        values = self.scores.values.view(self.copies, -1, self.scores.shape[0], WARP)
+        values: Tensor = self.scores.values.view(self.copies, -1, self.scores.shape[0], WARP)
         return values.transpose(2, 3).flatten(1, 2)[:, : self.count].flatten(0, 1)
 
     def backward(self, gradient: Tensor) -> None:
@@ -360,12 +360,19 @@ class Body:
         return [made.data_ptr(), count * made.element_size()]
 
     def _collect(self) -> None:
-        for before, rows in enumerate(self.collected):
+        first, *later = self.collected
+        large = [row for row in first if row[3] >= WARP]
+        self._collect_by(gpu_kernels.collect_vectors(self.kind), large, WARP)
+        self._collect_by(gpu_kernels.collect(False, self.kind), [row for row in first if row[3] < WARP])
+        for rows in later:
+            self._collect_by(gpu_kernels.collect(True, self.kind), rows)
+
+    def _collect_by(self, kernel: int, rows: list[list[int]], at_once: int = 1) -> None:
+        if rows:
             table = torch.tensor(rows, dtype=torch.int64, device=self.kind.device)
             self.memory.append(table)
-            items = max(count for *_, count, _ in rows)
-            made = gpu_kernels.collect(before > 0, self.kind)
-            self.launch(made, [table.data_ptr()], items, len(rows), per_copy=True)
+            items = max(-(-count // at_once) for *_, count, _ in rows)
+            self.launch(kernel, [table.data_ptr()], items, len(rows), per_copy=True)
 
 
 class GpuNetwork:
@@ -388,7 +395,7 @@ class GpuNetwork:
         head = list(zip(network.architecture.layers, network.layers, strict=True))[at:]
         if any(isinstance(module, nn.BatchNorm2d) for _, module in head):
             raise UnknownLayerError("a normalisation of scores")
-        ((layer, module),) = [one for one in head if isinstance(one[1], nn.Conv2d)]
+        ((layer, module),) = [(of, one) for of, one in head if isinstance(one, nn.Conv2d)]
         # The mean of a 1x1 convolution is the 1x1 convolution of the mean.
         self.plan = Plan(*stages_of(network, wide=True), layer.kernel == (1, 1), (layer, module))
         self.bodies: dict[tuple[int, bool], Body] = {}

@@ -159,23 +159,43 @@ def dense_gradient(kernel: int, stride: int, outputs: int, beside: int, kind: Ki
 
 @cache
 def collect(adds: bool, kind: Kind) -> int:
-    """The sums of all parts, for several gradients at once; ``adds``: to what is there.
+    """The sums of all parts, for several gradients at once, a number at a time; ``adds``: to what is there.
 
     ``table`` (int64) has a row for each: the parts' sums (copies, parts, count), where they go, how far
     copies are apart there in bytes, the count, and the parts.
     """
 
-    def write(w: Writer) -> None:
-        table = w.argument()
-        row = w.mul(w.chunk, 5)
-        source, target, apart, count, parts = (w.read_whole(table, w.add(row, at)) for at in range(5))
-        target = w.add(target, w.mul(w.copy, apart))
-        first = w.mul(w.copy, w.mul(parts, count))
+    def write(w: Any) -> None:
+        source, target, count, parts, first = _row(w)
         with w.spread(count) as (place,):
             total = w.total(parts, lambda part: w.load(source, w.add(first, w.mul(part, count), place)))
             w.store(w.plus(total, w.load(target, place)) if adds else total, target, place)
 
     return compile_kernel(write, kind, lanes=1)
+
+
+@cache
+def collect_vectors(kind: Kind) -> int:
+    """The same a vector at a time, where a gradient has at least as many numbers; it adds to nothing."""
+
+    def write(w: Any) -> None:
+        source, target, count, parts, first = _row(w)
+        vectors, _ = w.divided(w.add(count, w.lanes - 1), w.whole(w.lanes))
+        with w.spread(vectors) as (vector,):
+            place, total = _first(w, vector, w.lanes, count), w.variable(w.zero)
+            with w.loop(parts) as part:
+                w.increase(total, w.load(source, w.add(first, w.mul(part, count), place)))
+            w.store(w.get(total), target, place)
+
+    return compile_kernel(write, kind)
+
+
+def _row(w: Any) -> tuple[Value, Value, Value, Value, Value]:
+    """What a row of `collect`'s table says to a copy; last, where its sums begin."""
+    table = w.argument()
+    row = w.mul(w.chunk, 5)
+    source, target, apart, count, parts = (w.read_whole(table, w.add(row, at)) for at in range(5))
+    return source, w.add(target, w.mul(w.copy, apart)), count, parts, w.mul(w.copy, w.mul(parts, count))
 
 
 @cache
@@ -199,12 +219,21 @@ def pictures(kind: Kind) -> int:
         first, right, down = numbers[:2], numbers[2:4], numbers[4:]
         factor, constant = w.one(normal), w.one(normal, 1)
         limits = [w.number_of(width), w.number_of(height)]
-        with w.spread(channels) as (channel,), w.rows(height) as y, w.loop(width) as x:
+        with w.spread(channels) as (channel,), w.rows(height) as y:
             line = [w.plus(one, w.times(w.number_of(y), by)) for one, by in zip(first, down, strict=True)]
-            places = [w.plus(one, w.times(w.number_of(x), by)) for one, by in zip(line, right, strict=True)]
             corner = w.add(w.mul(w.mul(channel, wide), tall), w.mul(wide, EDGE[0]), EDGE[0])
-            value = mixed(w, images, places, limits, wide, w.times_and_plus(own, 1, None, corner))
-            target.store(w.plus(w.times(value, factor), constant), target.at(channel, y, x))
+            start = w.times_and_plus(own, 1, None, corner)
+
+            def made(x: Value) -> ir.Value:
+                places = [
+                    w.plus(one, w.times(w.number_of(x), by)) for one, by in zip(line, right, strict=True)
+                ]
+                return w.plus(w.times(mixed(w, images, places, limits, wide, start), factor), constant)
+
+            for begin, pixels in w.tiles(width, w.beside):
+                xs = [w.add(begin, place) for place in range(pixels)]
+                for x, value in [(x, made(x)) for x in xs]:
+                    target.store(value, target.at(channel, y, x))
 
     return compile_kernel(write, kind)
 

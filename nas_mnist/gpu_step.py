@@ -65,7 +65,8 @@ class Descent:
         decay, momentum = torch.zeros_like(numbers.gradient), kind.zeros((1,)).fill_(recipe.momentum)
         decay[: len(numbers.weights)] = recipe.weight_decay
         parts = (numbers.trained, numbers.gradient, self.average, decay, momentum, rates, done)
-        self.kind, self.done, self.memory = kind, done, parts
+        self.kind, self.done = kind, done
+        self.memory: tuple[Tensor, ...] = parts
         arguments = [*(one.data_ptr() for one in parts), len(numbers.gradient) // WARP]
         kernel = gpu_kernels.descend(recipe.nesterov, kind)
         self.launches = [Launch(kind, kernel, arguments, arguments[-1], 1)]

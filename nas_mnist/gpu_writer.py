@@ -111,7 +111,8 @@ class WarpWriter(WideWriter):
         for count in counts:
             whole = self.mul(whole, count)
         with self.loop(whole, self.item, self.items) as item:
-            rest, places = item, []
+            rest: Value = item
+            places: list[Value] = []
             for count in reversed(counts[1:]):
                 rest, place = self.divided(rest, self.whole(count))
                 places.insert(0, place)

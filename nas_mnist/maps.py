@@ -45,6 +45,7 @@ class Maps:
             before + (pixels - 1) * apart + 1 + more for pixels, more in zip(size, behind, strict=True)
         )
         self.size = size  # height and width
+        self.values: Any  # an array, or elsewhere than on a CPU a tensor
         if isinstance(kind, np.dtype):
             lanes, numbers = LANES, kind.itemsize
             self.values = zeros((max(groups, 1), channels, height, width, lanes), kind)

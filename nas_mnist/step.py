@@ -73,13 +73,11 @@ class Step:
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)  # of every step
         self.learner: Learner | None = None
+        self.optimizer: torch.optim.Optimizer | SGD | Descent = _optimizer(self.numbers, recipe, self.rate)
         if isinstance(self.forward, GpuNetwork) and self.warp is not None:
             self.learner = Learner(self.forward, self.warp, recipe.batch_size, recipe.label_smoothing)
-        self.optimizer: torch.optim.Optimizer | SGD | Descent
-        if self.learner is not None and recipe.optimizer == "sgd":
-            self.optimizer = Descent(self.forward, self.numbers, recipe, self.rates, self.done)
-        else:
-            self.optimizer = _optimizer(self.numbers, recipe, self.rate)
+            if recipe.optimizer == "sgd":
+                self.optimizer = Descent(self.forward, self.numbers, recipe, self.rates, self.done)
         self.loss = torch.zeros(model.copies, device=device)  # sums over the epoch's batches so far
         self.calls = 0
         self.recorded = device.type == "cuda" and not plain
