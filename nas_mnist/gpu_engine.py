@@ -26,7 +26,7 @@ from .stages import Stage, Stored, UnknownLayerError, stages_of
 
 _WARPS = 4_096  # as many at once fill a large device
 _OUTPUTS, _PIXELS = 4, 7  # of a dense convolution's tile, at most
-_OF_GRADIENT = {1: (8, 8), 3: (5, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
+_OF_GRADIENT = {1: (8, 8), 3: (4, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
 
 
 class Plan(NamedTuple):
@@ -360,18 +360,11 @@ class Body:
         return [made.data_ptr(), count * made.element_size()]
 
     def _collect(self) -> None:
-        first, *later = self.collected
-        large = [row for row in first if row[3] >= WARP]
-        self._collect_by(gpu_kernels.collect_vectors(self.kind), large, WARP)
-        self._collect_by(gpu_kernels.collect(False, self.kind), [row for row in first if row[3] < WARP])
-        for rows in later:
-            self._collect_by(gpu_kernels.collect(True, self.kind), rows)
-
-    def _collect_by(self, kernel: int, rows: list[list[int]], at_once: int = 1) -> None:
-        if rows:
+        for before, rows in enumerate(self.collected):
             table = torch.tensor(rows, dtype=torch.int64, device=self.kind.device)
             self.memory.append(table)
-            items = max(-(-count // at_once) for *_, count, _ in rows)
+            items = max(count for *_, count, _ in rows)
+            kernel = gpu_kernels.collect(before > 0, self.kind)
             self.launch(kernel, [table.data_ptr()], items, len(rows), per_copy=True)
 
 

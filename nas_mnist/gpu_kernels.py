@@ -132,7 +132,7 @@ def dense_gradient(kernel: int, stride: int, outputs: int, beside: int, kind: Ki
             channel, one = _first(w, tile, outputs, channels), _first(w, other, beside, inputs)
             sums = {place: w.variable(w.zero) for place in places}
             with w.rows(height) as row:
-                for pixel, pixels in w.tiles(width, (2, 1)):
+                for pixel, pixels in w.tiles(width, w.beside):
                     d = [
                         [
                             gradient.load(gradient.at(w.add(channel, output), row, w.add(pixel, place)))
@@ -159,43 +159,22 @@ def dense_gradient(kernel: int, stride: int, outputs: int, beside: int, kind: Ki
 
 @cache
 def collect(adds: bool, kind: Kind) -> int:
-    """The sums of all parts, for several gradients at once, a number at a time; ``adds``: to what is there.
+    """The sums of all parts, for several gradients at once; ``adds``: to what is there.
 
     ``table`` (int64) has a row for each: the parts' sums (copies, parts, count), where they go, how far
     copies are apart there in bytes, the count, and the parts.
     """
 
     def write(w: Any) -> None:
-        source, target, count, parts, first = _row(w)
+        table = w.argument()
+        row = w.mul(w.chunk, 5)
+        source, target, apart, count, parts = (w.read_whole(table, w.add(row, at)) for at in range(5))
+        target, first = w.add(target, w.mul(w.copy, apart)), w.mul(w.copy, w.mul(parts, count))
         with w.spread(count) as (place,):
             total = w.total(parts, lambda part: w.load(source, w.add(first, w.mul(part, count), place)))
             w.store(w.plus(total, w.load(target, place)) if adds else total, target, place)
 
     return compile_kernel(write, kind, lanes=1)
-
-
-@cache
-def collect_vectors(kind: Kind) -> int:
-    """The same a vector at a time, where a gradient has at least as many numbers; it adds to nothing."""
-
-    def write(w: Any) -> None:
-        source, target, count, parts, first = _row(w)
-        vectors, _ = w.divided(w.add(count, w.lanes - 1), w.whole(w.lanes))
-        with w.spread(vectors) as (vector,):
-            place, total = _first(w, vector, w.lanes, count), w.variable(w.zero)
-            with w.loop(parts) as part:
-                w.increase(total, w.load(source, w.add(first, w.mul(part, count), place)))
-            w.store(w.get(total), target, place)
-
-    return compile_kernel(write, kind)
-
-
-def _row(w: Any) -> tuple[Value, Value, Value, Value, Value]:
-    """What a row of `collect`'s table says to a copy; last, where its sums begin."""
-    table = w.argument()
-    row = w.mul(w.chunk, 5)
-    source, target, apart, count, parts = (w.read_whole(table, w.add(row, at)) for at in range(5))
-    return source, w.add(target, w.mul(w.copy, apart)), count, parts, w.mul(w.copy, w.mul(parts, count))
 
 
 @cache

@@ -1,0 +1,277 @@
+"""CUDA's kernels, which the processor runs here, compute what torch's modules do; and they become PTX."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import random
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from candidates import random_architectures
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_mnist import between, convolve, gpu_kernels, gpu_writer, parameters
+from nas_mnist.architecture import Architecture
+from nas_mnist.augment import draw
+from nas_mnist.augment import warp as warp_by_torch
+from nas_mnist.between import Post
+from nas_mnist.gpu_engine import Body, GpuNetwork
+from nas_mnist.gpu_step import Descent, Learner
+from nas_mnist.gpu_writer import Launch, Warps
+from nas_mnist.model import Network, build, side_by_side
+from nas_mnist.optimizers import SGD, Numbers
+from nas_mnist.recipe import Augmentation, Recipe
+from nas_mnist.scoring import Normalizer, forward_on
+from nas_mnist.stages import UnknownLayerError
+from nas_mnist.warp import Warp
+from nas_mnist.zoo import load
+
+CPU = torch.device("cpu")
+FLOAT, DOUBLE = (np.dtype(kind) for kind in (np.float32, np.float64))
+
+
+def network(architecture: Architecture, copies: int = 1) -> Network:
+    """In float64 and in training mode, without dropout, with normalisations that differ by channel."""
+    model = side_by_side([build(architecture, seed) for seed in range(copies)]).double().train()
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1, 1.5)
+            nn.init.normal_(module.bias)
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+    return model
+
+
+def by_torch(model: Network, images: Tensor) -> Tensor:
+    """Class scores (copies * N, classes) by torch's modules, which take a network's channels side by side."""
+    beside = images.unflatten(0, (model.copies, -1)).transpose(0, 1).flatten(1, 2)
+    return model(beside).unflatten(1, (model.copies, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]
+
+
+def check(model: Network, count: int) -> None:
+    """Scores, gradients and running statistics of two training passes, and scores in evaluation."""
+    theirs = copy.deepcopy(model)
+    numbers = Numbers(model)
+    ours = GpuNetwork(model, CPU, numbers.gradients)
+    for _ in range(2):
+        images = torch.randn(model.copies * count, *model.architecture.input_shape, dtype=torch.float64)
+        scores, expected = ours(images), by_torch(theirs, images)
+        torch.testing.assert_close(scores, expected)
+        weights = torch.randn_like(scores)
+        numbers.gradient.fill_(torch.nan)
+        theirs.zero_grad()
+        (scores * weights).sum().backward()
+        (expected * weights).sum().backward()
+        for (name, other), mine in zip(theirs.named_parameters(), model.parameters(), strict=True):
+            assert other.grad is not None
+            scale = max(1.0, other.grad.abs().max().item())
+            found = {name: numbers.gradients[mine]}
+            torch.testing.assert_close(found, {name: other.grad}, rtol=1e-6, atol=1e-7 * scale)
+    for (name, one), (_, same) in zip(model.named_buffers(), theirs.named_buffers(), strict=True):
+        torch.testing.assert_close({name: one}, {name: same})
+    model.eval(), theirs.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), by_torch(theirs, images))
+
+
+def test_random_networks_agree_with_torch() -> None:
+    rng, checked = random.Random(0), 0
+    for architecture in random_architectures(120, seed=9):
+        try:
+            model = network(architecture, rng.choice((1, 1, 2)))
+            check(model, rng.choice((2, 31, 32, 33)))
+        except UnknownLayerError:
+            continue
+        checked += 1
+    assert checked > 15
+
+
+@pytest.mark.parametrize("name", ["reference", "mnist-1k"])
+def test_networks_of_the_zoo_agree_with_torch(name: str) -> None:
+    check(network(load(name).architecture, 2), 35)
+
+
+def test_maps_with_several_readers_and_repeated_weights_agree_with_torch() -> None:
+    blocks: list[dict[str, Any]] = [
+        {"kind": "conv", "channels": 6, "norm": "after", "bias": True},
+        {"kind": "residual", "body": [{"kind": "conv", "channels": 6, "bias": True}]},
+        {"kind": "repeat"},
+        {"kind": "repeat"},
+        {"kind": "pool"},
+        {"kind": "residual", "body": [{"kind": "separable", "channels": 9}]},
+    ]
+    for head in ({"kernel": 3, "padding": "same"}, {"order": "pool_then_conv", "bias": False}):
+        fields = {"blocks": blocks, "head": head, "input_shape": [2, 11, 10], "classes": 4}
+        check(network(Architecture.make(fields), 2), 5)
+
+
+def test_dropout_keeps_whole_maps_and_lets_them_grow() -> None:
+    model = build(load("reference").architecture, 0).double().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.25
+    ours = GpuNetwork(model, CPU, Numbers(model).gradients)
+    images = torch.randn(40, 1, 28, 28, dtype=torch.float64)
+    scores = ours(images)
+    body = ours.body(40, learns=True)
+    kept = [one.keep for one in body.dropouts]  # (groups, C, 32), in the layers' order
+    assert len(kept) == 5
+    for one in kept:
+        assert set(one.unique().tolist()) == {0.0, 1 / 0.75}
+    masks = iter([one.transpose(1, 2).flatten(0, 1)[:40, :, None, None] for one in kept])
+    with mock.patch.object(nn.Dropout2d, "forward", lambda _, maps: maps * next(masks)):
+        torch.testing.assert_close(scores, copy.deepcopy(model)(images))
+    ours(images)
+    assert not torch.equal(body.dropouts[0].keep, scores.new_zeros(())) and body.dropouts[0].keep.mean() > 0.7
+    model.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), model(images))
+
+
+def test_layers_without_kernels_are_left_to_torch() -> None:
+    for fields in ({"blocks": [{"kind": "conv", "channels": 3, "activation": "silu"}]},
+                   {"blocks": [{"kind": "conv", "channels": 3}], "head": {"norm": True}}):  # fmt: skip
+        model = build(Architecture.make(fields), 0)
+        assert forward_on(model, torch.device("cuda")) is model
+
+
+def test_a_network_learns_in_training_mode_only() -> None:
+    model = build(load("mnist-500").architecture, 0).eval()
+    with pytest.raises(AssertionError, match="training mode"):
+        GpuNetwork(model, CPU, Numbers(model).gradients)(torch.zeros(2, 1, 28, 28))
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_steps_images_loss_and_gradient(augmented: bool, smoothing: float) -> None:
+    """Two networks side by side, 35 images each: a full group and one that is not."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (90, 2, 11, 9), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (90,))
+    fields = {"blocks": [{"kind": "conv", "channels": 3}], "input_shape": [2, 11, 9], "classes": 4}
+    model = side_by_side([build(Architecture.make(fields), seed) for seed in range(2)]).train()
+    numbers, normalize = Numbers(model), Normalizer.of(images)
+    theirs, warp = copy.deepcopy(model), Warp(images, normalize)
+    ours = GpuNetwork(model, CPU, numbers.gradients)
+    learner = Learner(ours, warp, 35, smoothing)
+    picked = torch.randperm(90)[:70]
+    learner.picked[0], learner.labels[:] = picked, labels[picked]
+    shown = images[picked].float()
+    if augmented:
+        maps = draw(Augmentation(rotate=20, translate=0.2, scale=0.2), 70, torch.Generator().manual_seed(1))
+        learner.lines[0] = warp.lines(maps)
+        shown = warp_by_torch(shown, maps)
+    numbers.gradient.fill_(torch.nan)
+    losses = learner()
+    target = learner.body.outcomes[learner.body.plan.image].maps.values.unflatten(0, (2, -1))
+    seen = target.permute(0, 1, 5, 2, 3, 4).flatten(1, 2)[:, :35].flatten(0, 1)
+    torch.testing.assert_close(seen, normalize(shown), rtol=0, atol=3e-4)
+    scores = by_torch(theirs, normalize(shown))
+    each = F.cross_entropy(scores, labels[picked], label_smoothing=smoothing, reduction="none")
+    expected = each.view(2, -1).mean(1)
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=0)
+    expected.sum().backward()
+    for other, mine in zip(theirs.parameters(), model.parameters(), strict=True):
+        assert other.grad is not None
+        torch.testing.assert_close(numbers.gradients[mine], other.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_descent_takes_the_steps_of_sgd_and_averages(nesterov: bool, weight_decay: float) -> None:
+    models = [build(load("mnist-500").architecture, 0) for _ in range(2)]
+    ours, theirs = map(Numbers, models)
+    rates, shares = torch.tensor([0.1, 0.05, 0.02]), torch.tensor([0.9, 0.5, 0.1])
+    done, rate = torch.zeros(1, dtype=torch.long), torch.zeros(())
+    recipe = Recipe(momentum=0.8, nesterov=nesterov, weight_decay=weight_decay)
+    where: Any = SimpleNamespace(kind=Warps(FLOAT, CPU))
+    descent = Descent(where, ours, recipe, rates, done)
+    averaged, average = ours.all.clone(), theirs.all.clone()
+    descent.follow(averaged, ours.all, shares)
+    sgd = SGD(theirs, rate, 0.8, nesterov, weight_decay)
+    for step in range(3):
+        gradient = torch.randn(len(ours.gradient), generator=torch.Generator().manual_seed(step))
+        for numbers in (ours, theirs):
+            numbers.gradient.copy_(gradient)
+        descent.step()
+        rate.copy_(rates[step])
+        sgd.step()
+        average.lerp_(theirs.all, shares[step])
+        done += 1
+        torch.testing.assert_close(ours.all, theirs.all)
+        torch.testing.assert_close(averaged, average)
+
+
+@pytest.fixture
+def no_kernel_is_known() -> Any:
+    """Kernels that were compiled before are compiled again, and those of a test are forgotten."""
+    cached = [
+        one
+        for module in (between, convolve, gpu_kernels, parameters)
+        for one in vars(module).values()
+        if hasattr(one, "cache_clear")
+    ]
+    for one in cached:
+        one.cache_clear()
+    yield
+    for one in cached:
+        one.cache_clear()
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (9, 0), (12, 0)])
+@pytest.mark.usefixtures("no_kernel_is_known")
+def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: dict[str, str] = {}
+
+    def compile_only(kind: Warps, write: Any, lanes: int) -> int:
+        codes[gpu_writer.name_of(write)] = gpu_writer.ptx(write, kind.number, lanes or kind.lanes, capability)
+        return 1
+
+    monkeypatch.setattr(Warps, "compile", compile_only)
+    for name in ("reference", "mnist-1k"):
+        model = build(load(name).architecture, 0)
+        network = GpuNetwork(model, CPU, Numbers(model).gradients)
+        for learns in (True, False):
+            Body(network.plan, 3, 1, network.kind, network.gradients if learns else None)
+    kind = Warps(FLOAT, CPU)
+    for kernel in (gpu_kernels.pictures, gpu_kernels.cross_entropy, gpu_kernels.follow):
+        kernel(kind)
+    gpu_kernels.descend(True, kind)
+    between.forward(Post(norm=True, activation="LeakyReLU", pool=between.AVERAGE_POOL), True, kind)
+    assert set(codes) == {
+        *("forward", "backward", "through_norm", "statistics", "totals", "mean", "spread", "normalise"),
+        *("gradients", "take", "dense", "depthwise", "dense_gradient", "depthwise_gradient", "collect"),
+        *("pictures", "cross_entropy", "descend", "follow"),
+    }
+    major, minor = min(capability, (9, 0))
+    for name, code in codes.items():
+        assert f".target sm_{major}{minor}" in code
+        assert f".visible .entry {name}(" in code
+        assert ".local" not in code  # everything is in registers
+        assert "ld.b32" not in code  # memory is known to be the device's
+
+
+def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = Warps(FLOAT, torch.device("cuda"))
+    launch = Launch(kind, 77, [5, -6], items=9, groups=8, chunks=3, copies=2)
+    assert launch.how == (77, 3, 24, 1, 32, 4, 1, 0)  # three blocks of four warps for nine items, by part
+    first = ctypes.cast(launch.places[0], ctypes.POINTER(ctypes.c_int64))
+    assert [first[at] for at in range(5)] == [3, 4, 5, -6, 0]  # rows' parts, a network's groups, arguments
+    library = mock.Mock()
+    library.cuLaunchKernel.side_effect = [0, 700]
+    library.cuGetErrorString.side_effect = lambda _, text: setattr(text._obj, "value", b"misaligned address")
+    driver = gpu_writer._Driver.__new__(gpu_writer._Driver)
+    driver.library = library
+    monkeypatch.setattr(gpu_writer, "_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=123))
+    gpu_writer.run([launch])
+    assert library.cuLaunchKernel.call_args.args == (*launch.how, 123, launch.places, None)
+    with pytest.raises(RuntimeError, match="CUDA error: misaligned address"):
+        gpu_writer.run([launch])
