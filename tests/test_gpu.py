@@ -1,4 +1,7 @@
-"""CUDA's kernels, which the processor runs here, compute what torch's modules do; and they become PTX."""
+"""CUDA's kernels compute what torch's modules do, and become PTX.
+
+The processor runs them here; where there is a GPU, that does, too.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,8 @@ from nas_mnist.warp import Warp
 from nas_mnist.zoo import load
 
 CPU = torch.device("cpu")
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
+on_devices = pytest.mark.parametrize("device", DEVICES)
 FLOAT, DOUBLE = (np.dtype(kind) for kind in (np.float32, np.float64))
 
 
@@ -55,14 +60,14 @@ def by_torch(model: Network, images: Tensor) -> Tensor:
     return model(beside).unflatten(1, (model.copies, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]
 
 
-def check(model: Network, count: int) -> None:
+def check(model: Network, count: int, device: str) -> None:
     """Scores, gradients and running statistics of two training passes, and scores in evaluation."""
     theirs = copy.deepcopy(model)
-    numbers = Numbers(model)
-    ours = GpuNetwork(model, CPU, numbers.gradients)
+    numbers = Numbers(model.to(device))
+    ours = GpuNetwork(model, torch.device(device), numbers.gradients)
     for _ in range(2):
         images = torch.randn(model.copies * count, *model.architecture.input_shape, dtype=torch.float64)
-        scores, expected = ours(images), by_torch(theirs, images)
+        scores, expected = ours(images.to(device)).cpu(), by_torch(theirs, images)
         torch.testing.assert_close(scores, expected)
         weights = torch.randn_like(scores)
         numbers.gradient.fill_(torch.nan)
@@ -72,33 +77,36 @@ def check(model: Network, count: int) -> None:
         for (name, other), mine in zip(theirs.named_parameters(), model.parameters(), strict=True):
             assert other.grad is not None
             scale = max(1.0, other.grad.abs().max().item())
-            found = {name: numbers.gradients[mine]}
+            found = {name: numbers.gradients[mine].cpu()}
             torch.testing.assert_close(found, {name: other.grad}, rtol=1e-6, atol=1e-7 * scale)
     for (name, one), (_, same) in zip(model.named_buffers(), theirs.named_buffers(), strict=True):
-        torch.testing.assert_close({name: one}, {name: same})
+        torch.testing.assert_close({name: one.cpu()}, {name: same})
     model.eval(), theirs.eval()
     with torch.inference_mode():
-        torch.testing.assert_close(ours(images), by_torch(theirs, images))
+        torch.testing.assert_close(ours(images.to(device)).cpu(), by_torch(theirs, images))
 
 
-def test_random_networks_agree_with_torch() -> None:
+@on_devices
+def test_random_networks_agree_with_torch(device: str) -> None:
     rng, checked = random.Random(0), 0
     for architecture in random_architectures(120, seed=9):
         try:
             model = network(architecture, rng.choice((1, 1, 2)))
-            check(model, rng.choice((2, 31, 32, 33)))
+            check(model, rng.choice((2, 31, 32, 33)), device)
         except UnknownLayerError:
             continue
         checked += 1
     assert checked > 15
 
 
+@on_devices
 @pytest.mark.parametrize("name", ["reference", "mnist-1k"])
-def test_networks_of_the_zoo_agree_with_torch(name: str) -> None:
-    check(network(load(name).architecture, 2), 35)
+def test_networks_of_the_zoo_agree_with_torch(name: str, device: str) -> None:
+    check(network(load(name).architecture, 2), 35, device)
 
 
-def test_maps_with_several_readers_and_repeated_weights_agree_with_torch() -> None:
+@on_devices
+def test_maps_with_several_readers_and_repeated_weights_agree_with_torch(device: str) -> None:
     blocks: list[dict[str, Any]] = [
         {"kind": "conv", "channels": 6, "norm": "after", "bias": True},
         {"kind": "residual", "body": [{"kind": "conv", "channels": 6, "bias": True}]},
@@ -109,7 +117,7 @@ def test_maps_with_several_readers_and_repeated_weights_agree_with_torch() -> No
     ]
     for head in ({"kernel": 3, "padding": "same"}, {"order": "pool_then_conv", "bias": False}):
         fields = {"blocks": blocks, "head": head, "input_shape": [2, 11, 10], "classes": 4}
-        check(network(Architecture.make(fields), 2), 5)
+        check(network(Architecture.make(fields), 2), 5, device)
 
 
 def test_dropout_keeps_whole_maps_and_lets_them_grow() -> None:
@@ -148,31 +156,32 @@ def test_a_network_learns_in_training_mode_only() -> None:
         GpuNetwork(model, CPU, Numbers(model).gradients)(torch.zeros(2, 1, 28, 28))
 
 
+@on_devices
 @pytest.mark.parametrize("augmented", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_steps_images_loss_and_gradient(augmented: bool, smoothing: float) -> None:
+def test_a_steps_images_loss_and_gradient(augmented: bool, smoothing: float, device: str) -> None:
     """Two networks side by side, 35 images each: a full group and one that is not."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (90, 2, 11, 9), dtype=torch.uint8)
     labels = torch.randint(0, 4, (90,))
     fields = {"blocks": [{"kind": "conv", "channels": 3}], "input_shape": [2, 11, 9], "classes": 4}
     model = side_by_side([build(Architecture.make(fields), seed) for seed in range(2)]).train()
-    numbers, normalize = Numbers(model), Normalizer.of(images)
-    theirs, warp = copy.deepcopy(model), Warp(images, normalize)
-    ours = GpuNetwork(model, CPU, numbers.gradients)
+    theirs, normalize = copy.deepcopy(model), Normalizer.of(images)
+    numbers, warp = Numbers(model.to(device)), Warp(images.to(device), normalize)
+    ours = GpuNetwork(model, torch.device(device), numbers.gradients)
     learner = Learner(ours, warp, 35, smoothing)
     picked = torch.randperm(90)[:70]
     learner.picked[0], learner.labels[:] = picked, labels[picked]
     shown = images[picked].float()
     if augmented:
         maps = draw(Augmentation(rotate=20, translate=0.2, scale=0.2), 70, torch.Generator().manual_seed(1))
-        learner.lines[0] = warp.lines(maps)
+        learner.lines[0] = warp.lines(maps.to(device))
         shown = warp_by_torch(shown, maps)
     numbers.gradient.fill_(torch.nan)
-    losses = learner()
+    losses = learner().cpu()
     target = learner.body.outcomes[learner.body.plan.image].maps.values.unflatten(0, (2, -1))
     seen = target.permute(0, 1, 5, 2, 3, 4).flatten(1, 2)[:, :35].flatten(0, 1)
-    torch.testing.assert_close(seen, normalize(shown), rtol=0, atol=3e-4)
+    torch.testing.assert_close(seen.cpu(), normalize(shown), rtol=0, atol=3e-4)
     scores = by_torch(theirs, normalize(shown))
     each = F.cross_entropy(scores, labels[picked], label_smoothing=smoothing, reduction="none")
     expected = each.view(2, -1).mean(1)
@@ -180,7 +189,7 @@ def test_a_steps_images_loss_and_gradient(augmented: bool, smoothing: float) -> 
     expected.sum().backward()
     for other, mine in zip(theirs.parameters(), model.parameters(), strict=True):
         assert other.grad is not None
-        torch.testing.assert_close(numbers.gradients[mine], other.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(numbers.gradients[mine].cpu(), other.grad, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
