@@ -7,8 +7,10 @@ each with weights and images of its own.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import between, convolve, gpu_kernels, parameters
+from .errors import InputError
 from .gpu_kernels import tile
 from .gpu_writer import WARP, Launch, Warps, run
 from .layers import Layer
@@ -25,6 +28,8 @@ from .model import Network
 from .stages import Stage, Stored, UnknownLayerError, stages_of
 
 _WARPS = 4_096  # as many at once fill a large device
+_PARTS = 65_535  # of a launch, at most
+_SCORING_BYTES = 2e9  # that the maps of images may take that are scored at once
 _OUTPUTS, _PIXELS = 4, 7  # of a dense convolution's tile, at most
 _OF_GRADIENT = {1: (8, 8), 3: (4, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
 
@@ -52,6 +57,7 @@ class Body:
     ) -> None:
         """``gradients``: where the parameters' are written; None: in evaluation, there is no way back."""
         self.plan, self.count, self.copies, self.kind = plan, count, copies, kind
+        self.passes = 0  # forward ones, so far
         self.gradients = gradients
         a_copy = -(-count // WARP)
         self.groups = copies * a_copy
@@ -78,7 +84,7 @@ class Body:
         self._put(images, self.outcomes[self.plan.image].maps.values)
         self.run_forward()
         values: Tensor = self.scores.values.view(self.copies, -1, self.scores.shape[0], WARP)
-        return values.transpose(2, 3).flatten(1, 2)[:, : self.count].flatten(0, 1)
+        return values.transpose(2, 3).flatten(1, 2)[:, : self.count].flatten(0, 1).clone()
 
     def backward(self, gradient: Tensor) -> None:
         """From the gradient of what `forward` gave to those of all parameters."""
@@ -87,6 +93,7 @@ class Body:
 
     def run_forward(self) -> None:
         """From the image's maps to `scores`."""
+        self.passes += 1
         for outcome in self.dropouts:
             outcome.drop()
         if self.tracked:
@@ -114,6 +121,8 @@ class Body:
     ) -> None:
         """One more, for every group of images, or once for every network."""
         groups = self.copies if per_copy else self.groups
+        if groups * chunks > _PARTS:
+            raise InputError(f"batch_size: {self.count:,} images of this size (use fewer)")
         self.writing.append(Launch(self.kind, kernel, arguments, items, groups, chunks, self.copies))
 
     def maps(self, shape: Sequence[int], pad: int = 0) -> Maps:
@@ -123,7 +132,11 @@ class Body:
 
     def chunks(self, items: int, rows: int) -> int:
         """Into how many parts rows are divided, where every part ends with sums over its images."""
-        return max(1, min(rows, _WARPS // max(1, items * self.groups)))
+        return min(self.rows(rows), max(1, _WARPS // max(1, items * self.groups)))
+
+    def rows(self, height: int) -> int:
+        """Into how many parts rows are divided where parts have nothing to do with each other."""
+        return max(1, min(height, _PARTS // self.groups))
 
     def _taken(self) -> list[Launch]:
         made, self.writing = self.writing, []
@@ -136,7 +149,8 @@ class Body:
             for place, source in enumerate(stage.sources):
                 if stage.convolutions:
                     (convolution,) = stage.convolutions
-                    self._convolve(*convolution, self._input(source, convolution[0]), target.maps)
+                    source_maps = self._reading(source, convolution[0].padding)
+                    self._convolve(*convolution, source_maps, target.maps)
                 else:
                     self.outcomes[source].read(target.maps, adds=place > 0)
             target.normalise()
@@ -148,12 +162,9 @@ class Body:
             self._convolve(layer, module, self.mean, self.scores)
         else:
             self.mean = self.maps(layer.out_shape)
-            self._convolve(layer, module, self._input(plan.last, layer), self.mean)
+            self._convolve(layer, module, self._reading(plan.last, layer.padding), self.mean)
             self._to_or_from_mean(between.mean(self.kind), self.mean, self.scores)
         return self._taken()
-
-    def _input(self, source: Stored, layer: Layer) -> Maps:
-        return self._reading(source, layer.padding)
 
     def _reading(self, source: Stored, pad: int) -> Maps:
         """What readers see, with zeros around."""
@@ -198,13 +209,13 @@ class Body:
         data = [*source, *target.arguments, *weights]
         if layer.groups > 1:
             made = gpu_kernels.depthwise(kernel, stride, turned, self.kind)
-            self.launch(made, [*data, channels, height, width], channels, height)
+            self.launch(made, [*data, channels, height, width], channels, self.rows(height))
             return
         pixels, across = tile(width, _PIXELS)
         outputs, tiles = tile(channels, _OUTPUTS)
         made = gpu_kernels.dense(kernel, stride, outputs, pixels, self.kind)
         more = [inputs, channels, height, width, tiles, across]
-        self.launch(made, [*data, *more], tiles * across, height)
+        self.launch(made, [*data, *more], tiles * across, self.rows(height))
 
     def _weights(self, layer: Layer, module: nn.Conv2d, turned: bool = False) -> list[int]:
         """As kernels take them, and biases."""
@@ -270,7 +281,7 @@ class Body:
         else:
             changes = self._place_for_gradient(layer)
             self._to_or_from_mean(spread, self.out_gradient, changes)
-            self._weight_gradient(layer, module, self._input(plan.last, layer), changes)
+            self._weight_gradient(layer, module, self._reading(plan.last, layer.padding), changes)
             self._back(layer, module, changes, whole)
         last.back(whole)
         for stage in reversed(plan.stages):
@@ -288,7 +299,7 @@ class Body:
             return
         ((layer, module),) = stage.convolutions
         gradient = target.through()
-        self._weight_gradient(layer, module, self._input(stage.sources[0], layer), gradient)
+        self._weight_gradient(layer, module, self._reading(stage.sources[0], layer.padding), gradient)
         for source in sources:
             outcome = self.outcomes[source]
             if source.post.nothing and self.readers[source] == 1:
@@ -392,6 +403,7 @@ class GpuNetwork:
         # The mean of a 1x1 convolution is the 1x1 convolution of the mean.
         self.plan = Plan(*stages_of(network, wide=True), layer.kernel == (1, 1), (layer, module))
         self.bodies: dict[tuple[int, bool], Body] = {}
+        self.places: list[int] = []  # of what the network holds, where bodies know it
         self.anchor = torch.zeros((), device=device, requires_grad=True)  # what autograd goes back to
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -407,8 +419,19 @@ class GpuNetwork:
             return _Pass.apply(self.anchor, images, body)  # type: ignore[no-any-return]
         return body.forward(images)
 
+    @property
+    def batch(self) -> int:
+        """Images that are scored at once, at most."""
+        stored = (self.plan.image, *(stage.target for stage in self.plan.stages))
+        numbers = sum(prod(one.shape) + prod(one.read_shape) for one in stored) * self.network.copies
+        return max(1, int(_SCORING_BYTES / (numbers * self.kind.number.itemsize)))
+
     def body(self, count: int, learns: bool) -> Body:
         """The launches for as many images a network."""
+        places = [one.data_ptr() for one in (*self.network.parameters(), *self.network.buffers())]
+        if places != self.places:  # weights are elsewhere than launches expect them
+            self.bodies.clear()
+            self.places = places
         if (count, learns) not in self.bodies:
             gradients = self.gradients if learns else None
             made = Body(self.plan, count, self.network.copies, self.kind, gradients)
@@ -419,12 +442,15 @@ class GpuNetwork:
 class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _: Tensor, images: Tensor, body: Body) -> Tensor:
-        ctx.body = body
-        return body.forward(images)
+        scores = body.forward(images)
+        ctx.body, ctx.passes = body, body.passes
+        return scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
+        if ctx.passes != ctx.body.passes:
+            raise AssertionError("a forward pass came between a forward pass and its way back")
         ctx.body.backward(gradients[0])
         return None, None, None
 
@@ -433,7 +459,8 @@ class _Outcome:
     """`Stored` maps of all images, their normalisation and dropout, and their gradient."""
 
     def __init__(self, body: Body, stored: Stored) -> None:
-        self.body, self.stored, self.post = body, stored, stored.post
+        self.body: Body = weakref.proxy(body)  # which would else stay until Python looks for cycles
+        self.stored, self.post = stored, stored.post
         kind, groups, self.channels = body.kind, body.groups, stored.shape[0]
         wide = kind.wide()
         self.maps = body.maps(stored.shape)
@@ -475,7 +502,7 @@ class _Outcome:
         """Write what readers see, or add it."""
         kernel = between.forward(self.post, adds, self.body.kind)
         arguments = [*self.maps.arguments, *target.arguments, *self._chain, *target.size]
-        self.body.launch(kernel, arguments, self.channels, target.size[0])
+        self.body.launch(kernel, arguments, self.channels, self.body.rows(target.size[0]))
 
     def normalise(self) -> None:
         """Find factor and shift, by the images, or in evaluation by the running statistics."""
@@ -512,7 +539,8 @@ class _Outcome:
     def back(self, gradient: Maps) -> None:
         """Take the gradient of what a reader saw; every reader but the first one adds."""
         body = self.body
-        chunks = body.chunks(self.channels, gradient.size[0]) if self.post.norm else gradient.size[0]
+        height = gradient.size[0]
+        chunks = body.chunks(self.channels, height) if self.post.norm else body.rows(height)
         part = [0, 0]
         if self.post.norm:
             if not self.backs:
@@ -540,5 +568,5 @@ class _Outcome:
         maps = [*self.gradient.arguments, *self.maps.arguments, *place.arguments]
         change = [self.change.data_ptr(), self.change[0].numel() * self.change.element_size()]
         more = [*place.size, *change, body.there.data_ptr()]
-        body.launch(kernel, [*maps, *self._chain, *more], self.channels, place.size[0])
+        body.launch(kernel, [*maps, *self._chain, *more], self.channels, body.rows(place.size[0]))
         return place

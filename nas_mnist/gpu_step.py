@@ -38,7 +38,9 @@ class Learner:
         data = [one.data_ptr() for one in (warp.images, self.picked, self.lines, normal)]
         arguments = [*target.arguments, *data, channels, height, width, count]
         self.pictures = [
-            Launch(kind, gpu_kernels.pictures(kind), arguments, channels, body.groups, height, copies)
+            Launch(
+                kind, gpu_kernels.pictures(kind), arguments, channels, body.groups, body.rows(height), copies
+            )
         ]
         losses = [self.losses.data_ptr(), self.losses.element_size()]
         data = [self.labels.data_ptr(), classes, count, numbers.data_ptr(), body.there.data_ptr()]

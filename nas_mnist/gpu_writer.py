@@ -130,7 +130,19 @@ class WarpWriter(WideWriter):
         return self.builder.load(self._lane_of(address, offset), align=self._align)
 
     def store(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
+        self._meet()
         self.builder.store(value, self._lane_of(address, offset), align=self._align)
+
+    def store_of(self, kind: np.dtype[Any], value: ir.Value, address: Value, offset: Value = 0) -> None:
+        self._meet()
+        super().store_of(kind, value, address, offset)
+
+    def _meet(self) -> None:
+        """Where all threads write the same number: none does before all have read what was there."""
+        if self.lanes == 1:
+            name, kind = "llvm.nvvm.bar.warp.sync", ir.FunctionType(ir.VoidType(), [LANE])
+            function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+            self.builder.call(function, [_EVERYONE])
 
     def _lane_of(self, address: Value, offset: Value) -> ir.Value:
         place = self._place(address, offset, self.number)
@@ -204,6 +216,13 @@ class WarpWriter(WideWriter):
         return self.builder.call(
             function, [_EVERYONE, bits, ir.Constant(LANE, apart), ir.Constant(LANE, WARP - 1)]
         )
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether a device runs such kernels: CUDA, by NVIDIA, and the one that is in use."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return device.index is None or device.index == torch.cuda.current_device()
 
 
 def name_of(write: Callable[[Any], None]) -> str:
@@ -320,11 +339,11 @@ class _Driver:
         return function.value
 
     def check(self, result: int) -> None:
-        """Raise `RuntimeError` where the driver says that it failed."""
+        """Raise `torch.AcceleratorError` where the driver says that it failed."""
         if result:
             text = ctypes.c_char_p()
             self.library.cuGetErrorString(result, ctypes.byref(text))
-            raise RuntimeError(f"CUDA error: {(text.value or b'').decode() or result}")
+            raise torch.AcceleratorError(f"CUDA error: {(text.value or b'').decode() or result}")
 
 
 @functools.cache

@@ -71,6 +71,7 @@ class Numbers:
         """After it: from the parameters to ``gradient``."""
         found = [(place, one.grad) for one, place in self.gradients.items() if one.grad is not None]
         if found:  # else they were written there
+            assert len(found) == len(self.gradients)
             torch._foreach_copy_([place for place, _ in found], [one for _, one in found])
 
 

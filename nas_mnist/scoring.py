@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .data import Images
 from .fused import FusedNetwork, lending
 from .gpu_engine import GpuNetwork
+from .gpu_writer import runs_on
 from .model import Network
 from .stages import UnknownLayerError
 
@@ -93,43 +94,67 @@ def forward_on(
 ) -> Callable[[Tensor], Tensor]:
     """The function that runs a network fast on a device, in float32.
 
-    It takes normalised images and returns class scores, as the network does; it follows the network's mode,
-    training or evaluation. ``gradients``: where a `FusedNetwork` or a `GpuNetwork` writes them.
+    It takes normalised images and returns class scores, as the network does (of several side by side as
+    `GpuNetwork` does, where it is one); it follows the network's mode, training or evaluation.
+    ``gradients``: where a `FusedNetwork` or a `GpuNetwork` writes them.
     """
     if device.type == "cpu":
         return FusedNetwork(model, gradients)
-    if device.type == "cuda":
+    if runs_on(device):
         with contextlib.suppress(UnknownLayerError):
             return GpuNetwork(model, device, gradients)
     return model
 
 
-@torch.inference_mode()
-def predict(
-    model: Network,
-    images: Tensor,
-    normalize: Normalizer,
-    plain: bool = False,
-) -> Tensor:
-    """Class scores (N, classes) float32 of uint8 images (N, C, H, W) on the model's device.
+class Scorer:
+    """Scores images by a network as it is when asked, as often as it is asked."""
 
-    ``plain``: by torch's own modules.
-    """
-    model.eval()
-    forward = model if plain else forward_on(model, images.device)
-    parts = images.split(CPU_BATCH if images.device.type == "cpu" else GPU_BATCH)
-    with lending(forward):
-        return torch.cat([forward(normalize(part)) for part in parts])
+    def __init__(self, model: Network, device: torch.device, plain: bool = False) -> None:
+        """``plain``: by torch's own modules.
+
+        Several networks side by side can be scored where they have kernels (`together`).
+        """
+        self.model = model
+        self.forward = model if plain else forward_on(model, device)
+
+    @property
+    def together(self) -> bool:
+        """Whether networks side by side are scored at once."""
+        return isinstance(self.forward, GpuNetwork)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor, normalize: Normalizer) -> Tensor:
+        """Class scores (copies, N, classes) float32 of uint8 images (N, C, H, W) on the model's device."""
+        self.model.eval()
+        size = CPU_BATCH if images.device.type == "cpu" else GPU_BATCH
+        if isinstance(self.forward, GpuNetwork):
+            size = min(size, self.forward.batch)
+        with lending(self.forward):
+            parts = [self._scores(normalize(part)) for part in images.split(size)]
+        return torch.cat(parts, dim=1)
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """Those of normalised images that are few enough."""
+        copies = self.model.copies
+        everyones = images if copies == 1 else images.repeat(copies, 1, 1, 1)
+        scores = self.forward(everyones)
+        return scores.view(copies, -1, scores.shape[1])
+
+    def judge(self, data: Images, normalize: Normalizer) -> list[Score]:
+        """Cross-entropy and correct predictions of every network."""
+        found = []
+        for scores in self.predict(data.images, normalize):
+            loss = F.cross_entropy(scores, data.labels)
+            correct = (scores.argmax(1) == data.labels).sum()
+            found.append(Score(float(loss), int(correct), len(data)))
+        return found
 
 
-def evaluate(
-    model: Network,
-    data: Images,
-    normalize: Normalizer,
-    plain: bool = False,
-) -> Score:
-    """Cross-entropy and correct predictions of ``model`` on ``data``; the rest as in `predict`."""
-    scores = predict(model, data.images, normalize, plain)
-    loss = F.cross_entropy(scores, data.labels)
-    correct = (scores.argmax(1) == data.labels).sum()
-    return Score(float(loss), int(correct), len(data))
+def predict(model: Network, images: Tensor, normalize: Normalizer, plain: bool = False) -> Tensor:
+    """Class scores (N, classes) of images (N, C, H, W) by one network; the rest as in `Scorer`."""
+    return Scorer(model, images.device, plain).predict(images, normalize)[0]
+
+
+def evaluate(model: Network, data: Images, normalize: Normalizer, plain: bool = False) -> Score:
+    """Cross-entropy and correct predictions of one network."""
+    return Scorer(model, data.images.device, plain).judge(data, normalize)[0]

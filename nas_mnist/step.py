@@ -26,7 +26,7 @@ from .model import Network
 from .optimizers import SGD, Muon, Numbers
 from .recipe import Distillation, Recipe
 from .scoring import Normalizer, forward_on
-from .warp import Warp
+from .warp import Warp, within_reach
 
 EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
 
@@ -61,7 +61,7 @@ class Step:
         self.forward = model if plain else forward_on(model, device, self.numbers.gradients)
         self.lessons = None if teacher is None else Lessons(teacher, recipe.distillation, plain)
         self.normalize = Normalizer.of(data.images)
-        on_gpu = isinstance(self.forward, GpuNetwork) and teacher is None
+        on_gpu = isinstance(self.forward, GpuNetwork) and teacher is None and within_reach(data.images)
         compiled = on_gpu or (device.type == "cpu" and not plain and not recipe.augmentation.off)
         self.warp = Warp(data.images, self.normalize) if compiled else None
         self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps
@@ -73,11 +73,15 @@ class Step:
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)  # of every step
         self.learner: Learner | None = None
-        self.optimizer: torch.optim.Optimizer | SGD | Descent = _optimizer(self.numbers, recipe, self.rate)
-        if isinstance(self.forward, GpuNetwork) and self.warp is not None:
+        self.optimizer: torch.optim.Optimizer | SGD | Descent
+        if on_gpu:
+            assert isinstance(self.forward, GpuNetwork) and self.warp is not None
             self.learner = Learner(self.forward, self.warp, recipe.batch_size, recipe.label_smoothing)
-            if recipe.optimizer == "sgd":
-                self.optimizer = Descent(self.forward, self.numbers, recipe, self.rates, self.done)
+        if on_gpu and recipe.optimizer == "sgd":
+            assert isinstance(self.forward, GpuNetwork)
+            self.optimizer = Descent(self.forward, self.numbers, recipe, self.rates, self.done)
+        else:
+            self.optimizer = _optimizer(self.numbers, recipe, self.rate)
         self.loss = torch.zeros(model.copies, device=device)  # sums over the epoch's batches so far
         self.calls = 0
         self.recorded = device.type == "cuda" and not plain
@@ -136,11 +140,13 @@ class Step:
                 self.loss += self.forward.learn(images, labels, self.recipe.label_smoothing)
             else:
                 self.loss += self._learn(images, labels)
-        if not isinstance(self.optimizer, Descent):
+        if isinstance(self.optimizer, Descent):
+            self.optimizer.step()
+        else:
             self.rate.copy_(self.rates.index_select(0, self.done)[0])
-        self.optimizer.step()
-        if self.average is not None and not isinstance(self.optimizer, Descent):
-            self.averaged.lerp_(self.numbers.all, self.shares.index_select(0, self.done)[0])
+            self.optimizer.step()
+            if self.average is not None:
+                self.averaged.lerp_(self.numbers.all, self.shares.index_select(0, self.done)[0])
         self.done += 1
 
     def _let_learn(self, learner: Learner, at: Tensor) -> Tensor:

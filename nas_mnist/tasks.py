@@ -144,7 +144,7 @@ class RetrainTask:
         if self.device != "cuda" or self.plain:
             return 1
         numbers = sum(prod(layer.out_shape) for layer in self.architecture.layers)  # of an image's maps
-        each = 6 * BYTES_PER_VALUE * numbers * self.recipe.batch_size  # what is read, written, and gradients
+        each = 2 * BYTES_PER_VALUE * numbers * self.recipe.batch_size
         return max(1, min(TOGETHER, int(TOGETHER_BYTES / each)))
 
     def retrain(
@@ -192,6 +192,8 @@ class FinalsTask:
 
     def __call__(self, desk: Desk) -> None:
         """Train until there is no further job."""
+        import torch
+
         from .model import build
         from .training import TrainingError, train
 
@@ -203,6 +205,7 @@ class FinalsTask:
             try:
                 for result in train(model, learn, recipe, seed=seed, score_on=choose, scored=(), **taught):
                     desk.send("epoch", name, result)
+                    torch.set_num_threads(desk.share())  # more where another worker has nothing left to do
                     accuracy = result.score.accuracy if result.score else 0.0
             except TrainingError:
                 accuracy = 0.0

@@ -17,7 +17,7 @@ from .data import Images
 from .errors import InputError, NoResultError
 from .model import Network, side_by_side, take_apart
 from .recipe import Recipe
-from .scoring import Score, evaluate
+from .scoring import Score, Scorer
 from .step import Step
 
 
@@ -127,15 +127,15 @@ def _train(
     torch.manual_seed(seeds[0])  # dropout draws from the global generator
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     step = Step(model, data, recipe, generators, plain, teacher)
+    scorer = Scorer(step.result, device, plain)
+    scorers = [scorer] if scorer.together or len(models) == 1 else [Scorer(one, device) for one in models]
     for epoch in range(1, recipe.epochs + 1):
         results = _train_epoch(step, epoch)
         last = epoch == recipe.epochs
-        together = len(models) > 1
-        if last or together:
+        if last or len(scorers) > 1:
             take_apart(step.result, models)
         if score_on is not None and (last or scored is None or epoch in scored):
-            judged = models if together else [step.result]
-            scores = [evaluate(one, score_on, step.normalize, plain) for one in judged]
+            scores = [score for one in scorers for score in one.judge(score_on, step.normalize)]
             results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
         yield results
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import gc
 import random
+import re
+import weakref
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -24,6 +27,7 @@ from nas_mnist.architecture import Architecture
 from nas_mnist.augment import draw
 from nas_mnist.augment import warp as warp_by_torch
 from nas_mnist.between import Post
+from nas_mnist.errors import InputError
 from nas_mnist.gpu_engine import Body, GpuNetwork
 from nas_mnist.gpu_step import Descent, Learner
 from nas_mnist.gpu_writer import Launch, Warps
@@ -32,6 +36,7 @@ from nas_mnist.optimizers import SGD, Numbers
 from nas_mnist.recipe import Augmentation, Recipe
 from nas_mnist.scoring import Normalizer, forward_on
 from nas_mnist.stages import UnknownLayerError
+from nas_mnist.training import device_failure
 from nas_mnist.warp import Warp
 from nas_mnist.zoo import load
 
@@ -136,11 +141,58 @@ def test_dropout_keeps_whole_maps_and_lets_them_grow() -> None:
     masks = iter([one.transpose(1, 2).flatten(0, 1)[:40, :, None, None] for one in kept])
     with mock.patch.object(nn.Dropout2d, "forward", lambda _, maps: maps * next(masks)):
         torch.testing.assert_close(scores, copy.deepcopy(model)(images))
+    before = body.dropouts[0].keep.clone()
     ours(images)
-    assert not torch.equal(body.dropouts[0].keep, scores.new_zeros(())) and body.dropouts[0].keep.mean() > 0.7
+    assert not torch.equal(body.dropouts[0].keep, before)
     model.eval()
     with torch.inference_mode():
         torch.testing.assert_close(ours(images), model(images))
+
+
+def test_a_pass_that_is_not_needed_any_more_gives_its_memory_back() -> None:
+    model = build(load("mnist-500").architecture, 0)
+    network = GpuNetwork(model, CPU, Numbers(model).gradients)
+    gc.disable()
+    try:
+        for learns in (True, False):
+            body = weakref.ref(network.body(3, learns))
+            network.bodies.clear()
+            assert body() is None
+    finally:
+        gc.enable()
+
+
+def test_weights_that_are_elsewhere_are_found() -> None:
+    model = build(load("mnist-500").architecture, 0).eval()
+    network, images = GpuNetwork(model, CPU), torch.randn(3, 1, 28, 28)
+    with torch.inference_mode():
+        first = network(images)
+        weight = next(model.parameters())
+        weight.data = weight.data * 2
+        second = network(images)
+        torch.testing.assert_close(second, model(images))
+    assert not torch.allclose(first, second)
+
+
+def test_a_way_back_belongs_to_the_newest_pass() -> None:
+    model = build(load("mnist-500").architecture, 0)
+    network = GpuNetwork(model, CPU, Numbers(model).gradients)
+    scores, _ = network(torch.randn(3, 1, 28, 28)), network(torch.randn(3, 1, 28, 28))
+    with pytest.raises(AssertionError, match="came between"):
+        scores.sum().backward()
+
+
+def test_more_images_than_a_launch_can_take_are_refused() -> None:
+    model = build(load("mnist-500").architecture, 0)
+    network = GpuNetwork(model, CPU, Numbers(model).gradients)
+    with (
+        mock.patch("nas_mnist.gpu_engine._PARTS", 3),
+        pytest.raises(InputError, match=r"batch_size: 200 images of this size \(use fewer\)"),
+    ):
+        network.body(200, learns=True)
+    wide = Architecture.make({"blocks": [{"kind": "conv", "channels": 1024}] * 3})
+    # The image, and maps before and behind their normalisation.
+    assert GpuNetwork(build(wide, 0), CPU).batch == int(2e9 / (4 * 784 * 2 * (1 + 3 * 1024)))
 
 
 def test_layers_without_kernels_are_left_to_torch() -> None:
@@ -237,15 +289,22 @@ def no_kernel_is_known() -> Any:
 @pytest.mark.parametrize("capability", [(7, 0), (9, 0), (12, 0)])
 @pytest.mark.usefixtures("no_kernel_is_known")
 def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: dict[str, str] = {}
+    codes: dict[str, list[str]] = {}
 
     def compile_only(kind: Warps, write: Any, lanes: int) -> int:
-        codes[gpu_writer.name_of(write)] = gpu_writer.ptx(write, kind.number, lanes or kind.lanes, capability)
+        code = gpu_writer.ptx(write, kind.number, lanes or kind.lanes, capability)
+        codes.setdefault(gpu_writer.name_of(write), []).append(code)
         return 1
 
     monkeypatch.setattr(Warps, "compile", compile_only)
-    for name in ("reference", "mnist-1k"):
-        model = build(load(name).architecture, 0)
+    strided = [
+        {"kind": kind, "channels": 9, "kernel": size, "stride": 2, "activation": "leaky_relu"}
+        for kind in ("conv", "separable")
+        for size in (5, 7)
+    ]
+    others = Architecture.make({"blocks": strided})
+    for architecture in (load("reference").architecture, load("mnist-1k").architecture, others):
+        model = build(architecture, 0)
         network = GpuNetwork(model, CPU, Numbers(model).gradients)
         for learns in (True, False):
             Body(network.plan, 3, 1, network.kind, network.gradients if learns else None)
@@ -260,11 +319,13 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
         *("pictures", "cross_entropy", "descend", "follow"),
     }
     major, minor = min(capability, (9, 0))
-    for name, code in codes.items():
+    assert len(codes["dense"]) > 8
+    for name, code in ((name, code) for name, several in codes.items() for code in several):
         assert f".target sm_{major}{minor}" in code
         assert f".visible .entry {name}(" in code
         assert ".local" not in code  # everything is in registers
-        assert "ld.b32" not in code  # memory is known to be the device's
+        assert set(re.findall(r"\b(?:ld|st)\.(\w+)", code)) <= {"param", "global"}  # where it is, is known
+        assert ("bar.warp.sync" in code) == (name in ("normalise", "gradients", "collect"))
 
 
 def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,5 +343,6 @@ def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=123))
     gpu_writer.run([launch])
     assert library.cuLaunchKernel.call_args.args == (*launch.how, 123, launch.places, None)
-    with pytest.raises(RuntimeError, match="CUDA error: misaligned address"):
+    with pytest.raises(torch.AcceleratorError, match="CUDA error: misaligned address") as raised:
         gpu_writer.run([launch])
+    assert device_failure(raised.value) == "device failed"

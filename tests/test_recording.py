@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from nas_mnist import Architecture, scoring
 from nas_mnist import step as steps
 from nas_mnist.data import DataSet
 from nas_mnist.gpu_engine import GpuNetwork
+from nas_mnist.gpu_step import Descent
 from nas_mnist.model import Network, build, side_by_side
 from nas_mnist.optimizers import SGD
 from nas_mnist.recipe import Augmentation, Distillation, Recipe
@@ -46,7 +48,12 @@ def make(data: DataSet, recipe: Recipe = RECIPE) -> Step:
     model = side_by_side([build(NETWORK, seed) for seed in range(2)])
     torch.manual_seed(0)
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    return Step(model, data.train, recipe, generators, plain=True, teacher=build(NETWORK, 7).eval())
+    teacher = None if recipe.distillation.off else build(NETWORK, 7).eval()
+    with mock.patch.object(steps, "forward_on", GpuNetwork):
+        return Step(model, data.train, recipe, generators, teacher=teacher)
+
+
+UNTAUGHT = Recipe.model_validate(RECIPE.model_dump(exclude={"distillation"}))
 
 
 class Graph:
@@ -64,7 +71,8 @@ class Graph:
 def without_effect(graph: Graph) -> Iterator[None]:
     """What `torch.cuda.graph` does: nothing that is run within changes a number on the device."""
     step, default = graph.step, torch.default_generator
-    if isinstance(step.optimizer, SGD):
+    assert isinstance(step.forward, GpuNetwork)
+    if isinstance(step.optimizer, SGD | Descent):
         states = [step.optimizer.average]
     else:
         states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
@@ -76,6 +84,7 @@ def without_effect(graph: Graph) -> Iterator[None]:
         step.rate,
         *step.model.buffers(),
         *states,
+        *(one.affine for body in step.forward.bodies.values() for one in body.outcomes.values()),
     ]
     before = [place.clone() for place in places]
     drawn = default.get_state()
@@ -97,11 +106,12 @@ def numbers_of(step: Step) -> tuple[torch.Tensor, ...]:
     return step.numbers.all.clone(), step.averaged.clone(), step.loss.clone()
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, UNTAUGHT], ids=["taught", "untaught"])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 def test_recording_a_step_changes_nothing(
-    optimizer: str, tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, recipe: Recipe, tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe.model_validate({**RECIPE.model_dump(), "optimizer": optimizer, "learning_rate": 0.01})
+    recipe = Recipe.model_validate({**recipe.model_dump(), "optimizer": optimizer, "learning_rate": 0.01})
     parts = (2, EAGER + 1), (EAGER + 3,)  # steps, by epoch
     expected = make(tiny_data, recipe)
     recorded = make(tiny_data, recipe)
@@ -142,9 +152,10 @@ def test_where_recording_fails_training_goes_on_step_by_step(
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_a_step_reads_nothing_back(tiny_data: DataSet) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, UNTAUGHT], ids=["taught", "untaught"])
+def test_a_step_reads_nothing_back(recipe: Recipe, tiny_data: DataSet) -> None:
     """CUDA cannot record a step in which the host reads a number of the device's."""
-    step = make(tiny_data)
+    step = make(tiny_data, recipe)
     step.begin_epoch()
     step()
 
@@ -162,9 +173,9 @@ def test_a_step_reads_nothing_back(tiny_data: DataSet) -> None:
     assert read == []
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("how", [{}, {"optimizer": "muon", "learning_rate": 0.02}, {"taught": True}], ids=str)
 def test_a_step_as_on_cuda_learns_what_a_step_on_a_cpu_learns(
-    optimizer: str, five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
+    how: dict[str, Any], five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By CUDA's kernels, which the processor runs, with augmentation, two networks side by side."""
     still = Architecture.make(
@@ -177,14 +188,15 @@ def test_a_step_as_on_cuda_learns_what_a_step_on_a_cpu_learns(
             ]
         }
     )
-    fields = RECIPE.model_dump() | {"batch_size": 50, "label_smoothing": 0.1, "optimizer": optimizer}
-    del fields["distillation"]
-    recipe = Recipe.model_validate(fields | ({"learning_rate": 0.02} if optimizer == "muon" else {}))
+    how = dict(how)
+    taught = how.pop("taught", False)
+    fields = (RECIPE if taught else UNTAUGHT).model_dump() | {"batch_size": 50, "label_smoothing": 0.1} | how
+    recipe, teacher = Recipe.model_validate(fields), build(still, 7).eval() if taught else None
     data = five_thousand.train.take(torch.arange(0, 3000, 3))
 
     def results() -> tuple[torch.Tensor, torch.Tensor]:
         models = [build(still, seed) for seed in range(2)]
-        epochs = list(train_together(models, data, recipe, seeds=(5, 6), score_on=data))
+        epochs = list(train_together(models, data, recipe, seeds=(5, 6), score_on=data, teacher=teacher))
         losses = torch.tensor([[one.train_loss for one in each] for each in epochs])
         return losses, torch.tensor([one.score.loss for one in epochs[-1] if one.score])
 
@@ -198,6 +210,6 @@ def test_a_step_as_on_cuda_learns_what_a_step_on_a_cpu_learns(
     for module in (steps, scoring):
         monkeypatch.setattr(module, "forward_on", forward_on)
     found = results()
-    assert len(made) == 5  # two networks in training, and each one when it is scored
+    assert len(made) == (3 if taught else 2)  # both side by side in training, and when they are scored
     assert not torch.equal(found[0], expected[0])
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)

@@ -318,7 +318,7 @@ def test_cuda_trains_seeds_at_once_as_far_as_memory_allows(tiny_data: DataSet) -
     assert replace(task, plain=True).at_once == 1
     assert replace(task, device="cpu").at_once == 1
     wide = Architecture.make({"blocks": [{"kind": "conv", "channels": 256}] * 3})
-    assert replace(task, architecture=wide).at_once == 3  # 1.8 million numbers an image, batches of 60
+    assert replace(task, architecture=wide).at_once == 9  # 1.8 million numbers an image, batches of 60
 
 
 def test_a_seed_whose_loss_is_not_finite_ends_the_training_of_all(tiny_data: DataSet) -> None:
