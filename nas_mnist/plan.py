@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .tasks import SearchTask
 
 REPORTS = Path("reports")
+FINAL_SHARE = 5  # so many times as many images as candidates have finalists
 PATIENCE = 0.5  # seconds; an interrupted search waits so long for its storage
 
 
@@ -59,6 +60,7 @@ class Plan:
     def facts(self) -> dict[str, object]:
         """What the study stores for people."""
         from .device import describe_machine
+        from .results import FINAL_IMAGES
         from .retrain import versions
 
         return {
@@ -67,6 +69,7 @@ class Plan:
             "recipe": self.recipe.model_dump(mode="json"),
             "data": self.data.source,
             "data_note": self.data.note,
+            FINAL_IMAGES: self._final_images(),
             "device": describe_machine(self.device, self.workers),
             "versions": versions(),
         }
@@ -97,7 +100,7 @@ class Plan:
         say = self.console.print
         say(
             f"[bold]Searching[/bold] for at most {self.task.budget}{self._weighed()}: study "
-            f"{study.study_name!r}, {self.trials} candidates, {self._epochs()}, "
+            f"{study.study_name!r}, {self.trials} candidates, {self._epochs(study)}, "
             f"{describe_device(self.device, self.workers)}",
         )
         say(f"Data: {self.data.source}; one in six is held out to choose", markup=False)
@@ -105,10 +108,22 @@ class Plan:
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
 
-    def _epochs(self) -> str:
+    def _epochs(self, study: optuna.Study) -> str:
+        from .results import FINAL_IMAGES
+
         few, many = self.task.recipe.epochs, self.recipe.epochs
         said = f"{few} epochs" + (f" (of finalists {many})" if few < many else "")
-        return said + (f" of {self.task.images:,} images (of finalists: of all)" if self.task.images else "")
+        if self.task.images is None:
+            return said
+        final = study.user_attrs.get(FINAL_IMAGES)
+        finalists = "all" if final is None else f"{final:,}"
+        return f"{said} of {self.task.images:,} images (of finalists: of {finalists})"
+
+    def _final_images(self) -> int | None:
+        """How many images finalists are trained on, an epoch; None: all but those that choose."""
+        learn, _ = self.data.split()
+        images = None if self.task.images is None else FINAL_SHARE * self.task.images
+        return None if images is None or images >= len(learn) else images
 
     def _weighed(self) -> str:
         against = self.task.against
@@ -238,7 +253,7 @@ class Plan:
         """Train the best candidates with further seeds, for the best of many scores is too good by luck."""
         from .report.live import EpochLog
         from .report.tables import finals_table
-        from .results import FINALS, trained_shortly
+        from .results import FINAL_IMAGES, FINALS, trained_shortly
         from .tasks import Final, FinalsTask
 
         finals: dict[str, dict[str, float]] = study.user_attrs.get(FINALS, {})
@@ -258,7 +273,8 @@ class Plan:
             for seed in range(first, first + self.finals[1])
             if str(seed) not in finals.get(row.key or "", {})
         ]
-        task = FinalsTask(jobs, self.task.dataset, self.task.data_dir, self.task.device)
+        where = self.task.dataset, self.task.data_dir, self.task.device
+        task = FinalsTask(jobs, *where, study.user_attrs.get(FINAL_IMAGES))
 
         def score(key: str, seed: int, accuracy: float) -> None:
             finals.setdefault(key, {})[str(seed)] = accuracy

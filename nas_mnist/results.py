@@ -19,6 +19,7 @@ from .stopping import rungs
 if TYPE_CHECKING:
     import pandas as pd
 
+FINAL_IMAGES = "final_images"  # of a study: how many finalists are trained on, an epoch; None or absent: all
 FINALS = "finals"  # user attribute of a study: validation accuracies of finalists, by key, by seed
 ENOUGH_TO_COMPARE = 10  # trained candidates; with fewer, importances say nothing
 
@@ -155,6 +156,12 @@ class StudyResults:
     def images(self) -> int | None:
         """That candidates are trained on, an epoch; None: all."""
         part: int | None = self.facts.get("identity", {}).get("search_images")
+        return part
+
+    @property
+    def final_images(self) -> int | None:
+        """That finalists are trained on, an epoch; None: all."""
+        part: int | None = self.facts.get(FINAL_IMAGES)
         return part
 
     @property

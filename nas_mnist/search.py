@@ -84,8 +84,8 @@ def search(
         typer.Option(
             parser=_part,
             metavar="N|all",
-            help=f"For candidates, an epoch; finalists and winner have all. Else {PART:,}, but all where "
-            "there are few, with --search-epochs, with --no-retrain and for a front.",
+            help="For candidates, an epoch; finalists have five times as many, the winner all. Else "
+            f"{PART:,}, but all where there are few, with --search-epochs, with --no-retrain and for fronts.",
         ),
     ] = None,
     study: Annotated[str, typer.Option(help="The same name continues the same study.")] = STUDY,

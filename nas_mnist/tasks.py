@@ -189,6 +189,7 @@ class FinalsTask:
     dataset: str
     data_dir: Path | None
     device: str
+    images: int | None = None  # to train on, an epoch; None: all but those that choose
 
     def __call__(self, desk: Desk) -> None:
         """Train until there is no further job."""
@@ -198,6 +199,7 @@ class FinalsTask:
         from .training import TrainingError, train
 
         learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
+        learn = learn if self.images is None else learn.sample(self.images)
         while (job := desk.claim()) is not None:
             name, key, architecture, recipe, seed, teacher = self.jobs[job]
             model, accuracy = build(architecture, seed).to(learn.images.device), 0.0

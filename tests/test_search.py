@@ -39,21 +39,22 @@ from safetensors.torch import load_file
 from nas_mnist import Architecture
 from nas_mnist.classifier import Classifier
 from nas_mnist.cost import cost_of
-from nas_mnist.data import DataSet
+from nas_mnist.data import DataSet, Images
 from nas_mnist.errors import StorageLostError
+from nas_mnist.model import Network
 from nas_mnist.objective import Verdict, verdict_of
 from nas_mnist.published import PUBLISHED_LOG
 from nas_mnist.report.tables import published_table
 from nas_mnist.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
 from nas_mnist.scoring import Normalizer, evaluate
 from nas_mnist.tasks import RetrainTask
-from nas_mnist.training import TrainingError
+from nas_mnist.training import TrainingError, train
 
 LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
 
 
-def stored(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="nas_mnist", storage=f"sqlite:///{folder}/studies/nas_mnist.db")
+def stored(folder: Path, name: str = "nas_mnist") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/studies/nas_mnist.db")
 
 
 def counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -269,14 +270,22 @@ def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path,
 
 @pytest.mark.usefixtures("one_process")
 def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
-    work: Path, invoke: Runner
+    work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     furnish(work)
+    trained_on: list[int] = []
+
+    def heard(model: Network, data: Images, *how: Any, **more: Any) -> Any:
+        trained_on.append(len(data))
+        return train(model, data, *how, **more)
+
+    monkeypatch.setattr("nas_mnist.training.train", heard)  # of finalists; candidates' is known by its name
     (work / "recipe.toml").write_text("batch_size = 300\nlearning_rate = 0.05\n")
     asked = [*SEARCH, "--epochs", 1, "--workers", 1, "--trials", 3, "--finalists", 2]
     ended = invoke("search", *asked, "--search-images", 600)
     assert (ended.code, ended.err) == (0, "")
-    assert "3 candidates, 1 epochs of 600 images (of finalists: of all)" in ended.out
+    assert "3 candidates, 1 epochs of 600 images (of finalists: of 3,000)" in ended.out
+    assert [count for count in trained_on if count != 600] == [3000, 3000]
     study = stored(work)
     rows, attrs = trial_rows(study), study.user_attrs
     assert {row.images for row in rows if row.verdict.counts} == {600}
@@ -287,10 +296,11 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
     result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
     assert result["runs"][0]["epochs"][0]["images"] == 3900  # of 4,167, whole batches
     page = " ".join((work / "reports" / "nas_mnist" / "report.html").read_text().split())
-    assert (
-        "which is epoch 1 of 600 images each; the best of them were trained again for 1 epochs of all images"
-        in page
-    )
+    assert "which is epoch 1 of 600 images each; the best of them were trained again for 1 epochs of" in page
+    assert "for 1 epochs of 3,000 images with other seeds" in page
+    larger = invoke("search", *asked, "--search-images", 900, "--study", "larger")
+    assert "1 epochs of 900 images (of finalists: of all)" in larger.out  # 4,500 would be more than there are
+    assert stored(work, "larger").user_attrs["final_images"] is None
     refused = invoke("search", *asked, "--search-images", "all")
     assert refused.code == 2
     assert "search_images 600, not all" in refused.err
