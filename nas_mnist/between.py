@@ -1,4 +1,7 @@
-"""What runs between convolutions on a CPU: loops over maps whose images lie side by side (`convolve`).
+"""What runs between convolutions: loops over maps whose images lie side by side (`convolve`).
+
+They are a CPU's, and by `gpu_writer` CUDA's, too; there, sums are not added to what is there, for every part
+of the work has a place of its own for them.
 
 A chain of layers after a convolution is ``act(y * factor + shift)``, or ``act(y) * factor + shift`` where
 the normalisation comes ``after`` the activation; then channel dropout, then pooling by two (`Post`). Backward
@@ -334,7 +337,7 @@ def mean(kind: Kind) -> int:
 
 
 @cache
-def spread(kind: Kind) -> int:
+def from_mean(kind: Kind) -> int:
     """What `mean`'s gradient is for every pixel."""
 
     def write(w: Writer) -> None:

@@ -200,7 +200,7 @@ class _Rows:
         if not body.plan.averaged:
             return [self._back(last, body.out_gradient)]
         whole = self._maps(last.stored.read_shape)
-        row = self._to_or_from_mean(between.spread(body.kind), body.out_gradient, whole)
+        row = self._to_or_from_mean(between.from_mean(body.kind), body.out_gradient, whole)
         return [row, self._back(last, whole)]
 
     def _to_or_from_mean(self, kernel: int, source: Maps, target: Maps) -> Row:

@@ -7,29 +7,24 @@ each with weights and images of its own.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from . import between, convolve, gpu_kernels, parameters
+from . import between, convolve, gpu_kernels
 from .errors import InputError
 from .gpu_kernels import tile
+from .gpu_outcome import Outcome
 from .gpu_writer import WARP, Launch, Warps, run
 from .layers import Layer
 from .maps import Maps
-from .model import Network
-from .stages import Stage, Stored, UnknownLayerError, stages_of
+from .stages import Stage, Stored
 
 _WARPS = 4_096  # as many at once fill a large device
 _PARTS = 65_535  # of a launch, at most
-_SCORING_BYTES = 2e9  # that the maps of images may take that are scored at once
 _OUTPUTS, _PIXELS = 4, 7  # of a dense convolution's tile, at most
 _OF_GRADIENT = {1: (8, 8), 3: (4, 1), 5: (2, 1), 7: (1, 1)}  # outputs and inputs, by the kernel's size
 
@@ -63,15 +58,15 @@ class Body:
         self.groups = copies * a_copy
         self.there = kind.zeros((self.groups, WARP))  # 1 where there is an image, else 0
         self.there.view(copies, -1)[:, :count] = 1
-        self.outcomes: dict[Stored, _Outcome] = {}
+        self.outcomes: dict[Stored, Outcome] = {}
         self.writing: list[Launch] = []  # the launches that are made now
         self.read: dict[tuple[Stored, int], Maps] = {}
         self.collected: list[list[list[int]]] = []  # rows of `collect`: of first gradients, of second...
         self.memory: list[Any] = []
-        self.dropouts: list[_Outcome] = []
+        self.dropouts: list[Outcome] = []
         self.tracked: list[Tensor] = []  # how many batches normalisations have seen
         for stored in (plan.image, *(stage.target for stage in plan.stages)):
-            self.outcomes[stored] = _Outcome(self, stored)
+            self.outcomes[stored] = Outcome(self, stored)
         self.convolutions = [plan.head, *(one for stage in plan.stages for one in stage.convolutions)]
         self.taken = self._take()
         classes = plan.head[0].out_shape[0]
@@ -271,7 +266,7 @@ class Body:
     def _backward(self) -> list[Launch]:
         plan, (layer, module) = self.plan, self.plan.head
         last = self.outcomes[plan.last]
-        spread = between.spread(self.kind)
+        spread = between.from_mean(self.kind)
         whole = self.maps(plan.last.read_shape)
         if plan.averaged:
             self._weight_gradient(layer, module, self.mean, self.out_gradient)
@@ -377,196 +372,3 @@ class Body:
             items = max(count for *_, count, _ in rows)
             kernel = gpu_kernels.collect(before > 0, self.kind)
             self.launch(kernel, [table.data_ptr()], items, len(rows), per_copy=True)
-
-
-class GpuNetwork:
-    """A network's forward pass; shares the network's weights and mode.
-
-    Memory is kept from call to call: a backward pass must come before the next forward pass.
-    """
-
-    def __init__(
-        self, network: Network, device: torch.device, gradients: Mapping[Tensor, Tensor] | None = None
-    ) -> None:
-        """``gradients``: where the parameters' are put by a backward pass.
-
-        Raises `UnknownLayerError` where there are no kernels for a layer.
-        """
-        self.network, self.gradients = network, gradients
-        wide = next(network.parameters()).dtype == torch.float64
-        self.kind = Warps(np.dtype(np.float64 if wide else np.float32), device)
-        at = network.head_starts
-        head = list(zip(network.architecture.layers, network.layers, strict=True))[at:]
-        if any(isinstance(module, nn.BatchNorm2d) for _, module in head):
-            raise UnknownLayerError("a normalisation of scores")
-        ((layer, module),) = [(of, one) for of, one in head if isinstance(one, nn.Conv2d)]
-        # The mean of a 1x1 convolution is the 1x1 convolution of the mean.
-        self.plan = Plan(*stages_of(network, wide=True), layer.kernel == (1, 1), (layer, module))
-        self.bodies: dict[tuple[int, bool], Body] = {}
-        self.places: list[int] = []  # of what the network holds, where bodies know it
-        self.anchor = torch.zeros((), device=device, requires_grad=True)  # what autograd goes back to
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Class scores (copies * N, classes) of normalised float32 images (copies * N, C, H, W).
-
-        A network side by side with others has images of its own: the first N are those of the first one.
-        """
-        learns = torch.is_grad_enabled() and self.gradients is not None
-        if learns != self.network.training:
-            raise AssertionError("a network learns in training mode, and is scored in the other")
-        body = self.body(len(images) // self.network.copies, learns)
-        if learns:
-            return _Pass.apply(self.anchor, images, body)  # type: ignore[no-any-return]
-        return body.forward(images)
-
-    @property
-    def batch(self) -> int:
-        """Images that are scored at once, at most."""
-        stored = (self.plan.image, *(stage.target for stage in self.plan.stages))
-        numbers = sum(prod(one.shape) + prod(one.read_shape) for one in stored) * self.network.copies
-        return max(1, int(_SCORING_BYTES / (numbers * self.kind.number.itemsize)))
-
-    def body(self, count: int, learns: bool) -> Body:
-        """The launches for as many images a network."""
-        places = [one.data_ptr() for one in (*self.network.parameters(), *self.network.buffers())]
-        if places != self.places:  # weights are elsewhere than launches expect them
-            self.bodies.clear()
-            self.places = places
-        if (count, learns) not in self.bodies:
-            gradients = self.gradients if learns else None
-            made = Body(self.plan, count, self.network.copies, self.kind, gradients)
-            self.bodies[count, learns] = made
-        return self.bodies[count, learns]
-
-
-class _Pass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, _: Tensor, images: Tensor, body: Body) -> Tensor:
-        scores = body.forward(images)
-        ctx.body, ctx.passes = body, body.passes
-        return scores
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        if ctx.passes != ctx.body.passes:
-            raise AssertionError("a forward pass came between a forward pass and its way back")
-        ctx.body.backward(gradients[0])
-        return None, None, None
-
-
-class _Outcome:
-    """`Stored` maps of all images, their normalisation and dropout, and their gradient."""
-
-    def __init__(self, body: Body, stored: Stored) -> None:
-        self.body: Body = weakref.proxy(body)  # which would else stay until Python looks for cycles
-        self.stored, self.post = stored, stored.post
-        kind, groups, self.channels = body.kind, body.groups, stored.shape[0]
-        wide = kind.wide()
-        self.maps = body.maps(stored.shape)
-        self.backs = 0  # launches that take a reader's gradient, so far
-        # As in `operations.Outcome`, by network.
-        self.affine = kind.zeros((body.copies, 3, self.channels))
-        self.change = kind.zeros((body.copies, 2, self.channels))
-        self.kept = wide.zeros((body.copies, 4, self.channels))
-        self.keep = kind.zeros((groups if self.post.dropout else 0, self.channels, WARP))
-        norm: Any = stored.norm
-        if norm is not None:
-            values = body.count * self.maps.size[0] * self.maps.size[1]  # a channel
-            numbers = [values, values / max(values - 1, 1), norm.momentum, norm.eps]
-            self.numbers = torch.tensor(numbers, dtype=torch.float64, device=kind.device)
-            if body.gradients is not None:
-                body.tracked.append(norm.num_batches_tracked)
-        if self.post.dropout:
-            self.keep.fill_(1)
-            if body.gradients is not None:
-                body.dropouts.append(self)
-
-    def drop(self) -> None:
-        """Draw which maps are kept, and how much they grow."""
-        assert self.stored.dropout is not None
-        stay = 1 - self.stored.dropout.p
-        self.keep.bernoulli_(stay).div_(stay)
-
-    @cached_property
-    def gradient(self) -> Maps:
-        """That of the normalisation's output; without a normalisation, that of the maps, in its place."""
-        return self.body.maps(self.stored.shape) if self.post.norm else self.body.place_of(self.stored)
-
-    @property
-    def _chain(self) -> list[int]:
-        apart = self.affine[0].numel() * self.affine.element_size()
-        return [self.affine.data_ptr(), apart, self.keep.data_ptr(), self.channels]
-
-    def read(self, target: Maps, adds: bool = False) -> None:
-        """Write what readers see, or add it."""
-        kernel = between.forward(self.post, adds, self.body.kind)
-        arguments = [*self.maps.arguments, *target.arguments, *self._chain, *target.size]
-        self.body.launch(kernel, arguments, self.channels, self.body.rows(target.size[0]))
-
-    def normalise(self) -> None:
-        """Find factor and shift, by the images, or in evaluation by the running statistics."""
-        if not self.post.norm:
-            return
-        body, by_batch = self.body, self.body.gradients is not None
-        if by_batch:
-            chunks = body.chunks(self.channels, self.maps.size[0])
-            self._new_sums(chunks)
-            kernel = between.statistics(self.post, body.kind)
-            more = [*self.maps.size, *self._part, body.there.data_ptr()]
-            body.launch(kernel, [*self.maps.arguments, *self._chain, *more], self.channels, chunks)
-        norm: Any = self.stored.norm
-        where = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        arguments = self._summed if by_batch else [self.channels, 0, self.numbers.data_ptr(), 0, 0]
-        for one in (*where, self.affine, self.kept):
-            arguments += [one.data_ptr(), one.numel() // body.copies * one.element_size()]
-        body.launch(parameters.normalise(by_batch, body.kind), arguments, self.channels, per_copy=True)
-
-    def _new_sums(self, chunks: int, readers: int = 1) -> None:
-        self.sums = self.body.kind.wide().zeros((self.body.groups * chunks, readers, 2, self.channels))
-        self.body.memory.append(self.sums)
-
-    @property
-    def _part(self) -> list[int]:
-        return [self.sums.data_ptr(), self.sums[0].numel() * self.sums.element_size()]
-
-    @property
-    def _summed(self) -> list[int]:
-        a_copy = self.sums.shape[0] * self.sums.shape[1] // self.body.copies
-        apart = a_copy * 2 * self.channels * self.sums.element_size()
-        return [self.channels, a_copy, self.numbers.data_ptr(), self.sums.data_ptr(), apart]
-
-    def back(self, gradient: Maps) -> None:
-        """Take the gradient of what a reader saw; every reader but the first one adds."""
-        body = self.body
-        height = gradient.size[0]
-        chunks = body.chunks(self.channels, height) if self.post.norm else body.rows(height)
-        part = [0, 0]
-        if self.post.norm:
-            if not self.backs:
-                self._new_sums(chunks, body.readers[self.stored])
-            start, apart = self._part
-            part = [start + self.backs * 2 * self.channels * self.sums.element_size(), apart]
-        adds = self.backs > 0
-        self.backs += 1
-        kernel = between.backward(self.post, adds, body.kind)
-        maps = [*gradient.arguments, *self.maps.arguments, *self.gradient.arguments]
-        body.launch(kernel, [*maps, *self._chain, *gradient.size, *part], self.channels, chunks)
-
-    def through(self) -> Maps:
-        """The gradient of the maps, with the zeros that its reader needs, when all readers are through."""
-        if not self.post.norm:
-            return self.gradient
-        body, norm = self.body, self.stored.norm
-        assert body.gradients is not None and norm is not None
-        place, arguments = body.place_of(self.stored), self._summed
-        into = [body.gradients[one] for one in (norm.weight, norm.bias)]
-        for one in (self.kept, self.change, *into):
-            arguments += [one.data_ptr(), one.numel() // body.copies * one.element_size()]
-        body.launch(parameters.gradients(True, body.kind), arguments, self.channels, per_copy=True)
-        kernel = between.through_norm(self.post, body.kind)
-        maps = [*self.gradient.arguments, *self.maps.arguments, *place.arguments]
-        change = [self.change.data_ptr(), self.change[0].numel() * self.change.element_size()]
-        more = [*place.size, *change, body.there.data_ptr()]
-        body.launch(kernel, [*maps, *self._chain, *more], self.channels, body.rows(place.size[0]))
-        return place

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import gpu_kernels
-from .gpu_engine import GpuNetwork
+from .gpu_network import GpuNetwork
 from .gpu_writer import WARP, Launch, run
 from .optimizers import Numbers
 from .recipe import Recipe

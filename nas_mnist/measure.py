@@ -26,10 +26,11 @@ from .model import Network, build
 from .optimizers import Numbers
 from .recipe import load_recipe
 from .scoring import Normalizer, evaluate
+from .tasks import TOGETHER
 from .training import train, train_together
 from .workers import Desk, auto_workers, run_workers
 
-AT_ONCE = (10, 32)  # seeds that CUDA trains at once
+AT_ONCE = (10, TOGETHER)  # seeds that CUDA trains at once
 
 
 def measure_training(architecture: Architecture, data: Images, check: Images, repeats: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from .training import EpochResult
 CANDIDATES = 3_000
 STORED = (10, 100, 1_000)  # trials
 STARTING = {"search --help": ["search", "--help"], "describe reference": ["describe", "reference"]}
-# What a GPU is asked to do in a minute, and in a quarter of one.
+# What a GPU is asked to do in about a minute.
 WHOLE = {
     "search --trials 50": ["search", "--trials", "50", "--device", "cuda"],
     "search --trials 50 --workers 4": ["search", "--trials", "50", "--device", "cuda", "--workers", "4"],

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .data import Images
 from .fused import FusedNetwork, lending
-from .gpu_engine import GpuNetwork
+from .gpu_network import GpuNetwork
 from .gpu_writer import runs_on
 from .model import Network
 from .stages import UnknownLayerError

@@ -1,8 +1,9 @@
-"""From a network's layers to the stages of a pass on a CPU: what is stored, and what lies between.
+"""From a network's layers to the stages of a pass: what is stored, and what lies between.
 
 Stored are the outputs of convolutions (`Stored`), before normalisation, and sums. What happens to them
-until something reads them (`Post`) is computed on the way to every reader, so it is never stored. Nor is
-what a depthwise convolution gives to the next one with nothing between: a separable block is one stage.
+until something reads them (`Post`) is computed on the way to every reader; on a CPU it is never stored. Nor
+is what a depthwise convolution gives to the next one with nothing between: there a separable block is one
+stage.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .augment import draw, warp
 from .data import Images
 from .fused import FusedNetwork, lending
-from .gpu_engine import GpuNetwork
+from .gpu_network import GpuNetwork
 from .gpu_step import Descent, Learner
 from .model import Network
 from .optimizers import SGD, Muon, Numbers

@@ -59,7 +59,10 @@ def number_of(kind: Kind) -> np.dtype[Any]:
 
 
 def compile_kernel(write: Callable[[Writer], None], kind: Kind, lanes: int = 0) -> int:
-    """Compile what ``write`` writes, with vectors of ``lanes`` numbers (0: `LANES`); its address."""
+    """Compile what ``write`` writes, with vectors of ``lanes`` numbers (0: as many as usual); its address.
+
+    Elsewhere than on a CPU, that is by what launches know it.
+    """
     if not isinstance(kind, np.dtype):
         return kind.compile(write, lanes)
     module = ir.Module()

@@ -28,7 +28,8 @@ from nas_mnist.augment import draw
 from nas_mnist.augment import warp as warp_by_torch
 from nas_mnist.between import Post
 from nas_mnist.errors import InputError
-from nas_mnist.gpu_engine import Body, GpuNetwork
+from nas_mnist.gpu_engine import Body
+from nas_mnist.gpu_network import GpuNetwork
 from nas_mnist.gpu_step import Descent, Learner
 from nas_mnist.gpu_writer import Launch, Warps
 from nas_mnist.model import Network, build, side_by_side
@@ -314,7 +315,7 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
     gpu_kernels.descend(True, kind)
     between.forward(Post(norm=True, activation="LeakyReLU", pool=between.AVERAGE_POOL), True, kind)
     assert set(codes) == {
-        *("forward", "backward", "through_norm", "statistics", "totals", "mean", "spread", "normalise"),
+        *("forward", "backward", "through_norm", "statistics", "totals", "mean", "from_mean", "normalise"),
         *("gradients", "take", "dense", "depthwise", "dense_gradient", "depthwise_gradient", "collect"),
         *("pictures", "cross_entropy", "descend", "follow"),
     }
