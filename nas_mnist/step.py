@@ -61,8 +61,10 @@ class Step:
         self.forward = model if plain else forward_on(model, device, self.numbers.gradients)
         self.lessons = None if teacher is None else Lessons(teacher, recipe.distillation, plain)
         self.normalize = Normalizer.of(data.images)
-        on_gpu = isinstance(self.forward, GpuNetwork) and teacher is None and within_reach(data.images)
-        compiled = on_gpu or (device.type == "cpu" and not plain and not recipe.augmentation.off)
+        gpu = self.forward if isinstance(self.forward, GpuNetwork) else None
+        if teacher is not None or not within_reach(data.images):
+            gpu = None
+        compiled = gpu is not None or (device.type == "cpu" and not plain and not recipe.augmentation.off)
         self.warp = Warp(data.images, self.normalize) if compiled else None
         self.done = torch.zeros(1, dtype=torch.long, device=device)  # steps
         shape = self.steps, model.copies * recipe.batch_size  # step by step, one copy behind the other
@@ -73,13 +75,11 @@ class Step:
         self.rate = torch.zeros((), device=device)
         self.rates = torch.tensor(learning_rates(recipe, self.steps), device=device)  # of every step
         self.learner: Learner | None = None
+        if gpu is not None and self.warp is not None:
+            self.learner = Learner(gpu, self.warp, recipe.batch_size, recipe.label_smoothing)
         self.optimizer: torch.optim.Optimizer | SGD | Descent
-        if on_gpu:
-            assert isinstance(self.forward, GpuNetwork) and self.warp is not None
-            self.learner = Learner(self.forward, self.warp, recipe.batch_size, recipe.label_smoothing)
-        if on_gpu and recipe.optimizer == "sgd":
-            assert isinstance(self.forward, GpuNetwork)
-            self.optimizer = Descent(self.forward, self.numbers, recipe, self.rates, self.done)
+        if gpu is not None and recipe.optimizer == "sgd":
+            self.optimizer = Descent(gpu, self.numbers, recipe, self.rates, self.done)
         else:
             self.optimizer = _optimizer(self.numbers, recipe, self.rate)
         self.loss = torch.zeros(model.copies, device=device)  # sums over the epoch's batches so far
