@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from . import between, convolve, gpu_kernels
 from .errors import InputError
 from .gpu_kernels import tile
+from .gpu_launch import Launch, Warps, run
 from .gpu_outcome import Outcome
-from .gpu_writer import WARP, Launch, Warps, run
+from .gpu_writer import WARP
 from .layers import Layer
 from .maps import Maps
 from .stages import Stage, Stored
@@ -133,7 +134,7 @@ class Body:
         """Into how many parts rows are divided where parts have nothing to do with each other."""
         return max(1, min(height, _PARTS // self.groups))
 
-    def _taken(self) -> list[Launch]:
+    def _written(self) -> list[Launch]:
         made, self.writing = self.writing, []
         return made
 
@@ -159,7 +160,7 @@ class Body:
             self.mean = self.maps(layer.out_shape)
             self._convolve(layer, module, self._reading(plan.last, layer.padding), self.mean)
             self._to_or_from_mean(between.mean(self.kind), self.mean, self.scores)
-        return self._taken()
+        return self._written()
 
     def _reading(self, source: Stored, pad: int) -> Maps:
         """What readers see, with zeros around."""
@@ -282,7 +283,7 @@ class Body:
         for stage in reversed(plan.stages):
             self._stage_back(stage)
         self._collect()
-        return self._taken()
+        return self._written()
 
     def _stage_back(self, stage: Stage) -> None:
         target = self.outcomes[stage.target]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .gpu_engine import Body, Plan
-from .gpu_writer import Warps
+from .gpu_launch import Warps
 from .model import Network
 from .stages import UnknownLayerError, stages_of
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from . import gpu_kernels
+from .gpu_launch import Launch, run
 from .gpu_network import GpuNetwork
-from .gpu_writer import WARP, Launch, run
+from .gpu_writer import WARP
 from .optimizers import Numbers
 from .recipe import Recipe
 from .warp import Warp

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from .data import Images
 from .fused import FusedNetwork, lending
+from .gpu_launch import runs_on
 from .gpu_network import GpuNetwork
-from .gpu_writer import runs_on
 from .model import Network
 from .stages import UnknownLayerError
 

@@ -76,16 +76,21 @@ def compile_kernel(write: Callable[[Writer], None], kind: Kind, lanes: int = 0) 
 def compiled(module: ir.Module, *names: str) -> list[int]:
     """The addresses of a module's functions."""
     machine = _machine()
+    engine = binding.create_mcjit_compiler(optimised(module, machine), machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    return [int(engine.get_function_address(name)) for name in names]
+
+
+def optimised(module: ir.Module, machine: Any) -> Any:
+    """A module, checked, as LLVM makes it for a machine."""
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
     tuning = binding.create_pipeline_tuning_options(speed_level=2)
     tuning.loop_unrolling = tuning.slp_vectorization = tuning.loop_vectorization = False
     builder = binding.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(parsed, builder)
-    engine = binding.create_mcjit_compiler(parsed, machine)
-    engine.finalize_object()
-    _engines.append(engine)
-    return [int(engine.get_function_address(name)) for name in names]
+    return parsed
 
 
 def _machine() -> Any:

@@ -22,16 +22,16 @@ from candidates import random_architectures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist import between, convolve, gpu_kernels, gpu_writer, parameters
+from nas_mnist import between, convolve, gpu_kernels, gpu_launch, gpu_writer, parameters
 from nas_mnist.architecture import Architecture
 from nas_mnist.augment import draw
 from nas_mnist.augment import warp as warp_by_torch
 from nas_mnist.between import Post
 from nas_mnist.errors import InputError
 from nas_mnist.gpu_engine import Body
+from nas_mnist.gpu_launch import Launch, Warps
 from nas_mnist.gpu_network import GpuNetwork
 from nas_mnist.gpu_step import Descent, Learner
-from nas_mnist.gpu_writer import Launch, Warps
 from nas_mnist.model import Network, build, side_by_side
 from nas_mnist.optimizers import SGD, Numbers
 from nas_mnist.recipe import Augmentation, Recipe
@@ -338,12 +338,12 @@ def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> No
     library = mock.Mock()
     library.cuLaunchKernel.side_effect = [0, 700]
     library.cuGetErrorString.side_effect = lambda _, text: setattr(text._obj, "value", b"misaligned address")
-    driver = gpu_writer._Driver.__new__(gpu_writer._Driver)
+    driver = gpu_launch._Driver.__new__(gpu_launch._Driver)
     driver.library = library
-    monkeypatch.setattr(gpu_writer, "_driver", lambda: driver)
+    monkeypatch.setattr(gpu_launch, "_driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=123))
-    gpu_writer.run([launch])
+    gpu_launch.run([launch])
     assert library.cuLaunchKernel.call_args.args == (*launch.how, 123, launch.places, None)
     with pytest.raises(torch.AcceleratorError, match="CUDA error: misaligned address") as raised:
-        gpu_writer.run([launch])
+        gpu_launch.run([launch])
     assert device_failure(raised.value) == "device failed"
