@@ -11,10 +11,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -86,23 +84,15 @@ class Recipe(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     average: float = Field(0.0, ge=0, lt=1)  # decay of the running average of weights, per step; 0: off
     augmentation: Augmentation = Augmentation()
-    distillation: Distillation = Distillation()
+    distillation: Distillation = Field(  # absent from what is stored where it is off: older digests stay
+        Distillation(), exclude_if=lambda distillation: distillation.off
+    )
 
     @model_validator(mode="after")
     def _fits_the_optimizer(self) -> Recipe:
         if self.nesterov and (self.optimizer == "adamw" or not self.momentum):
             raise ValueError("nesterov: true needs optimizer 'sgd' or 'muon' and a momentum above 0")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_an_absent_teacher(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plain data, with ``distillation`` where there is a teacher: so what was stored before it was
-        thought of is the same recipe, with the same digest.
-        """
-        fields: dict[str, Any] = dump(self)
-        if self.distillation.off:
-            del fields["distillation"]
-        return fields
 
     @property
     def digest(self) -> str:

@@ -30,6 +30,11 @@ FALLS = {
     "in plain code": "signal.raise_signal(signal.{name})",
     "in the text of exec": "exec('signal.raise_signal(signal.{name})')",
     "in a destructor": "Swallowing()",
+    "while a recipe is written": (
+        "from nas_mnist.recipe import Distillation, Recipe; "
+        "Distillation.off = property(lambda _: signal.raise_signal(signal.{name})); "
+        "Recipe().model_dump(mode='json')"
+    ),
 }
 
 
