@@ -31,9 +31,13 @@ def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     listen(signal.SIGINT, signal.SIGTERM)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     words = sys.argv[1:]
-    app.command()(others[words.pop(0)] if words and words[0] in others else command)
+    name = None  # typer finds out
+    if words and words[0] in others:
+        name = f"python -m nas_mnist.{Path(sys.argv[0]).stem} {words[0]}"
+        command = others[words.pop(0)]
+    app.command()(command)
     try:
-        code = app(words, standalone_mode=False)
+        code = app(words, name, standalone_mode=False)
     except InputError as error:
         code = _say(str(error), BAD_INPUT)
     except NoResultError as error:

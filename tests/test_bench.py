@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import Runner
+from conftest import Runner, run_module
 from optuna.trial import Trial
 
 from nas_mnist import bench, contenders, measure, overheads
@@ -237,6 +237,12 @@ def test_trials_whose_storing_is_measured_are_drawn_and_end_as_in_a_search(
     assert len(told) == 40
     assert told.count(Verdict.STOPPED) > 20
     assert told.count(Verdict.TRAINED) > 0
+
+
+def test_the_help_of_a_second_word_says_how_it_is_called(work: Path) -> None:
+    for word in bench.OTHERS:
+        ended = run_module("bench", word, "--help", cwd=work)
+        assert f"Usage: python -m nas_mnist.bench {word} " in ended.out
 
 
 @pytest.mark.usefixtures("one_process")

@@ -92,7 +92,7 @@ def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
 def zoo_table(entries: Sequence[Entry]) -> Table:
     """The zoo: what each network costs, and what it reached on MNIST with its own recipe."""
     title = "The zoo: accuracy on MNIST's test images after the last epoch"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=0)  # in 80 columns
     table.add_column("Name", no_wrap=True)
     for heading in ("Params", "MACs", "Recipe", "Seeds", "Mean %", "Std", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
