@@ -33,8 +33,8 @@ def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     words = sys.argv[1:]
     name = None  # typer finds out
     if words and words[0] in others:
-        name = f"python -m nas_mnist.{Path(sys.argv[0]).stem} {words[0]}"
-        command = others[words.pop(0)]
+        command = others[words[0]]
+        name = f"python -m {command.__module__.rpartition('.')[0]} {words.pop(0)}"
     app.command()(command)
     try:
         code = app(words, name, standalone_mode=False)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cuda.launch import runs_on
+from .cuda.network import GpuNetwork
 from .data import Images
-from .fused import FusedNetwork, lending
-from .gpu_launch import runs_on
-from .gpu_network import GpuNetwork
+from .engine.fused import FusedNetwork, lending
+from .engine.stages import UnknownLayerError
 from .model import Network
-from .stages import UnknownLayerError
 
 CPU_BATCH, GPU_BATCH = 256, 2_000  # images a forward pass when scoring
 

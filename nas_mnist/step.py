@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .augment import draw, warp
+from .cuda.network import GpuNetwork
+from .cuda.step import Descent, Learner
 from .data import Images
-from .fused import FusedNetwork, lending
-from .gpu_network import GpuNetwork
-from .gpu_step import Descent, Learner
+from .engine.fused import FusedNetwork, lending
+from .engine.warp import Warp, within_reach
 from .model import Network
 from .optimizers import SGD, Muon, Numbers
 from .recipe import Distillation, Recipe
 from .scoring import Normalizer, forward_on
-from .warp import Warp, within_reach
 
 EAGER = 3  # steps before CUDA records one: by then the optimiser has its state
 

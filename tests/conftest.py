@@ -183,7 +183,7 @@ def run_here(work: Any, _count: int, jobs: int, handlers: Mapping[str, Callable[
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker processes: to start them takes seconds, and other tests do."""
-    for module in ("plan", "tasks", "curves", "bench_recipes", "measure"):
+    for module in ("plan", "tasks", "bench.curves", "bench.recipes", "bench.measure"):
         monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 
 
@@ -195,7 +195,7 @@ def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         from nas_mnist.cli import run
 
         name, *words = name.split()
-        module = "report.__main__" if name == "report" else name
+        module = f"{name}.__main__" if name in ("bench", "report") else name
         door = importlib.import_module(f"nas_mnist.{module}")
         monkeypatch.chdir(work)
         monkeypatch.setenv("COLUMNS", "160")

@@ -500,11 +500,11 @@ def test_what_is_no_text_for_an_option_is_refused(
 
 
 def options(command: str) -> list[Any]:
+    name, *words = command.split()
     module = importlib.import_module(
-        "nas_mnist.report.__main__" if command == "report" else f"nas_mnist.{command.split(maxsplit=1)[0]}"
+        f"nas_mnist.{name}.__main__" if name in ("bench", "report") else f"nas_mnist.{name}"
     )
     app = typer.Typer()
-    name, *words = command.split()
     app.command()(module.OTHERS[words[0]] if words else getattr(module, name))
     return [option for option in typer.main.get_command(app).params if option.param_type_name == "option"]
 

@@ -13,9 +13,10 @@ import torch
 from conftest import Runner, run_module
 from optuna.trial import Trial
 
-from nas_mnist import bench, contenders, measure, overheads
+import nas_mnist.bench.__main__ as bench
 from nas_mnist.architecture import Architecture
-from nas_mnist.contenders import Contender
+from nas_mnist.bench import contenders, measure, overheads
+from nas_mnist.bench.contenders import Contender
 from nas_mnist.data import DataSet, Images, load
 from nas_mnist.model import build
 from nas_mnist.objective import Objective, Verdict

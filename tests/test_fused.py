@@ -21,12 +21,12 @@ from candidates import random_architectures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist import vectors
 from nas_mnist.architecture import Architecture
-from nas_mnist.fused import FusedNetwork, lending
+from nas_mnist.engine import vectors
+from nas_mnist.engine.fused import FusedNetwork, lending
+from nas_mnist.engine.threads import own_threads, threads
+from nas_mnist.engine.vectors import LANES
 from nas_mnist.model import Network, build
-from nas_mnist.threads import own_threads, threads
-from nas_mnist.vectors import LANES
 from nas_mnist.zoo import load
 
 
@@ -363,7 +363,7 @@ def test_one_normalisation_in_training_mode_takes_the_batchs_statistics() -> Non
 def test_vectors_of_another_length_compute_the_same() -> None:
     """A processor has 8 or 16 numbers in a vector; here are the others."""
     code = f"""
-import nas_mnist.vectors as vectors
+import nas_mnist.engine.vectors as vectors
 vectors.LANES = {24 - LANES}
 import test_fused
 assert test_fused.LANES == {24 - LANES}

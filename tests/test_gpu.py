@@ -22,23 +22,25 @@ from candidates import random_architectures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist import between, convolve, gpu_kernels, gpu_launch, gpu_writer, parameters
 from nas_mnist.architecture import Architecture
 from nas_mnist.augment import draw
 from nas_mnist.augment import warp as warp_by_torch
-from nas_mnist.between import Post
+from nas_mnist.cuda import kernels, writer
+from nas_mnist.cuda import launch as launcher
+from nas_mnist.cuda.body import Body
+from nas_mnist.cuda.launch import Launch, Warps
+from nas_mnist.cuda.network import GpuNetwork
+from nas_mnist.cuda.step import Descent, Learner
+from nas_mnist.engine import between, convolve, parameters
+from nas_mnist.engine.between import Post
+from nas_mnist.engine.stages import UnknownLayerError
+from nas_mnist.engine.warp import Warp
 from nas_mnist.errors import InputError
-from nas_mnist.gpu_engine import Body
-from nas_mnist.gpu_launch import Launch, Warps
-from nas_mnist.gpu_network import GpuNetwork
-from nas_mnist.gpu_step import Descent, Learner
 from nas_mnist.model import Network, build, side_by_side
 from nas_mnist.optimizers import SGD, Numbers
 from nas_mnist.recipe import Augmentation, Recipe
 from nas_mnist.scoring import Normalizer, forward_on
-from nas_mnist.stages import UnknownLayerError
 from nas_mnist.training import device_failure
-from nas_mnist.warp import Warp
 from nas_mnist.zoo import load
 
 CPU = torch.device("cpu")
@@ -187,7 +189,7 @@ def test_more_images_than_a_launch_can_take_are_refused() -> None:
     model = build(load("mnist-500").architecture, 0)
     network = GpuNetwork(model, CPU, Numbers(model).gradients)
     with (
-        mock.patch("nas_mnist.gpu_engine._PARTS", 3),
+        mock.patch("nas_mnist.cuda.body._PARTS", 3),
         pytest.raises(InputError, match=r"batch_size: 200 images of this size \(use fewer\)"),
     ):
         network.body(200, learns=True)
@@ -276,7 +278,7 @@ def no_kernel_is_known() -> Any:
     """Kernels that were compiled before are compiled again, and those of a test are forgotten."""
     cached = [
         one
-        for module in (between, convolve, gpu_kernels, parameters)
+        for module in (between, convolve, kernels, parameters)
         for one in vars(module).values()
         if hasattr(one, "cache_clear")
     ]
@@ -293,8 +295,8 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
     codes: dict[str, list[str]] = {}
 
     def compile_only(kind: Warps, write: Any, lanes: int) -> int:
-        code = gpu_writer.ptx(write, kind.number, lanes or kind.lanes, capability)
-        codes.setdefault(gpu_writer.name_of(write), []).append(code)
+        code = writer.ptx(write, kind.number, lanes or kind.lanes, capability)
+        codes.setdefault(writer.name_of(write), []).append(code)
         return 1
 
     monkeypatch.setattr(Warps, "compile", compile_only)
@@ -310,9 +312,9 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
         for learns in (True, False):
             Body(network.plan, 3, 1, network.kind, network.gradients if learns else None)
     kind = Warps(FLOAT, CPU)
-    for kernel in (gpu_kernels.pictures, gpu_kernels.cross_entropy, gpu_kernels.follow):
+    for kernel in (kernels.pictures, kernels.cross_entropy, kernels.follow):
         kernel(kind)
-    gpu_kernels.descend(True, kind)
+    kernels.descend(True, kind)
     between.forward(Post(norm=True, activation="LeakyReLU", pool=between.AVERAGE_POOL), True, kind)
     assert set(codes) == {
         *("forward", "backward", "through_norm", "statistics", "totals", "mean", "from_mean", "normalise"),
@@ -338,12 +340,12 @@ def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> No
     library = mock.Mock()
     library.cuLaunchKernel.side_effect = [0, 700]
     library.cuGetErrorString.side_effect = lambda _, text: setattr(text._obj, "value", b"misaligned address")
-    driver = gpu_launch._Driver.__new__(gpu_launch._Driver)
+    driver = launcher._Driver.__new__(launcher._Driver)
     driver.library = library
-    monkeypatch.setattr(gpu_launch, "_driver", lambda: driver)
+    monkeypatch.setattr(launcher, "_driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=123))
-    gpu_launch.run([launch])
+    launcher.run([launch])
     assert library.cuLaunchKernel.call_args.args == (*launch.how, 123, launch.places, None)
     with pytest.raises(torch.AcceleratorError, match="CUDA error: misaligned address") as raised:
-        gpu_launch.run([launch])
+        launcher.run([launch])
     assert device_failure(raised.value) == "device failed"

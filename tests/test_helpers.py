@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas_mnist import helpers
-from nas_mnist.threads import run
-from nas_mnist.vectors import LANES, Program, compile_kernel
-from nas_mnist.writer import Writer
+from nas_mnist.engine import helpers
+from nas_mnist.engine.threads import run
+from nas_mnist.engine.vectors import LANES, Program, compile_kernel
+from nas_mnist.engine.writer import Writer
 
 KIND = np.dtype(np.float64)
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas_mnist import Architecture, scoring
 from nas_mnist import step as steps
+from nas_mnist.cuda.network import GpuNetwork
+from nas_mnist.cuda.step import Descent
 from nas_mnist.data import DataSet
-from nas_mnist.gpu_network import GpuNetwork
-from nas_mnist.gpu_step import Descent
 from nas_mnist.model import Network, build, side_by_side
 from nas_mnist.optimizers import SGD
 from nas_mnist.recipe import Augmentation, Distillation, Recipe

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Runner
 
-from nas_mnist.cost import Budget, cost_of
-from nas_mnist.curves import Curve, candidates, read_curves
-from nas_mnist.draws import Replay
-from nas_mnist.replay import (
+from nas_mnist.bench.curves import Curve, candidates, read_curves
+from nas_mnist.bench.replay import (
     NearestToTpe,
     RandomOrder,
     Replayed,
@@ -28,6 +26,8 @@ from nas_mnist.replay import (
     rules,
     worth,
 )
+from nas_mnist.cost import Budget, cost_of
+from nas_mnist.draws import Replay
 from nas_mnist.space import SearchSpace
 from nas_mnist.stopping import Accuracies
 

@@ -20,6 +20,7 @@ from nas_mnist import Architecture
 from nas_mnist.augment import draw, warp
 from nas_mnist.data import DataSet, Images
 from nas_mnist.draws import RandomDraws, Replay
+from nas_mnist.engine.warp import Warp
 from nas_mnist.errors import InputError
 from nas_mnist.files import write_bytes
 from nas_mnist.model import Network, build, side_by_side, take_apart
@@ -30,7 +31,6 @@ from nas_mnist.scoring import Normalizer, Score, evaluate, predict
 from nas_mnist.step import schedule
 from nas_mnist.tasks import RetrainTask, retrain_seeds
 from nas_mnist.training import EpochResult, TrainingError, train, train_together
-from nas_mnist.warp import Warp
 
 SMALL = Architecture.make(
     {
@@ -605,7 +605,7 @@ def test_the_compiled_loop_moves_images_as_torch_does(shape: tuple[int, ...], th
     ):
         maps = draw(how, len(picked), generator)
         expected = normalize(warp(images[picked].float(), maps))
-        with mock.patch("nas_mnist.warp.threads", return_value=threads):
+        with mock.patch("nas_mnist.engine.warp.threads", return_value=threads):
             compiled = Warp(images, normalize)
             made = compiled(picked, compiled.lines(maps))
         torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)

@@ -22,7 +22,7 @@ from ..retrain import Requirement, Summary, summarise
 from .layers import layer_table
 
 if TYPE_CHECKING:
-    from ..replay import Worth
+    from ..bench.replay import Worth
     from ..zoo import Entry
     from .page import Subject
 
@@ -202,7 +202,7 @@ def facts_table(title: str, facts: Mapping[str, object]) -> Table:
 
 
 def speed_table(name: str, found: Mapping[str, Any]) -> Table:
-    """What `measure.measure_training` found for one network."""
+    """What `bench.measure.measure_training` found for one network."""
     table = Table(title=f"Training {name}, {found['params']:,} parameters, images a second")
     for heading in ("", "Median", "Slowest", "Fastest", "To plain"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -218,7 +218,7 @@ def speed_table(name: str, found: Mapping[str, Any]) -> Table:
 
 
 def ranks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
-    """What `replay.ranks` found."""
+    """What `bench.replay.ranks` found."""
     table = Table(title="Rank correlation with the accuracy after the last epoch")
     table.add_column("After")
     for signal in ("accuracy", "loss"):
@@ -229,7 +229,7 @@ def ranks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def worth_table(found: Mapping[str, Mapping[str, Worth]]) -> Table:
-    """What `replay.compare` found; ratios are to the first of all ways."""
+    """What `bench.replay.compare` found; ratios are to the first of all ways."""
     table = Table(title="Epochs trained until a candidate reaches the target (mean, its standard error)")
     for heading in ("Sampler", "Stopped", "Epochs", "Error", "Share of the first", "Reached at once"):
         table.add_column(heading, justify="left" if heading in ("Sampler", "Stopped") else "right")
@@ -244,7 +244,7 @@ def worth_table(found: Mapping[str, Mapping[str, Worth]]) -> Table:
 
 
 def recipes_table(network: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What `bench_recipes` found for a network: one row a recipe, the best mean first."""
+    """What `bench.recipes` found for a network: one row a recipe, the best mean first."""
     title = f"{network}: validation images after the last epoch"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("Recipe", overflow="fold")
@@ -274,7 +274,7 @@ def _spread(summary: Summary) -> tuple[str, str]:
 
 
 def tricks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
-    """What `measure.measure_tricks` found for several networks."""
+    """What `bench.measure.measure_tricks` found for several networks."""
     table = Table(title="Times faster with each trick than without it")
     table.add_column("")
     for name in found:

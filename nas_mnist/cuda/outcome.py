@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import between, parameters
-from .gpu_writer import WARP
-from .maps import Maps
-from .stages import Stored
+from ..engine import between, parameters
+from ..engine.maps import Maps
+from ..engine.stages import Stored
+from .writer import WARP
 
 if TYPE_CHECKING:
-    from .gpu_engine import Body
+    from .body import Body
 
 
 class Outcome:

@@ -1,4 +1,4 @@
-"""Convolutions as `gpu_writer` has them: what `convolve` does in other tiles.
+"""Convolutions as `writer` has them: what `convolve` does in other tiles.
 
 Tiles are of equal size: where they do not fit, the last two overlap, and what is in both is computed twice.
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from .convolve import Operand
-from .vectors import Kind, compile_kernel
-from .warping import EDGE, mixed
-from .writer import INDEX, Value, Writer
+from ..engine.convolve import Operand
+from ..engine.vectors import Kind, compile_kernel
+from ..engine.warping import EDGE, mixed
+from ..engine.writer import INDEX, Value, Writer
 
 
 def tile(count: int, most: int) -> tuple[int, int]:

@@ -21,12 +21,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from .cost import Budget
+from ..cost import Budget
+from ..draws import Draws, Replay
+from ..errors import InputError
+from ..space import SearchSpace
+from ..stopping import Accuracies, falls_behind, rungs
 from .curves import Curve
-from .draws import Draws, Replay
-from .errors import InputError
-from .space import SearchSpace
-from .stopping import Accuracies, falls_behind, rungs
 
 Rule = Callable[[Accuracies, Sequence[Accuracies]], bool]  # of a candidate and of others: whether to stop
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .gpu_engine import Body, Plan
-from .gpu_launch import Warps
-from .model import Network
-from .stages import UnknownLayerError, stages_of
+from ..engine.stages import UnknownLayerError, stages_of
+from ..model import Network
+from .body import Body, Plan
+from .launch import Warps
 
 _SCORING_BYTES = 2e9  # that the maps of images may take that are scored at once
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import gpu_kernels
-from .gpu_launch import Launch, run
-from .gpu_network import GpuNetwork
-from .gpu_writer import WARP
-from .optimizers import Numbers
-from .recipe import Recipe
-from .warp import Warp
+from ..engine.warp import Warp
+from ..optimizers import Numbers
+from ..recipe import Recipe
+from . import kernels
+from .launch import Launch, run
+from .network import GpuNetwork
+from .writer import WARP
 
 
 class Learner:
@@ -39,14 +39,12 @@ class Learner:
         data = [one.data_ptr() for one in (warp.images, self.picked, self.lines, normal)]
         arguments = [*target.arguments, *data, channels, height, width, count]
         self.pictures = [
-            Launch(
-                kind, gpu_kernels.pictures(kind), arguments, channels, body.groups, body.rows(height), copies
-            )
+            Launch(kind, kernels.pictures(kind), arguments, channels, body.groups, body.rows(height), copies)
         ]
         losses = [self.losses.data_ptr(), self.losses.element_size()]
         data = [self.labels.data_ptr(), classes, count, numbers.data_ptr(), body.there.data_ptr()]
         arguments = [*body.scores.arguments, *body.out_gradient.arguments, *data, *losses]
-        self.loss = [Launch(kind, gpu_kernels.cross_entropy(kind), arguments, 1, body.groups, 1, copies)]
+        self.loss = [Launch(kind, kernels.cross_entropy(kind), arguments, 1, body.groups, 1, copies)]
 
     def __call__(self) -> Tensor:
         """The mean losses (copies,) of the images that are ``picked``; gradients are where they belong."""
@@ -71,7 +69,7 @@ class Descent:
         self.kind, self.done = kind, done
         self.memory: tuple[Tensor, ...] = parts
         arguments = [*(one.data_ptr() for one in parts), len(numbers.gradient) // WARP]
-        kernel = gpu_kernels.descend(recipe.nesterov, kind)
+        kernel = kernels.descend(recipe.nesterov, kind)
         self.launches = [Launch(kind, kernel, arguments, arguments[-1], 1)]
 
     def follow(self, averaged: Tensor, newest: Tensor, shares: Tensor) -> None:
@@ -79,7 +77,7 @@ class Descent:
         self.memory = *self.memory, averaged, newest, shares
         parts = (averaged, newest, shares, self.done)
         arguments = [*(one.data_ptr() for one in parts), len(newest) // WARP]
-        self.launches.append(Launch(self.kind, gpu_kernels.follow(self.kind), arguments, arguments[-1], 1))
+        self.launches.append(Launch(self.kind, kernels.follow(self.kind), arguments, arguments[-1], 1))
 
     def step(self) -> None:
         """Take one step."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli import as_path, as_table, check_data_dir, whole
-from .cost import Budget
-from .errors import InputError, stored_by_others
-from .files import check_new, check_writable, write_bytes
-from .recipe import MAX_EPOCHS, check_untaught, load_recipe
-from .search import space_for
-from .space import SearchSpace
-from .workers import auto_workers, parse_workers
+from ..cli import as_path, as_table, check_data_dir, whole
+from ..cost import Budget
+from ..errors import InputError, stored_by_others
+from ..files import check_new, check_writable, write_bytes
+from ..recipe import MAX_EPOCHS, check_untaught, load_recipe
+from ..search import space_for
+from ..space import SearchSpace
+from ..workers import auto_workers, parse_workers
 
 if TYPE_CHECKING:
     from .curves import Curve
@@ -61,12 +61,12 @@ def record(
 
     import torch
 
+    from ..data import load
+    from ..device import pick_device
+    from ..report.live import screen
+    from ..study import check_space
+    from ..training import check_enough
     from . import curves as tables
-    from .data import load
-    from .device import pick_device
-    from .report.live import screen
-    from .study import check_space
-    from .training import check_enough
 
     where = pick_device(device)
     data = load(dataset, as_path(data_dir))
@@ -127,10 +127,10 @@ def search(
     import numpy as np
     import optuna
 
+    from ..report.live import screen
+    from ..report.tables import ranks_table, worth_table
     from . import curves as tables
     from . import replay
-    from .report.live import screen
-    from .report.tables import ranks_table, worth_table
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     setting, known = tables.read_curves(path)

@@ -1,6 +1,6 @@
 """What runs between convolutions: loops over maps whose images lie side by side (`convolve`).
 
-They are a CPU's, and by `gpu_writer` CUDA's, too; there, sums are not added to what is there, for every part
+They are a CPU's, and by `cuda.writer` CUDA's, too; there, sums are not added to what is there, for every part
 of the work has a place of its own for them.
 
 A chain of layers after a convolution is ``act(y * factor + shift)``, or ``act(y) * factor + shift`` where

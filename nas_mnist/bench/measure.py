@@ -17,18 +17,18 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from .architecture import Architecture
+from ..architecture import Architecture
+from ..cost import cost_of
+from ..data import DataSet, Images
+from ..device import bfloat16_unit
+from ..model import Network, build
+from ..optimizers import Numbers
+from ..recipe import load_recipe
+from ..scoring import Normalizer, evaluate
+from ..tasks import TOGETHER
+from ..training import train, train_together
+from ..workers import Desk, auto_workers, run_workers
 from .contenders import Contender, PlainLoop, convolutions, epochs_on, in_memory, loaded, ours, plain
-from .cost import cost_of
-from .data import DataSet, Images
-from .device import bfloat16_unit
-from .model import Network, build
-from .optimizers import Numbers
-from .recipe import load_recipe
-from .scoring import Normalizer, evaluate
-from .tasks import TOGETHER
-from .training import train, train_together
-from .workers import Desk, auto_workers, run_workers
 
 AT_ONCE = (10, TOGETHER)  # seeds that CUDA trains at once
 
@@ -143,9 +143,9 @@ def _torchs_sgd(
 TRICKS: dict[str, tuple[str, Any]] = {
     "compiled kernels": ("nas_mnist.scoring.FusedNetwork", lambda network, _: network),
     "augmentation in one loop": ("nas_mnist.step.Warp", lambda *_: None),
-    "two convolutions a stage": ("nas_mnist.stages.LONGEST", 1),
-    "torch's threads for programs": ("nas_mnist.fused.own_threads", nullcontext),
-    "head and loss without autograd": ("nas_mnist.fused.FusedNetwork.learns", False),
+    "two convolutions a stage": ("nas_mnist.engine.stages.LONGEST", 1),
+    "torch's threads for programs": ("nas_mnist.engine.fused.own_threads", nullcontext),
+    "head and loss without autograd": ("nas_mnist.engine.fused.FusedNetwork.learns", False),
     "optimiser in four operations": ("nas_mnist.step.SGD", _torchs_sgd),
 }
 

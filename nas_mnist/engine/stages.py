@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from ..layers import IMAGE, Layer, Shape
+from ..model import Network
 from .between import AVERAGE_POOL, GATES, MAX_POOL, NO_POOL, NOTHING, Post
-from .layers import IMAGE, Layer, Shape
-from .model import Network
 
 _POOLS: dict[str, int] = {"MaxPool2d": MAX_POOL, "AvgPool2d": AVERAGE_POOL}
 LONGEST = 2  # convolutions of a stage; a depthwise one is cheap enough to be computed again on the way back

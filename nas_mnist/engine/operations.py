@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..layers import Layer
 from . import between, convolve, parameters
 from .convolve import OUTPUTS, gradient_outputs, split
-from .layers import Layer
 from .maps import Array, Maps, zeros
 from .stages import Stored
 from .vectors import LANES

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from .architecture import Architecture
-from .cost import Budget, cost_of
-from .draws import Draws, RandomDraws
-from .errors import InputError, NoResultError
-from .files import read_text, write_bytes
-from .recipe import Recipe, make_recipe
-from .space import SearchSpace
-from .tasks import begin
-from .workers import Desk, run_workers
+from ..architecture import Architecture
+from ..cost import Budget, cost_of
+from ..draws import Draws, RandomDraws
+from ..errors import InputError, NoResultError
+from ..files import read_text, write_bytes
+from ..recipe import Recipe, make_recipe
+from ..space import SearchSpace
+from ..tasks import begin
+from ..workers import Desk, run_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,8 +96,8 @@ class RecordTask:
         """Train until there is no further job."""
         import torch
 
-        from .model import build
-        from .training import TrainingError, train
+        from ..model import build
+        from ..training import TrainingError, train
 
         learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
         device = learn.images.device

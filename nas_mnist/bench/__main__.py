@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from . import bench_recipes, bench_search
-from .architecture import Architecture
-from .cli import as_path, check_data_dir, run, whole
-from .files import check_new, write_bytes
-from .zoo import load as load_from_zoo
+from ..architecture import Architecture
+from ..cli import as_path, check_data_dir, run, whole
+from ..files import check_new, write_bytes
+from ..zoo import load as load_from_zoo
+from . import recipes as bench_recipes
+from . import search as bench_search
 
 
 def _conv(channels: int) -> dict[str, Any]:
@@ -71,12 +72,12 @@ def bench(
 
     import torch
 
+    from ..data import load
+    from ..device import describe_device, describe_processor, pick_device
+    from ..report.live import screen
+    from ..report.tables import facts_table, speed_table, tricks_table
+    from ..retrain import versions
     from . import measure, overheads
-    from .data import load
-    from .device import describe_device, describe_processor, pick_device
-    from .report.live import screen
-    from .report.tables import facts_table, speed_table, tricks_table
-    from .retrain import versions
 
     console = screen()
     where = pick_device(device)

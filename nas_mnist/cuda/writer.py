@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 
-from .vectors import ROW, optimised
-from .writer import FLOATS, INDEX, LANE, Value, Writer
+from ..engine.vectors import ROW, optimised
+from ..engine.writer import FLOATS, INDEX, LANE, Value, Writer
 
 WARP = 32  # threads
 TOGETHER = 4  # warps a block

@@ -1,4 +1,4 @@
-"""Kernels of `gpu_writer` are compiled and launched: by CUDA's driver, or to try them by the processor."""
+"""Kernels of `writer` are compiled and launched: by CUDA's driver, or to try them by the processor."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from .gpu_writer import TOGETHER, WARP, WideWriter, name_of, ptx
-from .vectors import ROW, Program, compiled
+from ..engine.vectors import ROW, Program, compiled
+from .writer import TOGETHER, WARP, WideWriter, name_of, ptx
 
 
 def runs_on(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""A network forward and back on CUDA, as launches of kernels of our own (`gpu_writer`).
+"""A network forward and back on CUDA, as launches of kernels of our own (`writer`).
 
 What is computed is what `engine` computes on a CPU, stage by stage, in float32: here every kernel does one
 thing for all images, and what a later one reads is stored. Networks of one architecture may run side by side,
@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import between, convolve, gpu_kernels
-from .errors import InputError
-from .gpu_kernels import tile
-from .gpu_launch import Launch, Warps, run
-from .gpu_outcome import Outcome
-from .gpu_writer import WARP
-from .layers import Layer
-from .maps import Maps
-from .stages import Stage, Stored
+from ..engine import between, convolve
+from ..engine.maps import Maps
+from ..engine.stages import Stage, Stored
+from ..errors import InputError
+from ..layers import Layer
+from . import kernels
+from .kernels import tile
+from .launch import Launch, Warps, run
+from .outcome import Outcome
+from .writer import WARP
 
 _WARPS = 4_096  # as many at once fill a large device
 _PARTS = 65_535  # of a launch, at most
@@ -204,12 +205,12 @@ class Body:
         kernel, (height, width), (inputs, channels) = layer.kernel[0], target.size, of
         data = [*source, *target.arguments, *weights]
         if layer.groups > 1:
-            made = gpu_kernels.depthwise(kernel, stride, turned, self.kind)
+            made = kernels.depthwise(kernel, stride, turned, self.kind)
             self.launch(made, [*data, channels, height, width], channels, self.rows(height))
             return
         pixels, across = tile(width, _PIXELS)
         outputs, tiles = tile(channels, _OUTPUTS)
-        made = gpu_kernels.dense(kernel, stride, outputs, pixels, self.kind)
+        made = kernels.dense(kernel, stride, outputs, pixels, self.kind)
         more = [inputs, channels, height, width, tiles, across]
         self.launch(made, [*data, *more], tiles * across, self.rows(height))
 
@@ -226,7 +227,7 @@ class Body:
         return [taken.data_ptr(), taken.numel() // self.copies * size, *bias]
 
     def _take(self) -> dict[tuple[nn.Module, bool], Tensor]:
-        """Weights as `gpu_kernels.dense` reads them; every forward pass takes them anew."""
+        """Weights as `kernels.dense` reads them; every forward pass takes them anew."""
         found: dict[tuple[nn.Module, bool], Tensor] = {}  # their addresses
         for layer, module in self.convolutions:
             for turned in (False,) if self.gradients is None else (False, True):
@@ -238,7 +239,7 @@ class Body:
         taken = self.kind.zeros((len(addresses),))
         self.memory += [addresses, taken]
         arguments = [addresses.data_ptr(), taken.data_ptr(), len(addresses) // WARP]
-        self.writing.append(Launch(self.kind, gpu_kernels.take(self.kind), arguments, arguments[-1], 1))
+        self.writing.append(Launch(self.kind, kernels.take(self.kind), arguments, arguments[-1], 1))
         return dict(zip(found, taken[: sum(sizes)].split(sizes), strict=True))
 
     def _in_tiles(self, weight: Tensor, turned: bool) -> Tensor:
@@ -344,7 +345,7 @@ class Body:
             outputs, tiles = tile(channels, most)
             beside, across = tile(inputs, most_beside)
             chunks = self.chunks(tiles * across, height)
-            made = gpu_kernels.dense_gradient(kernel, layer.stride, outputs, beside, self.kind)
+            made = kernels.dense_gradient(kernel, layer.stride, outputs, beside, self.kind)
             sums = self._sums(module.weight, count, chunks)
             more = [*sums, inputs, channels, height, width, tiles, across]
             self.launch(made, [*data, *more], tiles * across, chunks)
@@ -371,5 +372,5 @@ class Body:
             table = torch.tensor(rows, dtype=torch.int64, device=self.kind.device)
             self.memory.append(table)
             items = max(count for *_, count, _ in rows)
-            kernel = gpu_kernels.collect(before > 0, self.kind)
+            kernel = kernels.collect(before > 0, self.kind)
             self.launch(kernel, [table.data_ptr()], items, len(rows), per_copy=True)

@@ -1,6 +1,6 @@
 """The pass that is fast on a CPU, in training and in scoring; it computes what torch's modules do.
 
-The layers before the head are programs of compiled kernels (`engine`). The head and the loss, which are
+The layers before the head are programs of compiled kernels (`body`). The head and the loss, which are
 small, are torch's, or in training, where they are simple enough to do without autograd, numpy's.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .engine import Body, Plan
+from ..model import Network
+from .body import Body, Plan
 from .maps import Array
-from .model import Network
 from .stages import UnknownLayerError, stages_of
 from .threads import own_threads, threads
 
