@@ -17,53 +17,24 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from matplotlib.figure import Figure
 
-from ..architecture import Architecture
 from ..classes import class_names
 from ..cost import cost_of
 from ..published import PUBLISHED_LOG, RESULTS
-from ..recipe import RECIPES, load_recipe
+from ..recipe import RECIPES
 from ..results import ENOUGH_TO_COMPARE, StudyResults, TrialRow, accuracies_of, best_rows
-from ..retrain import required_accuracy, requirements, summarise
+from ..retrain import required_accuracy, summarise
 from ..zoo import names as zoo_names
 from . import canvas, plots
 from .layers import layer_table, shared_weights
 from .picture import draw
+from .subjects import Subject, requirements_of
 from .tables import counts_line
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 BEST = 10  # candidates in the table
 MISTAKES = 60  # digits that are shown at most
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a report is about."""
-
-    name: str
-    architecture: Architecture | None  # None: the study has no winner yet
-    study: StudyResults | None = None
-    result: Mapping[str, Any] | None = None  # as in ``result.json``
-    images: np.ndarray | None = None  # (N, H, W) uint8: the first run's mistakes, in their order
-    about: str = ""
-    measured: Sequence[float] = ()  # of a network of the zoo: accuracies on MNIST's test images, a seed each
-    recipe_name: str = ""  # that it was trained with, where the recipe has one
-
-    @property
-    def winner(self) -> TrialRow | None:
-        """The study's best candidate."""
-        return self.study.winner if self.study else None
-
-    @property
-    def recipe(self) -> Mapping[str, Any] | None:
-        """How it was trained."""
-        if self.result:
-            return self.result["recipe"]  # type: ignore[no-any-return]
-        usual = self.study.facts.get("recipe") if self.study else None
-        if self.winner and self.winner.recipe:
-            return self.winner.recipe | ({"epochs": usual["epochs"]} if usual else {})
-        return usual
 
 
 @dataclass(frozen=True)
@@ -111,21 +82,6 @@ def chapter(subject: Subject) -> Chapter:
         _again(subject),
         _facts(subject),
     )
-
-
-def requirements_of(subject: Subject) -> list[dict[str, Any]]:
-    """The verdict: of a study by its own budget, too, and by the validation images until the test is read."""
-    winner, study, result = subject.winner, subject.study, subject.result
-    if subject.measured and subject.architecture:
-        epochs, mean = load_recipe(subject.recipe_name).epochs, fmean(subject.measured)
-        return [asdict(one) for one in requirements(subject.architecture, epochs, mean, "mnist")]
-    if study is None or winner is None or subject.architecture is None:
-        return list(result["requirements"]) if result else []
-    identity = study.facts["identity"]
-    accuracy = result["test_accuracy"]["mean"] if result else winner.validation_accuracy or 0.0
-    epochs = study.facts["recipe"]["epochs"]
-    met = requirements(subject.architecture, epochs, accuracy, identity["data"], identity["max_params"])
-    return [asdict(requirement) for requirement in met]
 
 
 def _means(study: StudyResults) -> dict[str, float]:

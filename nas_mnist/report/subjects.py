@@ -1,10 +1,12 @@
-"""Where the subjects of a report come from: studies, folders of results, the zoo."""
+"""What a report is about, and where that comes from: studies, folders of results, the zoo."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from .. import zoo
@@ -13,8 +15,8 @@ from ..cost import COST_NAMES
 from ..errors import InputError
 from ..files import read_text
 from ..recipe import RECIPES, load_recipe
-from ..results import StudyResults, budget_of
-from .page import Subject
+from ..results import StudyResults, TrialRow, budget_of
+from ..retrain import requirements
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +39,35 @@ _FIELDS = frozenset(
         "runs",
     }
 )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about."""
+
+    name: str
+    architecture: Architecture | None  # None: the study has no winner yet
+    study: StudyResults | None = None
+    result: Mapping[str, Any] | None = None  # as in ``result.json``
+    images: np.ndarray | None = None  # (N, H, W) uint8: the first run's mistakes, in their order
+    about: str = ""
+    measured: Sequence[float] = ()  # of a network of the zoo: accuracies on MNIST's test images, a seed each
+    recipe_name: str = ""  # that it was trained with, where the recipe has one
+
+    @property
+    def winner(self) -> TrialRow | None:
+        """The study's best candidate."""
+        return self.study.winner if self.study else None
+
+    @property
+    def recipe(self) -> Mapping[str, Any] | None:
+        """How it was trained."""
+        if self.result:
+            return self.result["recipe"]  # type: ignore[no-any-return]
+        usual = self.study.facts.get("recipe") if self.study else None
+        if self.winner and self.winner.recipe:
+            return self.winner.recipe | ({"epochs": usual["epochs"]} if usual else {})
+        return usual
 
 
 def of_study(study: optuna.Study, data_dir: Path | None) -> Subject:
@@ -86,6 +117,21 @@ def of_result(result: Mapping[str, Any], name: str, data_dir: Path | None) -> Su
     architecture = Architecture.make(result["architecture"])
     images, recipe = mistaken_images(result, data_dir), str(result.get("recipe_name") or "")
     return Subject(name, architecture, None, result, images, about, recipe_name=recipe)
+
+
+def requirements_of(subject: Subject) -> list[dict[str, Any]]:
+    """The verdict: of a study by its own budget, too, and by the validation images until the test is read."""
+    winner, study, result = subject.winner, subject.study, subject.result
+    if subject.measured and subject.architecture:
+        epochs, mean = load_recipe(subject.recipe_name).epochs, fmean(subject.measured)
+        return [asdict(one) for one in requirements(subject.architecture, epochs, mean, "mnist")]
+    if study is None or winner is None or subject.architecture is None:
+        return list(result["requirements"]) if result else []
+    identity = study.facts["identity"]
+    accuracy = result["test_accuracy"]["mean"] if result else winner.validation_accuracy or 0.0
+    epochs = study.facts["recipe"]["epochs"]
+    met = requirements(subject.architecture, epochs, accuracy, identity["data"], identity["max_params"])
+    return [asdict(requirement) for requirement in met]
 
 
 def read_result(path: Path) -> dict[str, Any]:

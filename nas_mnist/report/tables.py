@@ -20,11 +20,11 @@ from ..published import PUBLISHED_LOG
 from ..results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
 from ..retrain import Requirement, Summary, summarise
 from .layers import layer_table
+from .subjects import Subject, requirements_of
 
 if TYPE_CHECKING:
     from ..bench.replay import Worth
     from ..zoo import Entry
-    from .page import Subject
 
 SHOWN = 5  # candidates in the table of the best
 
@@ -136,8 +136,6 @@ def published_table(run: Mapping[str, Any]) -> Table:
 
 def show(console: Console, subject: Subject) -> None:
     """What a report tells of a subject, on a screen."""
-    from .page import requirements_of
-
     console.rule(subject.name)
     data = subject.result["data"] if subject.result else {}
     if note := data.get("note") or (subject.study.facts.get("data_note") if subject.study else ""):

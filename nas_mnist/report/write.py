@@ -14,7 +14,8 @@ from ..errors import InputError
 from ..files import new_folder, read_text, write_bytes
 from ..results import StudyResults, to_frame
 from . import canvas
-from .page import Chapter, Subject, chapter, comparison, page
+from .page import Chapter, chapter, comparison, page
+from .subjects import Subject
 
 if TYPE_CHECKING:
     import optuna
