@@ -15,9 +15,10 @@ from optuna.trial import Trial
 
 import nas_mnist.bench.__main__ as bench
 from nas_mnist.architecture import Architecture
-from nas_mnist.bench import contenders, measure, overheads
+from nas_mnist.bench import contenders, measure, overheads, parts
 from nas_mnist.bench.contenders import Contender
 from nas_mnist.data import DataSet, Images, load
+from nas_mnist.engine import vectors
 from nas_mnist.model import build
 from nas_mnist.objective import Objective, Verdict
 from nas_mnist.recipe import Recipe, load_recipe
@@ -44,6 +45,7 @@ def test_training_is_measured_for_every_contender(
     assert found["to_plain"]["plain"] == 1
     for speed in found["images_per_second"].values():
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+        assert sorted(speed["by_turn"]) == [speed["min"], speed["max"]]
     assert set(found["accuracy_after_one_turn"]) == trained
     assert all(0 <= accuracy <= 1 for accuracy in found["accuracy_after_one_turn"].values())
     assert found["convolution_share_of_our_step"] > 0
@@ -127,6 +129,26 @@ def test_time_to_an_accuracy_ends_where_it_is_reached(
     }
 
 
+def test_what_takes_a_steps_time_is_told_for_every_kernel(tiny_data: DataSet) -> None:
+    blocks = [
+        *({"kind": "conv", "channels": 4, "bias": True}, {"kind": "pool"}),
+        *({"kind": "separable", "channels": 6, "middle": True}, {"kind": "residual", "body": [CONV_6]}),
+    ]
+    every = Architecture.make({"blocks": blocks})
+    with mock.patch.object(parts, "ours", wraps=parts.ours) as trained:
+        shares = parts.measure_parts(every, tiny_data.train, repeats=3)
+    assert trained.call_count == 7
+    assert shares.keys() == {*parts.PARTS, parts.REST}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(shares[part] > 0 for part in parts.PARTS)
+    known = {kernel for kernels in parts.PARTS.values() for kernel in kernels}
+    modules = {kernel.partition(".")[0] for kernel in known}
+    assert {kernel for kernel in vectors.KERNELS.values() if kernel.partition(".")[0] in modules} <= known
+
+
+CONV_6 = {"kind": "conv", "channels": 6}
+
+
 def test_every_trick_is_measured_and_put_back(tiny_data: DataSet) -> None:
     def replaced() -> list[Any]:
         return [pkgutil.resolve_name(name) for name, _ in measure.TRICKS.values()]
@@ -196,6 +218,7 @@ def test_the_whole_benchmark_is_kept_as_json(
     assert {"processor", "torch"} < set(found["machine"])
     assert found["training"]["reference"]["params"] == SMALL_PARAMS
     assert found["times_faster_with"]["reference"].keys() == {trick}
+    assert found["share_of_our_step"].keys() == found["training"].keys()
     assert found["workers"].keys() == {"images_per_second_of_1"}
     assert found["counting"]["counted_per_second"] > found["counting"]["drawn_and_counted_per_second"] > 0
     assert 1 <= found["counting"]["layers_on_average"] < 100

@@ -32,7 +32,7 @@ OTHERS: dict[str, Callable[..., None]] = {
     "recipes": bench_recipes.recipes,
 }
 BUSY = 0.5  # processes on average in the minute before, from which on the machine counts as busy
-TRICK_IMAGES = 1_280  # trained on in a turn without one of the engine's tricks
+FEW = 1_280  # images of a turn that tells what takes a step's time, or what a trick is worth
 FOUND = ["reference", "mnist-1k"]  # networks of the zoo that are trained
 NETWORKS = {  # and others
     "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
@@ -75,9 +75,9 @@ def bench(
     from ..data import load
     from ..device import describe_device, describe_processor, pick_device
     from ..report.live import screen
-    from ..report.tables import facts_table, speed_table, tricks_table
+    from ..report.tables import facts_table, networks_table, speed_table
     from ..retrain import versions
-    from . import measure, overheads
+    from . import measure, overheads, parts
 
     console = screen()
     where = pick_device(device)
@@ -94,7 +94,7 @@ def bench(
             f"Something else is running (load {found['load_before']}): the figures will be of no use",
             style="yellow",
         )
-    found["training"], tricks = {}, {}
+    found["training"], found["share_of_our_step"], found["times_faster_with"] = {}, {}, {}
     networks = {name: load_from_zoo(name).architecture for name in FOUND} | {
         name: Architecture.make({"blocks": blocks}) for name, blocks in NETWORKS.items()
     }
@@ -102,19 +102,22 @@ def bench(
         found["training"][name] = measure.measure_training(architecture, data, check, repeats)
         console.print(speed_table(name, found["training"][name]))
         if where.type == "cpu":
-            few = data.take(torch.arange(min(len(data), TRICK_IMAGES)))
-            tricks[name] = measure.measure_tricks(architecture, few, repeats)
-    if tricks:
-        found["times_faster_with"] = tricks
-        console.print(tricks_table(tricks))
+            few = data.take(torch.arange(min(len(data), FEW)))
+            found["share_of_our_step"][name] = parts.measure_parts(architecture, few, repeats)
+            found["times_faster_with"][name] = measure.measure_tricks(architecture, few, repeats)
+    if where.type == "cpu":
+        console.print(networks_table("What a step's time goes to", found["share_of_our_step"], ".0%"))
+        console.print(networks_table("Times faster with than without", found["times_faster_with"], ".2f"))
     found |= {"workers": measure.measure_workers(reference, data, repeats)} if where.type == "cpu" else {}
     found["seeds"] = measure.measure_together(reference, data, repeats)
     if seeds:
         found["time"] = measure.measure_time_to(reference, everything, where, seeds)
-    found["counting"] = overheads.measure_counting()
-    found["building"] = overheads.measure_building(reference)
-    found["storage"] = overheads.measure_storage()
-    found["starting_seconds"] = overheads.measure_commands(overheads.STARTING, 5)
+    found |= {
+        "counting": overheads.measure_counting(),
+        "building": overheads.measure_building(reference),
+        "storage": overheads.measure_storage(),
+        "starting_seconds": overheads.measure_commands(overheads.STARTING, 5),
+    }
     if where.type == "cuda":
         found["whole_seconds"] = overheads.measure_commands(overheads.WHOLE, 1, as_path(data_dir))
     sections = ("workers", "seeds", "time", "counting", "building", "storage")

@@ -62,7 +62,10 @@ def measure_training(architecture: Architecture, data: Images, check: Images, re
     return {
         "params": cost_of(architecture).params,
         "images_per_second": {
-            name: {"median": round(medians[name]), "min": round(min(values)), "max": round(max(values))}
+            name: {
+                **{"median": round(medians[name]), "min": round(min(values)), "max": round(max(values))},
+                "by_turn": [round(value) for value in values],
+            }
             for name, values in speeds.items()
         },
         "ours_to_in_memory": _ratio(speeds["ours"], speeds["in memory"]),

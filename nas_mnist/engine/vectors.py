@@ -27,6 +27,7 @@ ROW = 32  # numbers a row of a program has: a kernel's address and its arguments
 
 
 _engines: list[Any] = []  # compiled code lives as long as they do
+KERNELS: dict[int, str] = {}  # by address: the module and the function that wrote one
 
 
 class Elsewhere(Protocol):
@@ -70,6 +71,7 @@ def compile_kernel(write: Callable[[Writer], None], kind: Kind, lanes: int = 0) 
     write(writer)
     writer.end()
     (address,) = compiled(module, "kernel")
+    KERNELS[address] = f"{write.__module__.rpartition('.')[2]}.{write.__qualname__.partition('.')[0]}"
     return address
 
 
@@ -115,7 +117,7 @@ def declare_runner(module: ir.Module) -> ir.Function:
 
 
 @functools.cache
-def _runner() -> Callable[[int, int, int, int], None]:
+def runner() -> Callable[[int, int, int, int], None]:
     """That function."""
     module = ir.Module()
     declare_runner(module)
@@ -136,4 +138,4 @@ class Program:
 
     def run(self, start: int = 0, stop: int = 1) -> None:
         """Run all of it for the groups from ``start`` to before ``stop``."""
-        _runner()(*self.where, start, stop)
+        runner()(*self.where, start, stop)

@@ -271,12 +271,12 @@ def _spread(summary: Summary) -> tuple[str, str]:
     return f"{100 * summary.std:.3f}", f"{100 * low:.3f}-{100 * high:.3f}"
 
 
-def tricks_table(found: Mapping[str, Mapping[str, float]]) -> Table:
-    """What `bench.measure.measure_tricks` found for several networks."""
-    table = Table(title="Times faster with each trick than without it")
+def networks_table(title: str, found: Mapping[str, Mapping[str, float]], style: str) -> Table:
+    """What was measured of several networks, a column each; figures in a format."""
+    table = Table(title=title)
     table.add_column("")
     for name in found:
         table.add_column(name, justify="right")
-    for trick in next(iter(found.values())):
-        table.add_row(trick, *(f"{ratios[trick]:.2f}" for ratios in found.values()))
+    for what in next(iter(found.values())):
+        table.add_row(what, *(format(figures[what], style) for figures in found.values()))
     return table
