@@ -32,7 +32,7 @@ OTHERS: dict[str, Callable[..., None]] = {
     "recipes": bench_recipes.recipes,
 }
 BUSY = 0.5  # processes on average in the minute before, from which on the machine counts as busy
-FEW = 1_280  # images of a turn that tells what takes a step's time, or what a trick is worth
+FEW = 1_280  # images of a turn without one of the engine's tricks
 FOUND = ["reference", "mnist-1k"]  # networks of the zoo that are trained
 NETWORKS = {  # and others
     "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
@@ -103,7 +103,7 @@ def bench(
         console.print(speed_table(name, found["training"][name]))
         if where.type == "cpu":
             few = data.take(torch.arange(min(len(data), FEW)))
-            found["share_of_our_step"][name] = parts.measure_parts(architecture, few, repeats)
+            found["share_of_our_step"][name] = parts.measure_parts(architecture, data, repeats)
             found["times_faster_with"][name] = measure.measure_tricks(architecture, few, repeats)
     if where.type == "cpu":
         console.print(networks_table("What a step's time goes to", found["share_of_our_step"], ".0%"))
