@@ -107,7 +107,7 @@ def numbers_of(step: Step) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, UNTAUGHT], ids=["taught", "untaught"])
-@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "factored", "adamw"])
 def test_recording_a_step_changes_nothing(
     optimizer: str, recipe: Recipe, tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +173,11 @@ def test_a_step_reads_nothing_back(recipe: Recipe, tiny_data: DataSet) -> None:
     assert read == []
 
 
-@pytest.mark.parametrize("how", [{}, {"optimizer": "muon", "learning_rate": 0.02}, {"taught": True}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"optimizer": "muon", "learning_rate": 0.02}, {"optimizer": "factored"}, {"taught": True}],
+    ids=str,
+)
 def test_a_step_as_on_cuda_learns_what_a_step_on_a_cpu_learns(
     how: dict[str, Any], five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

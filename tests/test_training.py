@@ -65,7 +65,8 @@ MUON = Recipe(
     weight_decay=0.01,
     average=0.9,
 )
-RECIPES = {"plain": PLAIN, "rich": RICH, "adamw": ADAM, "muon": MUON}
+FACTORED = MUON.model_copy(update={"optimizer": "factored"})
+RECIPES = {"plain": PLAIN, "rich": RICH, "adamw": ADAM, "muon": MUON, "factored": FACTORED}
 
 
 def run(recipe: Recipe, data: DataSet, seed: int = 0, **options: Any) -> tuple[Network, list[EpochResult]]:
@@ -611,7 +612,7 @@ def test_the_compiled_loop_moves_images_as_torch_does(shape: tuple[int, ...], th
         torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "factored", "adamw"])
 def test_a_network_of_weights_alone_is_trained(optimizer: Any, tiny_data: DataSet) -> None:
     block = {"kind": "conv", "channels": 4, "norm": "none"}
     bare = Architecture.make({"blocks": [block], "head": {"bias": False}})
