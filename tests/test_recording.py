@@ -215,5 +215,5 @@ def test_a_step_as_on_cuda_learns_what_a_step_on_a_cpu_learns(
         monkeypatch.setattr(module, "forward_on", forward_on)
     found = results()
     assert len(made) == (3 if taught else 2)  # both side by side in training, and when they are scored
-    assert not torch.equal(found[0], expected[0])
+    assert not all(map(torch.equal, found, expected))  # other sums, rounded otherwise
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)

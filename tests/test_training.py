@@ -65,7 +65,7 @@ MUON = Recipe(
     weight_decay=0.01,
     average=0.9,
 )
-FACTORED = MUON.model_copy(update={"optimizer": "factored"})
+FACTORED = RICH.model_copy(update={"optimizer": "factored"})
 RECIPES = {"plain": PLAIN, "rich": RICH, "adamw": ADAM, "muon": MUON, "factored": FACTORED}
 
 
@@ -657,7 +657,7 @@ BAD_RECIPES = [
     ({"epochs": 21}, "epochs: 21 (input should be less than or equal to 20)"),
     ({"epochs": "20"}, "epochs: '20' (input should be a valid integer)"),
     ({"batch_size": 0}, "batch_size: 0 (input should be greater than or equal to 1)"),
-    ({"optimizer": "adam"}, "optimizer: 'adam' (input should be 'sgd', 'muon' or 'adamw')"),
+    ({"optimizer": "adam"}, "optimizer: 'adam' (input should be 'sgd', 'muon', 'factored' or 'adamw')"),
     ({"learning_rate": 0}, "learning_rate: 0 (input should be greater than 0)"),
     ({"learning_rate": -1.0}, "learning_rate: -1.0 (input should be greater than 0)"),
     ({"learning_rate": float("nan")}, "learning_rate: nan (input should be a finite number)"),
@@ -676,11 +676,11 @@ BAD_RECIPES = [
     ({"augmentation": {"scale": 1.0}}, "augmentation.scale: 1.0 (input should be less than 1)"),
     (
         {"nesterov": True, "optimizer": "adamw"},
-        "nesterov: true needs optimizer 'sgd' or 'muon' and a momentum above 0",
+        "nesterov: true needs optimizer 'sgd', 'muon' or 'factored' and a momentum above 0",
     ),
     (
         {"nesterov": True, "momentum": 0.0},
-        "nesterov: true needs optimizer 'sgd' or 'muon' and a momentum above 0",
+        "nesterov: true needs optimizer 'sgd', 'muon' or 'factored' and a momentum above 0",
     ),
 ]  # fmt: skip
 
