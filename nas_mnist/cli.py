@@ -25,14 +25,18 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of options 
 def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     """Run a command line and exit: 0 done, 1 no result, 2 bad input, 130 interrupted.
 
-    Where the first word is the name of one of the ``others``, that is run with the rest of the line. What
-    the system refuses (a full disk, a file that cannot be made) is said in one line, too.
+    Where there are ``others``, a first word that is no option names the one to run with the rest of the line.
+    What the system refuses (a full disk, a file that cannot be made) is said in one line, too.
     """
     listen(signal.SIGINT, signal.SIGTERM)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     words = sys.argv[1:]
     name = None  # typer finds out
-    if words and words[0] in others:
+    if others and words and not words[0].startswith("-"):
+        if words[0] not in others:
+            sys.exit(
+                _say(f"{_short(words[0])!r} is not known (use {', '.join(others)} or options)", BAD_INPUT)
+            )
         command = others[words[0]]
         name = f"python -m {command.__module__.rpartition('.')[0]} {words.pop(0)}"
     app.command()(command)
@@ -55,17 +59,18 @@ def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     sys.exit(code or DONE)
 
 
-def typed(module: str, hidden: str = "", shown: str = "") -> str:
+def typed(module: str, hidden: str = "", shown: str = "", again: bool = False) -> str:
     """What was typed to start this command, as a line that may be typed again, with ``shown`` for ``hidden``.
 
-    Without ``--json``, which asks for a new file every time, and ``--quiet``.
+    Without ``--quiet``, and without ``--json``, which asks for a new file every time, unless what was typed
+    came to no end and is to run ``again``.
     """
     kept: list[str] = []
     words = iter(sys.argv[1:])
     for word in words:
-        if word == "--json":
+        if word == "--json" and not again:
             next(words, None)
-        elif word != "--quiet" and not word.startswith("--json="):
+        elif word != "--quiet" and (again or not word.startswith("--json=")):
             kept.append(word.replace(hidden, shown) if hidden else word)
     return shlex.join(["python", "-m", f"nas_mnist.{module}", *kept])
 

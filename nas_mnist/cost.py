@@ -50,14 +50,20 @@ class Budget:
     max_macs: int | None = None  # for one image
     max_memory: int | None = None  # bytes of activations, one image, float32
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """Those that there are, by what is limited."""
+        limits = zip(COST_NAMES.values(), (self.max_params, self.max_macs, self.max_memory), strict=True)
+        return {what: limit for what, limit in limits if limit is not None}
+
+    def limited(self, cost: Cost) -> dict[str, int]:
+        """What a candidate has of all that is limited."""
+        has = dict(zip(COST_NAMES.values(), (cost.params, cost.macs, cost.peak_memory), strict=True))
+        return {what: has[what] for what in self.limits}
+
     def excess(self, cost: Cost) -> dict[str, int]:
         """By how much a candidate is over each limit, by what is limited; 0 or less: it fits."""
-        limits = {
-            "parameters": (cost.params, self.max_params),
-            "multiply-adds": (cost.macs, self.max_macs),
-            "bytes of peak memory": (cost.peak_memory, self.max_memory),
-        }
-        return {what: has - limit for what, (has, limit) in limits.items() if limit is not None}
+        return {what: has - self.limits[what] for what, has in self.limited(cost).items()}
 
     def fits(self, cost: Cost) -> bool:
         """Whether a candidate is within every limit."""
@@ -69,9 +75,7 @@ class Budget:
 
     def __str__(self) -> str:
         """The limits in words."""
-        more = ((self.max_macs, "multiply-adds"), (self.max_memory, "bytes of peak memory"))
-        limits = [f"{limit:,} {what}" for limit, what in more if limit is not None]
-        return ", ".join([f"{self.max_params:,} parameters", *limits])
+        return ", ".join(f"{limit:,} {what}" for what, limit in self.limits.items())
 
 
 def cost_of(architecture: Architecture) -> Cost:

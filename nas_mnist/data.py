@@ -12,7 +12,7 @@ import io
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,7 +147,9 @@ def _any_mnist(data_dir: Path | None) -> DataSet:
     cache = _cache()
     if (cache / "MNIST" / "raw" / "train-images-idx3-ubyte").exists() or _download(cache):
         return _mnist(cache, "cache")
-    return _mnist_5k()
+    few = _mnist_5k()
+    why = "MNIST cannot be downloaded; --data-dir or NAS_MNIST_DATA may name a folder that holds it"
+    return replace(few, source=f"{few.source} ({why})")
 
 
 def _cache() -> Path:
@@ -237,6 +239,9 @@ def _download(cache: Path) -> bool:
         with _impatient():
             MNIST(root=str(cache), train=True, download=True)
     except (OSError, RuntimeError):
+        with contextlib.suppress(OSError):  # a folder that holds something, or was never made
+            for empty in (cache / "MNIST" / "raw", cache / "MNIST", cache):
+                empty.rmdir()
         return False
     return True
 

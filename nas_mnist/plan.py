@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 REPORTS = Path("reports")
 FINAL_SHARE = 5  # so many times as many images as candidates have finalists
+RARE = 0.05  # a share of draws that fit
 PATIENCE = 0.5  # seconds; an interrupted search waits so long for its storage
 
 
@@ -107,6 +108,8 @@ class Plan:
         self._warn()
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
+        if share < RARE and self.task.space.fill is None:
+            say("Few do: of the spaces 'filled' and 'tiny' (--space) nearly every draw fits")
 
     def _epochs(self, study: optuna.Study) -> str:
         from .results import FINAL_IMAGES

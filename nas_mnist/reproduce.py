@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -156,12 +157,15 @@ def reproduce(
     facts = facts_of(entry.name, entry.architecture, chosen, data, machine, entry.budget or MAX_PARAMS)
     told = {"recipe_name": recipe or entry.recipe, "plain": plain, "command": again, "first_seed": numbers[0]}
     kept = Results(REPORTS, entry.name, facts | told, held)
-    where_and_how = {"--data-dir": data_dir or "auto", "--device": device, "--workers": workers}
-    options = [word for name, one in where_and_how.items() if one != "auto" for word in (name, one)]
-    _train(task, data, processes, console, kept, options)
-    _tell(kept, data, console, as_path(data_dir))
-    if copy_to is not None:
-        write_bytes(copy_to, (kept.folder / "result.json").read_bytes())
+    where_and_how = {"--data-dir": data_dir, "--device": device, "--workers": workers, "--json": json_file}
+    options = [
+        word for name, one in where_and_how.items() if one not in (None, "auto") for word in (name, one)
+    ]
+    with _saying_what_is_kept(kept, numbers, options, console):
+        _train(task, data, processes, console, kept)
+        _tell(kept, data, console, as_path(data_dir))
+        if copy_to is not None:
+            write_bytes(copy_to, (kept.folder / "result.json").read_bytes())
     console.print(f"Written: {kept.folder}")
 
 
@@ -223,37 +227,43 @@ def _continued(folder: Path, more: int, data: DataSet, data_dir: Path | None) ->
         return tuple(numbers), bool(result.get("plain", False))
 
 
-def _train(
-    task: RetrainTask, data: DataSet, processes: int, console: Console, kept: Results, options: Sequence[str]
-) -> None:
-    """Train and keep every seed; where that ends before all are done, say how to go on."""
+@contextlib.contextmanager
+def _saying_what_is_kept(
+    kept: Results, seeds: Sequence[int], options: Sequence[str], console: Console
+) -> Iterator[None]:
+    """Where it ends before all is done, say what there is and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, NoResultError) as error:
+        done = kept.seeds
+        if kept.added or done.intersection(seeds):
+            left = len(set(seeds) - done)
+            line = shlex.join(
+                [*_MODULE, str(kept.folder), "--more", str(left), *options]
+                if left
+                else [*_REPORT, str(kept.folder)]
+            )
+            said = f"Kept in {kept.folder}: {len(seeds) - left} of {len(seeds)} seeds."
+            console.print(f"{said} Continue with:\n{line}", soft_wrap=True, markup=False)
+        elif isinstance(error, KeyboardInterrupt):
+            console.print("Interrupted; nothing was written.")
+        raise
+
+
+def _train(task: RetrainTask, data: DataSet, processes: int, console: Console, kept: Results) -> None:
+    """Train and keep every seed."""
     import torch
 
     from .report.live import EpochLog
     from .tasks import retrain_seeds
     from .teaching import train_teacher
 
-    try:
-        if not task.recipe.distillation.off:
-            with EpochLog(console, task.recipe.epochs, 1) as log:
-                teacher = train_teacher(task.recipe, data.train.to(torch.device(task.device)), log)
-            task = replace(task, teacher=teacher)
-        with EpochLog(console, task.recipe.epochs, len(task.seeds)) as log:
-            retrain_seeds(task, data, processes, log, kept.add)
-    except (KeyboardInterrupt, NoResultError) as error:
-        done = kept.seeds
-        if kept.added or done.intersection(task.seeds):
-            left = len(set(task.seeds) - done)
-            line = shlex.join(
-                [*_MODULE, str(kept.folder), "--more", str(left), *options]
-                if left
-                else [*_REPORT, str(kept.folder)]
-            )
-            said = f"Kept in {kept.folder}: {len(task.seeds) - left} of {len(task.seeds)} seeds."
-            console.print(f"{said} Continue with:\n{line}", soft_wrap=True, markup=False)
-        elif isinstance(error, KeyboardInterrupt):
-            console.print("Interrupted; nothing was written.")
-        raise
+    if not task.recipe.distillation.off:
+        with EpochLog(console, task.recipe.epochs, 1) as log:
+            teacher = train_teacher(task.recipe, data.train.to(torch.device(task.device)), log)
+        task = replace(task, teacher=teacher)
+    with EpochLog(console, task.recipe.epochs, len(task.seeds)) as log:
+        retrain_seeds(task, data, processes, log, kept.add)
 
 
 def _warn(console: Console, data: DataSet) -> None:

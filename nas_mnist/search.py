@@ -133,7 +133,10 @@ def search(
         raise InputError(f"--objective: {objective[:40]!r} (use {', '.join(AIMS)})")
     check_in_use("--finalists", finalists or 1, 1, retrain, "without --no-retrain")
     finalists = finalists or (FINALISTS if retrain else 1)
-    check_in_use("--finalist-seeds", finalist_seeds, 1, finalists > 1, "with --finalists of 2 and more")
+    check_in_use(
+        *("--finalist-seeds", finalist_seeds, 1, finalists > 1),
+        "with --finalists of 2 and more" if retrain else "without --no-retrain",
+    )
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
     as_path(space)
@@ -214,17 +217,17 @@ def _saying_how_to_go_on(storage: str, quiet: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if not quiet:  # libraries may be half loaded
-            print(f"Interrupted. Continue with:\n{_command(storage)}")
+            print(f"Interrupted. Continue with:\n{_command(storage, again=True)}")
         raise
 
 
-def _command(storage: str) -> str:
-    """What was typed to start this search, without the storage's password."""
+def _command(storage: str, again: bool = False) -> str:
+    """What was typed to start this search, without the storage's password; ``again`` as `typed` has it."""
     if "@" not in storage and "?" not in storage:
-        return typed("search")
+        return typed("search", again=again)
     from .storages import shown
 
-    return typed("search", storage, shown(storage))
+    return typed("search", storage, shown(storage), again)
 
 
 def _usual_part(data: DataSet, recipe: Recipe) -> int | None:
@@ -243,7 +246,9 @@ def _learned(data: DataSet, part: int | None) -> Images:
     learn, _ = data.split()
     if part is not None and not data.classes <= part < len(learn):
         most = len(learn) - 1
-        raise InputError(f"--search-images: {part:,} (use {data.classes:,} to {most:,}: {most + 1:,} train)")
+        raise InputError(
+            f"--search-images: {part:,} (use all, or {data.classes:,} to {most:,}: {most + 1:,} train)"
+        )
     if part is not None and _lacks_classes(learn, part):
         raise InputError(f"--search-images: {part:,} (use more: a class is not among so few)")
     return learn if part is None else learn.sample(part)

@@ -152,7 +152,7 @@ class Survey(NamedTuple):
 
     tried: int
     feasible: int  # how many fit the budget
-    smallest: int  # parameters of the smallest candidate
+    least: dict[str, int]  # of the smallest candidate, by what is limited
 
 
 class SearchSpace(_Keys):
@@ -240,15 +240,17 @@ class SearchSpace(_Keys):
 
     def survey(self, budget: Budget, tries: int, rng: random.Random) -> Survey:
         """What plain random draws cost: counted, never built."""
-        smallest, feasible = 0, 0
+        least: dict[str, int] = {}
+        feasible = 0
         for _ in range(tries):
             try:
                 cost = cost_of(self.draw(RandomDraws(rng), budget))
             except InputError:
                 continue
-            smallest = min(smallest or cost.params, cost.params)
+            for what, needed in budget.limited(cost).items():
+                least[what] = min(least.get(what, needed), needed)
             feasible += budget.fits(cost)
-        return Survey(tries, feasible, smallest)
+        return Survey(tries, feasible, least)
 
 
 def _draw(suggest: Suggest, prefix: str, keys: BaseModel, names: Sequence[str]) -> Draws:

@@ -225,9 +225,10 @@ def check_space(space: SearchSpace, budget: Budget, seed: int) -> Survey:
         survey = space.survey(budget, RESCUE_DRAWS, random.Random(seed))
     if survey.feasible:
         return survey
+    least = ", ".join(f"{count:,} {what}" for what, count in survey.least.items())
     raise NoResultError(
-        f"no candidate of this space fits {budget}: the smallest of {survey.tried:,} draws has "
-        f"{survey.smallest:,} parameters (raise the budget, or edit the space)"
+        f"no candidate of this space fits {budget}: the least that {survey.tried:,} draws have is {least} "
+        "(raise the budget, or take another space)"
     )
 
 

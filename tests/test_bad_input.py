@@ -77,10 +77,14 @@ CASES = {
         ["--search-images", "'300'", "without --no-retrain"],
     ),
     "more images than there are": Case(
-        "search", [*SMALL, "--search-images", 3473], ["--search-images: 3,473 (use 10 to 3,472: 3,473 train)"]
+        "search",
+        [*SMALL, "--search-images", 3473],
+        ["--search-images: 3,473 (use all, or 10 to 3,472: 3,473 train)"],
     ),
     "fewer images than classes": Case(
-        "search", [*SMALL, "--search-images", 9], ["--search-images: 9 (use 10 to 3,472: 3,473 train)"]
+        "search",
+        [*SMALL, "--search-images", 9],
+        ["--search-images: 9 (use all, or 10 to 3,472: 3,473 train)"],
     ),
     "too few images for a batch": Case(
         "search",
@@ -123,6 +127,12 @@ CASES = {
     "a recipe twice": Case(
         "bench recipes", ["reference", "tiny", "tiny:epochs=20", *SMALL], ["one comes twice"]
     ),
+    "a part of the benchmark that there is not": Case(
+        "bench", ["serch"], ["'serch' is not known (use record, search, recipes or options)"]
+    ),
+    "curves that are missing": Case(
+        "bench search", ["--curves", "no.csv"], ["--curves: no.csv does not exist"]
+    ),
     "network without recipes": Case("bench recipes", ["reference"], ["RECIPE"]),
     "recipe that is missing": Case("search", [*SMALL, "--recipe", "no.toml"], ["no.toml", "does not exist"]),
     "recipe with an unknown key": Case(
@@ -153,6 +163,9 @@ CASES = {
         "search",
         ["--finalists", 1, "--finalist-seeds", 3],
         ["--finalist-seeds", "3", "with --finalists of 2 and more"],
+    ),
+    "seeds of finalists that there will not be": Case(
+        "search", ["--no-retrain", "--finalist-seeds", 3], ["--finalist-seeds", "without --no-retrain"]
     ),
     "a folder for data that lie elsewhere": Case(
         "search", [*SMALL, "--data-dir", "data"], ["--data-dir", "'data'"], {"data/x": ""}

@@ -134,9 +134,10 @@ def test_five_thousand_images_of_the_fallback_are_all_there_once(five_thousand: 
     assert five_thousand.note.startswith("NOT FULL MNIST")
 
 
-def offline(*_: object, **__: object) -> None:
+def offline(*, root: str, **_: object) -> None:
     from urllib.error import URLError
 
+    (Path(root) / "MNIST" / "raw").mkdir(parents=True)
     raise URLError("no way out")
 
 
@@ -149,6 +150,8 @@ def test_without_a_way_to_download_the_fallback_says_so(
     assert found.name == "mnist-5k"
     assert found.note == data.FALLBACK_NOTE
     assert "5,000" in found.source
+    assert "cannot be downloaded; --data-dir or NAS_MNIST_DATA" in found.source
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_folder_that_was_asked_for_has_no_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,9 +210,7 @@ def test_only_what_was_trained_counts_and_the_same_call_trains_nothing_more(sear
 
 def test_a_budget_of_ten_ends_before_a_study_is_made() -> None:
     space = SearchSpace.from_toml(TINY_SPACE)
-    with pytest.raises(
-        NoResultError, match=r"no candidate of this space fits 10 parameters: the smallest of"
-    ):
+    with pytest.raises(NoResultError, match=r"no candidate of this space fits 10 parameters: the least that"):
         studies.check_space(space, Budget(10), seed=0)
 
 
@@ -228,7 +226,7 @@ def test_a_budget_of_ten_ends_the_search_with_a_message_and_trains_nothing(searc
 def test_command_with_a_budget_of_ten_writes_nothing(invoke: Runner, work: Path) -> None:
     ended = invoke("search", "--dataset", "mnist-5k", "--max-params", 10, "--device", "cpu")
     assert ended.code == 1
-    assert ended.err.startswith("error: no candidate of this space fits 10 parameters: the smallest of ")
+    assert ended.err.startswith("error: no candidate of this space fits 10 parameters: the least that ")
     assert ended.err.count("\n") == 1
     assert list(work.iterdir()) == []
 

@@ -69,10 +69,12 @@ def test_an_interruption_while_libraries_load_says_how_to_go_on(tmp_path: Path, 
         f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(30)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-m", "nas_mnist.search", "--trials", "3"],
+        [sys.executable, "-m", "nas_mnist.search", "--trials", "3", "--json", "new.json"],
         check=False, capture_output=True, text=True, timeout=20, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (INTERRUPTED, "")
-    assert ended.stdout == "Interrupted. Continue with:\npython -m nas_mnist.search --trials 3\n"
+    assert (
+        ended.stdout == "Interrupted. Continue with:\npython -m nas_mnist.search --trials 3 --json new.json\n"
+    )
     assert {path.name for path in tmp_path.iterdir()} <= {"torch.py", "__pycache__"}

@@ -17,7 +17,7 @@ from nas_mnist.cuda.network import GpuNetwork
 from nas_mnist.cuda.step import Descent
 from nas_mnist.data import DataSet
 from nas_mnist.model import Network, build, side_by_side
-from nas_mnist.optimizers import SGD
+from nas_mnist.optimizers import SGD, Factored
 from nas_mnist.recipe import Augmentation, Distillation, Recipe
 from nas_mnist.step import EAGER, Step
 from nas_mnist.training import train_together
@@ -76,6 +76,8 @@ def without_effect(graph: Graph) -> Iterator[None]:
         states = [step.optimizer.average]
     else:
         states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
+    if isinstance(step.optimizer, Factored):
+        states.append(step.optimizer.factors.trained)
     places = [
         step.numbers.all,
         step.averaged,

@@ -144,7 +144,10 @@ def test_the_zoo_stands_beside_what_others_have_published(work: Path, invoke: Ru
     assert "Written: reports/zoo/report.html" in ended.out
     page = (work / "reports" / "zoo" / "report.html").read_text()
     assert all(name in page for name in zoo.names())
-    assert "published: last epoch" in (work / "reports" / "zoo" / "plots" / "comparison.svg").read_text()
+    assert (
+        "published, one seed: last epoch"
+        in (work / "reports" / "zoo" / "plots" / "comparison.svg").read_text()
+    )
     alone = plots.comparison(["a"], [5], [{"mean": 0.9, "interval": None}])
     assert [text.get_text() for text in alone.legends[0].get_texts()] == ["a"]
 

@@ -739,6 +739,23 @@ def test_seeds_that_are_done_are_kept_when_another_fails(
     assert (mine / "reports" / "mine" / "report.html").exists()
 
 
+def test_a_result_whose_page_is_interrupted_says_how_it_is_made(
+    mine: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nas_mnist.reproduce._tell", interrupted)
+    monkeypatch.setattr("os._exit", sys.exit)
+    ended = invoke("reproduce", "mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1)
+    assert ended.code == 130
+    line = "python -m nas_mnist.report reports/mine"
+    assert f"Kept in reports/mine: 1 of 1 seeds. Continue with:\n{line}\n" in ended.out
+    assert not (mine / "reports" / "mine" / "report.html").exists()
+    assert invoke("report", "reports/mine").code == 0
+    assert (mine / "reports" / "mine" / "report.html").exists()
+
+
 def test_offline_is_said_and_no_published_log_is_laid_beside_other_data(work: Path) -> None:
     """By the data set's usual name, with no way to download it."""
     ended = run_module("reproduce", "reference", "--epochs", 1, "--device", "cpu", cwd=work)

@@ -242,8 +242,10 @@ def test_digest_sees_every_change(change: str) -> None:
 def test_survey_counts_what_fits() -> None:
     space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = [1, 2]\n")
     # 9 + 2 + 20 and 18 + 4 + 30 parameters
-    assert space.survey(Budget(30), 200, random.Random(0)) == (200, 0, 31)
-    assert space.survey(Budget(52), 200, random.Random(0)) == (200, 200, 31)
+    assert space.survey(Budget(30), 200, random.Random(0)) == (200, 0, {"parameters": 31})
+    assert space.survey(Budget(52), 200, random.Random(0)) == (200, 200, {"parameters": 31})
+    least = {"parameters": 31, "multiply-adds": 14_896, "bytes of peak memory": 34_496}
+    assert space.survey(Budget(52, 1, 1), 200, random.Random(0)) == (200, 0, least)
     half = space.survey(Budget(31), 200, random.Random(0))
     assert 60 < half.feasible < 140
 

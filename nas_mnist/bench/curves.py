@@ -171,8 +171,8 @@ def check_setting(path: Path, setting: Setting) -> None:
 
 def read_curves(path: Path) -> tuple[Setting, list[Curve]]:
     """A recorded table and what it was made with; raises `InputError` where it is none."""
-    setting = _setting(path.with_suffix(".json"))
     text = read_text(path, "--curves", MAX_TABLE_BYTES)
+    setting = _setting(path.with_suffix(".json"))
     try:
         epochs = range(1, make_recipe(setting.recipe, "recipe").epochs + 1)
         table = pd.read_csv(io.StringIO(text))

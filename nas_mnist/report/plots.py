@@ -153,8 +153,14 @@ def comparison(
         errors = [error_of(one.accuracy) for one in of_kind]
         axes.scatter(
             *([one.params for one in of_kind], errors),
-            s=26, marker=marker, color=GREY, label=f"published: {how}",
+            s=26, marker=marker, color=GREY, label=f"published, one seed: {how}",
         )  # fmt: skip
+        for one, error in zip(of_kind, errors, strict=True):
+            if one.epochs:
+                axes.annotate(
+                    *(f"{one.epochs:,} epochs", (one.params, error), (4, -3)),
+                    textcoords="offset points", ha="left", va="top", fontsize=7, color=GREY,
+                )  # fmt: skip
     for position, (name, size, test) in enumerate(zip(names, params, tests, strict=True)):
         error = error_of(test["mean"])
         low, high = test["interval"] or (test["mean"], test["mean"])
