@@ -6,7 +6,7 @@ They wait for nothing that the device computes.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,36 +75,6 @@ class Numbers:
             torch._foreach_copy_([place for place, _ in found], [one for _, one in found])
 
 
-class Corners:
-    """A network's matrices in the corners of equal ones, so that a few operations do for all of them."""
-
-    def __init__(self, numbers: Numbers, lying: bool) -> None:
-        """``lying``: those with more rows than columns are transposed."""
-        sides = [(one.rows, one.columns) for one in numbers.matrices]
-        turned = [lying and rows > columns for rows, columns in sides]
-        sides = [side[::-1] if turn else side for side, turn in zip(sides, turned, strict=True)]
-        self.shape = height, width = max(side[0] for side in sides), max(side[1] for side in sides)
-        self.count = len(sides)
-        weights, places = [], []  # of every weight: where it lies, and where in the matrices
-        for number, ((start, rows, columns), turn) in enumerate(zip(numbers.matrices, turned, strict=True)):
-            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            at = column * width + row if turn else row * width + column
-            places.append(number * height * width + at.flatten())
-            weights.append(start + torch.arange(rows * columns))
-        device = numbers.weights.device
-        self.weights, self.places = torch.cat(weights).to(device), torch.cat(places).to(device)
-
-    def gather(self, weights: Tensor) -> Tensor:
-        """From what lies as all weights do to the matrices (count, rows, columns)."""
-        matrices = weights.new_zeros(self.count, *self.shape)
-        matrices.view(-1)[self.places] = weights[self.weights]
-        return matrices
-
-    def scatter(self, matrices: Tensor, weights: Tensor) -> None:
-        """The other way round."""
-        weights[self.weights] = matrices.reshape(-1)[self.places]
-
-
 def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices (N, rows, columns), rows <= columns, with their singular values brought to about one.
 
@@ -118,20 +88,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x
 
 
-class Trained(Protocol):
-    """What `SGD` trains: weights, which may decay, before others."""
-
-    trained: Tensor
-    gradient: Tensor
-    weights: Tensor
-    weight_gradient: Tensor
-
-
 class SGD:
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`, in four operations."""
 
     def __init__(
-        self, numbers: Trained, rate: Tensor, momentum: float, nesterov: bool, weight_decay: float
+        self, numbers: Numbers, rate: Tensor, momentum: float, nesterov: bool, weight_decay: float
     ) -> None:
         """``rate`` is the learning rate, a tensor that may change; ``weight_decay`` is that of weights."""
         self.numbers, self.rate = numbers, rate
@@ -163,9 +124,20 @@ class Muon(SGD):
     ) -> None:
         """As `SGD`, but that ``weight_decay`` shrinks weights by its product with the rate."""
         super().__init__(numbers, rate, momentum, nesterov, weight_decay)
-        self.corners = Corners(numbers, lying=True)
-        sizes = [_STEP * max(one.rows, one.columns) ** 0.5 for one in numbers.matrices]  # of steps
-        self.sizes = torch.tensor(sizes).view(-1, 1, 1).to(rate)
+        shapes = [one[1:] for one in numbers.matrices]
+        # All matrices, lying, in the corners of equal ones, so that a few operations do for all of them.
+        short, long = max(map(min, shapes)), max(map(max, shapes))
+        self.padded = (len(shapes), short, long)
+        weights, places, sizes = [], [], []
+        for number, (start, rows, columns) in enumerate(numbers.matrices):
+            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            at = row * long + column if rows <= columns else column * long + row
+            places.append(number * short * long + at.flatten())
+            weights.append(start + torch.arange(rows * columns))
+            sizes.append(torch.full((rows * columns,), _STEP * max(rows, columns) ** 0.5))
+        # Of every weight: where it lies, where in the padded matrices, and how large its steps are.
+        self.weights, self.places = torch.cat(weights).to(rate.device), torch.cat(places).to(rate.device)
+        self.sizes = torch.cat(sizes).to(rate)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -176,59 +148,9 @@ class Muon(SGD):
             ahead.add_(self.average, alpha=self.momentum)
         else:
             ahead.copy_(self.average)
-        matrices = self.corners.gather(numbers.weight_gradient)
-        self.corners.scatter(orthogonal(matrices) * self.sizes, numbers.weight_gradient)
+        padded = ahead.new_zeros(self.padded)
+        padded.view(-1)[self.places] = numbers.weight_gradient[self.weights]
+        numbers.weight_gradient[self.weights] = orthogonal(padded).flatten()[self.places] * self.sizes
         if self.weight_decay:
             numbers.weights.mul_(1 - self.rate * self.weight_decay)
         numbers.trained.addcmul_(ahead, self.rate, value=-1)
-
-
-class Factored(SGD):
-    """SGD on two factors of every convolution: its weights, a row an output map, are their product.
-
-    The first factor is square and begins as the identity, the second begins as the weights. The network
-    that is trained is the same one, with their product as its weights; but the same gradient takes another
-    step with them, longer in the directions in which weights are large already (Arora, Cohen and Hazan 2018,
-    "On the optimization of deep networks: implicit acceleration by overparameterization",
-    arxiv.org/abs/1802.06509; for small convolutional networks Guo et al. 2020, arxiv.org/abs/1811.10495).
-    Weights decay as their factors do. Biases, and factors and shifts of normalisations, are trained as by
-    `SGD`.
-    """
-
-    def __init__(
-        self, numbers: Numbers, rate: Tensor, momentum: float, nesterov: bool, weight_decay: float
-    ) -> None:
-        """As `SGD`."""
-        self.whole, self.corners = numbers, Corners(numbers, lying=False)
-        self.factors = _Factors(self.corners.gather(numbers.weights), numbers.others)
-        super().__init__(self.factors, rate, momentum, nesterov, weight_decay)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Take one step; what `numbers` has as the gradient is used up."""
-        factors, numbers = self.factors, self.whole
-        gradient = self.corners.gather(numbers.weight_gradient)
-        torch.bmm(gradient, factors.second.mT, out=factors.first_gradient)
-        torch.bmm(factors.first.mT, gradient, out=factors.second_gradient)
-        factors.other_gradient.copy_(numbers.other_gradient)
-        super().step()
-        self.corners.scatter(factors.first @ factors.second, numbers.weights)
-        numbers.others.copy_(factors.others)
-
-
-class _Factors:
-    """The two factors of matrices (N, rows, columns), and the other numbers, in one piece of memory."""
-
-    def __init__(self, matrices: Tensor, others: Tensor) -> None:
-        count, rows = matrices.shape[:2]
-        one = torch.eye(rows).to(matrices).expand(count, rows, rows)
-        self.trained = torch.cat([one.flatten(), matrices.flatten(), others])
-        self.gradient = torch.zeros_like(self.trained)
-        sizes = one.numel(), matrices.numel(), others.numel()
-        weights = sizes[0] + sizes[1]
-        self.weights, self.weight_gradient = self.trained[:weights], self.gradient[:weights]
-        (first, second, self.others), (first_gradient, second_gradient, self.other_gradient) = (
-            one.split(sizes) for one in (self.trained, self.gradient)
-        )
-        self.first, self.first_gradient = (one.view(count, rows, rows) for one in (first, first_gradient))
-        self.second, self.second_gradient = (one.view_as(matrices) for one in (second, second_gradient))

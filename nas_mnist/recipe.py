@@ -74,10 +74,10 @@ class Recipe(BaseModel):
     epochs: int = Field(MAX_EPOCHS, ge=1, le=MAX_EPOCHS, strict=True)
     batch_size: int = Field(128, ge=1, le=8192, strict=True)  # images a step; an epoch's remainder is dropped
     min_steps: int = Field(1, ge=1, le=1000, strict=True)  # an epoch; see `fitted`
-    optimizer: Literal["sgd", "muon", "factored", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0, le=100)  # at its peak
-    momentum: float = Field(0.9, ge=0, lt=1)  # AdamW's beta1
-    nesterov: bool = False  # not of AdamW
+    momentum: float = Field(0.9, ge=0, lt=1)  # of SGD and Muon; AdamW's beta1
+    nesterov: bool = False  # SGD and Muon only
     weight_decay: float = Field(0.0, ge=0, le=1)  # of convolution weights only
     schedule: Literal["constant", "cosine", "linear"] = "cosine"  # how the rate falls, to zero, after warm-up
     warmup: float = Field(0.0, ge=0, lt=1)  # share of all steps in which the rate rises from zero
@@ -91,8 +91,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _fits_the_optimizer(self) -> Recipe:
         if self.nesterov and (self.optimizer == "adamw" or not self.momentum):
-            known = "'sgd', 'muon' or 'factored'"
-            raise ValueError(f"nesterov: true needs optimizer {known} and a momentum above 0")
+            raise ValueError("nesterov: true needs optimizer 'sgd' or 'muon' and a momentum above 0")
         return self
 
     @property

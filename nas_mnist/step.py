@@ -24,7 +24,7 @@ from .data import Images
 from .engine.fused import FusedNetwork, lending
 from .engine.warp import Warp, within_reach
 from .model import Network
-from .optimizers import SGD, Factored, Muon, Numbers
+from .optimizers import SGD, Muon, Numbers
 from .recipe import Distillation, Recipe
 from .scoring import Normalizer, forward_on
 
@@ -233,8 +233,8 @@ def _optimizer(numbers: Numbers, recipe: Recipe, rate: Tensor) -> torch.optim.Op
         ]
         betas, recorded = (recipe.momentum, 0.999), rate.device.type == "cuda"
         return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True, capturable=recorded)
-    kinds = {"sgd": SGD, "muon": Muon, "factored": Factored}
-    return kinds[recipe.optimizer](numbers, rate, recipe.momentum, recipe.nesterov, recipe.weight_decay)
+    kind = Muon if recipe.optimizer == "muon" else SGD
+    return kind(numbers, rate, recipe.momentum, recipe.nesterov, recipe.weight_decay)
 
 
 def _record(step: Step) -> torch.cuda.CUDAGraph | None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas_mnist.model import build, side_by_side
-from nas_mnist.optimizers import SGD, Factored, Matrix, Muon, Numbers, orthogonal
+from nas_mnist.optimizers import SGD, Matrix, Muon, Numbers, orthogonal
 from nas_mnist.zoo import load
 
 SHAPES = [(3, 9), (9, 3), (4, 4), (1, 5), (5, 1), (1, 1)]
@@ -94,11 +94,11 @@ def test_all_matrices_at_once_are_as_one_after_the_other(nesterov: bool) -> None
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-@pytest.mark.parametrize("kind", [SGD, Muon, Factored])
+@pytest.mark.parametrize("kind", [SGD, Muon])
 def test_numbers_take_the_steps_that_torchs_sgd_takes(
     kind: type[SGD], weight_decay: float, nesterov: bool
 ) -> None:
-    """All of them, or else those that are no weights."""
+    """All of them, or with Muon those that are no weights."""
     numbers = Some(SHAPES)
     expected = [numbers.weights.clone().requires_grad_(), numbers.others.clone().requires_grad_()]
     groups = [{"params": expected[:1], "weight_decay": weight_decay}, {"params": expected[1:]}]
@@ -117,30 +117,6 @@ def test_numbers_take_the_steps_that_torchs_sgd_takes(
     torch.testing.assert_close(numbers.others, expected[1].detach())
     if kind is SGD:
         torch.testing.assert_close(numbers.weights, expected[0].detach())
-
-
-@pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_weights_are_products_whose_factors_take_the_steps_that_torchs_sgd_takes(
-    weight_decay: float, nesterov: bool
-) -> None:
-    numbers = Some(SHAPES)
-    second = [one.clone().requires_grad_() for one in matrices(numbers.weights)]
-    first = [torch.eye(len(one)).to(one).requires_grad_() for one in second]
-    sgd = torch.optim.SGD(
-        [*first, *second], lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay
-    )
-    optimizer = Factored(numbers, rate(0.1), 0.9, nesterov, weight_decay)
-    for turn in range(3):
-        numbers.gradient[:] = drawn(COUNT + 7, turn + 2)
-        gradients = matrices(numbers.weight_gradient.clone())
-        sgd.zero_grad()
-        for left, right, gradient in zip(first, second, gradients, strict=True):
-            (left @ right).backward(gradient)
-        optimizer.step()
-        sgd.step()
-        for left, right, ours in zip(first, second, matrices(numbers.weights), strict=True):
-            torch.testing.assert_close(ours, (left @ right).detach())
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20)])

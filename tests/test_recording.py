@@ -17,7 +17,7 @@ from nas_mnist.cuda.network import GpuNetwork
 from nas_mnist.cuda.step import Descent
 from nas_mnist.data import DataSet
 from nas_mnist.model import Network, build, side_by_side
-from nas_mnist.optimizers import SGD, Factored
+from nas_mnist.optimizers import SGD
 from nas_mnist.recipe import Augmentation, Distillation, Recipe
 from nas_mnist.step import EAGER, Step
 from nas_mnist.training import train_together
@@ -76,8 +76,6 @@ def without_effect(graph: Graph) -> Iterator[None]:
         states = [step.optimizer.average]
     else:
         states = [numbers for one in step.optimizer.state.values() for numbers in one.values()]
-    if isinstance(step.optimizer, Factored):
-        states.append(step.optimizer.factors.trained)
     places = [
         step.numbers.all,
         step.averaged,
@@ -109,7 +107,7 @@ def numbers_of(step: Step) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, UNTAUGHT], ids=["taught", "untaught"])
-@pytest.mark.parametrize("optimizer", ["sgd", "muon", "factored", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
 def test_recording_a_step_changes_nothing(
     optimizer: str, recipe: Recipe, tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,11 +173,7 @@ def test_a_step_reads_nothing_back(recipe: Recipe, tiny_data: DataSet) -> None:
     assert read == []
 
 
-@pytest.mark.parametrize(
-    "how",
-    [{}, {"optimizer": "muon", "learning_rate": 0.02}, {"optimizer": "factored"}, {"taught": True}],
-    ids=str,
-)
+@pytest.mark.parametrize("how", [{}, {"optimizer": "muon", "learning_rate": 0.02}, {"taught": True}], ids=str)
 def test_a_step_as_on_cuda_learns_what_a_step_on_a_cpu_learns(
     how: dict[str, Any], five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
