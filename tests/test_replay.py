@@ -19,6 +19,7 @@ from nas_mnist.bench.replay import (
     Replayed,
     compare,
     distributions_of,
+    front_worth,
     median,
     never,
     ranks,
@@ -90,6 +91,28 @@ def test_the_median_rule_waits_for_five() -> None:
     others.append({1: 0.5})
     assert median({1: 0.25}, others)
     assert not median({1: 0.3}, others)
+
+
+def test_what_early_stopping_costs_a_front() -> None:
+    same = [curve(number, *[0.1 * number] * 20) for number in range(1, 5)]  # the later, the better
+    costs = [40, 30, 20, 10]  # and the cheaper: the last one is the front
+    found = front_worth(same, costs, repeats=50, seed=0)
+    assert (found.members, found.kept) == (1, 1)
+    assert 0.25 < found.epochs < 1  # nobody who is cheapest so far is stopped, the others after an epoch
+    assert found.lost == pytest.approx(0)
+    found = front_worth(same, costs[::-1], repeats=50, seed=0)  # all of them are the front
+    assert found == (1, 4, 1, pytest.approx(0))  # nobody who is better and no dearer stops one
+
+
+def test_a_front_lacks_what_is_stopped_early() -> None:
+    late = [
+        curve(0, *[0.5] * 20),
+        curve(1, *[0.4] * 19, 0.9),
+    ]  # the second one is stopped, if it comes second
+    found = front_worth(late, [10, 10], repeats=200, seed=0)
+    assert found.members == 1
+    assert found.kept == pytest.approx(0.5, abs=0.15)
+    assert found.lost == pytest.approx(0.4 * (1 - found.kept))
 
 
 def test_what_a_search_is_worth_by_hand() -> None:
@@ -166,6 +189,8 @@ def test_a_table_of_curves_is_recorded_grows_and_is_replayed(work: Path, invoke:
     assert "3 random candidates of at most 400 parameters, 200 images an epoch, 2 epochs" in ended.out
     found = json.loads((work / "found.json").read_text())
     assert found["until_target"]["random"]["nobody is stopped"]["reached"] == 1
+    assert found["fronts"]["multiply-adds"]["members"] >= 1
+    assert "Accuracy against a cost" in ended.out
 
     many = invoke("bench record", *record, "--candidates", 60)  # the space has fewer
     assert many.code == 1

@@ -222,6 +222,40 @@ def compare(
     }
 
 
+class FrontWorth(NamedTuple):
+    """What early stopping is worth where a front is looked for, over many replays."""
+
+    epochs: float  # share of those that training everyone to the end takes, mean
+    members: int  # of the front of all
+    kept: float  # share of these that are trained to the end, mean
+    lost: float  # accuracy (0 to 1) that the front lacks at their costs, mean over them
+
+
+def front_worth(curves: Sequence[Curve], costs: Sequence[int], repeats: int, seed: int) -> FrontWorth:
+    """Searches for the best at every cost: all candidates, in random orders, stopped as `Halving` does."""
+    by_cost = sorted(range(len(curves)), key=lambda at: (costs[at], -curves[at].accuracies[-1]))
+    members: list[int] = []
+    for at in by_cost:
+        if not members or curves[at].accuracies[-1] > curves[members[-1]].accuracies[-1]:
+            members.append(at)
+    spent, kept, lost = [], [], []
+    for repeat in range(repeats):
+        order = random.Random(f"{seed}-{repeat}").sample(by_cost, len(by_cost))
+        seen: dict[int, Accuracies] = {}
+        ended: list[int] = []
+        for at in order:
+            others = [seen[other] for other in seen if costs[other] <= costs[at]]
+            looks = rungs(len(curves[at].accuracies))
+            seen[at], stopped = _train(curves[at], partial(falls_behind, looks=looks), others)
+            ended += [] if stopped else [at]
+        spent.append(sum(map(len, seen.values())) / sum(len(one.accuracies) for one in curves))
+        kept.append(len({*members} & {*ended}) / len(members))
+        for at in members:
+            known = [curves[one].accuracies[-1] for one in ended if costs[one] <= costs[at]]
+            lost.append(curves[at].accuracies[-1] - max(known, default=0.0))
+    return FrontWorth(*(statistics.mean(spent), len(members), statistics.mean(kept), statistics.mean(lost)))
+
+
 def ranks(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
     """Spearman's rank correlation of early signals with the accuracy after the last epoch."""
     from scipy.stats import spearmanr

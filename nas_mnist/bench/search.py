@@ -127,7 +127,7 @@ def search(
     import optuna
 
     from ..report.live import screen
-    from ..report.tables import ranks_table, worth_table
+    from ..report.tables import fronts_table, ranks_table, worth_table
     from . import curves as tables
     from . import replay
 
@@ -142,6 +142,11 @@ def search(
     with stored_by_others(f"--curves: {path}"):
         space = SearchSpace.make(setting.space, str(path.with_suffix(".json")))
         ranks = replay.ranks(known)
+        costs = {
+            "parameters": [curve.n_params for curve in known],
+            "multiply-adds": [curve.macs for curve in known],
+        }
+        fronts = {name: replay.front_worth(known, of, repeats, seed) for name, of in costs.items()}
         found = replay.compare(known, space, Budget(setting.max_params), goal, repeats, seed)
     console = screen()
     console.print(
@@ -151,12 +156,13 @@ def search(
     )
     console.print(ranks_table(ranks))
     console.print(worth_table(found))
+    console.print(fronts_table(fronts))
     if keep is not None:
         told = {"candidates": len(known), "target": goal, "repeats": repeats, "ranks": ranks}
         until = {
             sampler: {rule: one._asdict() for rule, one in rules.items()} for sampler, rules in found.items()
         }
-        told["until_target"] = until
+        told |= {"until_target": until, "fronts": {name: one._asdict() for name, one in fronts.items()}}
         write_bytes(keep, (json.dumps(_without_infinities(told), indent=2) + "\n").encode())
 
 

@@ -23,7 +23,7 @@ from .layers import layer_table
 from .subjects import Subject, requirements_of
 
 if TYPE_CHECKING:
-    from ..bench.replay import Worth
+    from ..bench.replay import FrontWorth, Worth
     from ..zoo import Entry
 
 SHOWN = 5  # candidates in the table of the best
@@ -238,6 +238,18 @@ def worth_table(found: Mapping[str, Mapping[str, Worth]]) -> Table:
             effort = (f"{one.epochs:.0f}", f"{one.error:.0f}") if known else ("never", "")
             share = f"{one.epochs / first:.0%}" if known and math.isfinite(first) else ""
             table.add_row(sampler, rule, *effort, share, f"{one.reached:.0%}")
+    return table
+
+
+def fronts_table(found: Mapping[str, FrontWorth]) -> Table:
+    """What `bench.replay.front_worth` found, by the cost that accuracy is weighed against."""
+    table = Table(title="Accuracy against a cost: early stopping beside training everyone to the end")
+    table.add_column("Against")
+    for heading in ("Epochs", "The front has", "Of it trained", "Accuracy lost"):
+        table.add_column(heading, justify="right")
+    for cost, one in found.items():
+        shares = f"{one.epochs:.0%}", f"{one.members}", f"{one.kept:.0%}"
+        table.add_row(cost, *shares, f"{100 * one.lost:.2f} points")
     return table
 
 
