@@ -82,6 +82,7 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(finished: tuple[Pa
     assert (ended.code, ended.err) == (0, "")
     assert "Best candidates (chosen on the validation images)" in ended.out
     assert f"{TRIALS}/{TRIALS}" in ended.out
+    assert "Few do" not in ended.out
     for requirement in (
         "accuracy >= 99.4%",
         "parameters < 20,000",
@@ -426,11 +427,12 @@ def test_a_study_made_with_something_else_is_refused_and_not_touched(
 
 
 def test_another_name_makes_another_study_in_the_same_file(copied: Path, invoke: Runner) -> None:
-    otherwise = ["--max-params", 9_999, "--study", "second"]
+    otherwise = ["--max-params", 150, "--study", "second"]
     ended = invoke("search", *SEARCH, "--trials", 1, *otherwise, "--no-retrain", "--workers", 2)
     assert (ended.code, ended.err) == (0, "")
     names = optuna.get_all_study_names(f"sqlite:///{copied}/studies/nas_mnist.db")
     assert set(names) == {"nas_mnist", "second"}
+    assert "Few do: of the spaces 'filled' and 'tiny' (--space) nearly every draw fits" in ended.out
     assert len(counted(stored(copied))) == TRIALS
 
 
