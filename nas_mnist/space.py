@@ -152,7 +152,7 @@ class Survey(NamedTuple):
 
     tried: int
     feasible: int  # how many fit the budget
-    least: dict[str, int]  # of the smallest candidate, by what is limited
+    least: dict[str, int]  # that a candidate has, by what is limited
 
 
 class SearchSpace(_Keys):
