@@ -236,8 +236,7 @@ class Plan:
         accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
         if self.retrain:
             accuracy, judge = self._test_accuracy(study, winner), "test images, last epoch, one seed"
-        budget = self.task.budget.max_params
-        met = requirements(architecture, self.recipe.epochs, accuracy, self.data.name, budget)
+        met = requirements(architecture, self.recipe.epochs, accuracy, self.data.name, self.task.budget)
         say(requirement_table(met, f"The requirements ({judge})"))
         self._warn()
         say(f"Repeat it over seeds with:\n{self.repeat()}", soft_wrap=True, markup=False)

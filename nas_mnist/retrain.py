@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .architecture import Architecture
-from .cost import cost_of
+from .cost import Budget, cost_of
 from .data import DataSet
 from .errors import InputError
 from .model import Network, build
@@ -30,6 +30,7 @@ from .teaching import Teacher, teacher_of
 from .training import EpochResult, train_together
 
 MIN_ACCURACY, MAX_PARAMS, MAX_EPOCHS = 0.994, 20_000, 20  # the exercise; parameters stay below
+EXERCISE = Budget(MAX_PARAMS)
 
 
 @dataclass(frozen=True)
@@ -155,22 +156,27 @@ def required_accuracy(dataset: str) -> float | None:
 
 
 def requirements(
-    architecture: Architecture, epochs: int, accuracy: float, dataset: str, budget: int = MAX_PARAMS
+    architecture: Architecture, epochs: int, accuracy: float, dataset: str, budget: Budget = EXERCISE
 ) -> list[Requirement]:
     """The requirements: accuracy (asked of MNIST only), parameters, epochs, no fully connected layer.
 
-    A search's own ``budget`` of parameters is one more where it is another one.
+    The limits of a search's own ``budget`` are further ones, but for that of parameters where it is the same.
     """
-    params = cost_of(architecture).params
+    cost = cost_of(architecture)
+    params, has = cost.params, budget.limited(cost)
     met = accuracy >= MIN_ACCURACY
     misleading = (round(accuracy, 4) >= MIN_ACCURACY) != met
     got = f"{accuracy:.4%}" if misleading else f"{accuracy:.2%}"
     asked = Requirement(f"accuracy >= {MIN_ACCURACY:.1%}", got, met)
-    own = Requirement(f"parameters <= {budget:,}, the budget", f"{params:,}", params <= budget)
+    own = [
+        Requirement(f"{what} <= {limit:,}, the budget", f"{has[what]:,}", has[what] <= limit)
+        for what, limit in budget.limits.items()
+        if (what, limit) not in EXERCISE.limits.items()
+    ]
     return [
         *([asked] if required_accuracy(dataset) else []),
         Requirement(f"parameters < {MAX_PARAMS:,}", f"{params:,}", params < MAX_PARAMS),
-        *([own] if budget != MAX_PARAMS else []),
+        *own,
         Requirement(f"epochs <= {MAX_EPOCHS}", str(epochs), epochs <= MAX_EPOCHS),
         Requirement(
             "no fully connected layer",

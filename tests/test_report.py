@@ -179,11 +179,13 @@ def test_a_studys_own_budget_is_among_the_requirements(finished: tuple[Path, End
     study = load_study(f"sqlite:///{finished[0]}/studies/nas_mnist.db", "nas_mnist")
     subject = of_study(study, None)
     assert subject.study is not None
-    facts = {**subject.study.facts, "identity": {**subject.study.facts["identity"], "max_params": 5}}
+    limits = {"max_params": 5, "max_macs": 10**9, "max_memory": 7}
+    facts = {**subject.study.facts, "identity": subject.study.facts["identity"] | limits}
     small = replace(subject, study=replace(subject.study, facts=facts))
-    assert {"parameters <= 5, the budget": False}.items() <= {
-        one["what"]: one["met"] for one in requirements_of(small)
-    }.items()
+    met = {one["what"]: one["met"] for one in requirements_of(small)}
+    assert met["parameters <= 5, the budget"] is False
+    assert met["multiply-adds <= 1,000,000,000, the budget"] is True
+    assert met["bytes of peak memory <= 7, the budget"] is False
 
 
 def test_pictures_come_as_png_and_svg(finished: tuple[Path, Ended]) -> None:

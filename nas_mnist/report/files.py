@@ -15,7 +15,7 @@ from typing import Any
 
 from ..architecture import Architecture
 from ..classifier import Classifier
-from ..cost import cost_of
+from ..cost import Budget, cost_of
 from ..data import DataSet
 from ..files import new_folder, write_bytes
 from ..recipe import Recipe
@@ -128,7 +128,7 @@ def judged(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[
     """What some runs come to."""
     summary = summarise([run["test_accuracy"] for run in runs])
     architecture, epochs = Architecture.make(facts["architecture"]), facts["recipe"]["epochs"]
-    budget = facts.get("budget", MAX_PARAMS)
+    budget = Budget(facts.get("budget", MAX_PARAMS))
     met = requirements(architecture, epochs, summary.mean, facts["data"]["name"], budget)
     return {"test_accuracy": asdict(summary), "requirements": [asdict(requirement) for requirement in met]}
 

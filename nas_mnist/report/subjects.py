@@ -130,7 +130,7 @@ def requirements_of(subject: Subject) -> list[dict[str, Any]]:
     identity = study.facts["identity"]
     accuracy = result["test_accuracy"]["mean"] if result else winner.validation_accuracy or 0.0
     epochs = study.facts["recipe"]["epochs"]
-    met = requirements(subject.architecture, epochs, accuracy, identity["data"], identity["max_params"])
+    met = requirements(subject.architecture, epochs, accuracy, identity["data"], budget_of(identity))
     return [asdict(requirement) for requirement in met]
 
 
