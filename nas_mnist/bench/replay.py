@@ -96,7 +96,7 @@ class NearestToTpe:
         )
 
     def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-        return sum(_apart(self.all.get(name), one.get(name), other.get(name)) for name in {*one, *other})
+        return sum(_apart(self.all.get(name), one.get(name), other.get(name)) for name in {**one, **other})
 
 
 def _apart(kind: BaseDistribution | None, one: Any, other: Any) -> float:
