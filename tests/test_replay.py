@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 import tomllib
 from itertools import product
 from pathlib import Path
@@ -91,6 +94,29 @@ def test_the_median_rule_waits_for_five() -> None:
     others.append({1: 0.5})
     assert median({1: 0.25}, others)
     assert not median({1: 0.3}, others)
+
+
+def test_how_near_a_candidate_is_depends_on_no_order_of_names() -> None:
+    """Names are hashed otherwise in every process; what is added in another order is rounded otherwise."""
+    program = """
+import random
+from optuna.distributions import IntDistribution
+from nas_mnist.bench.replay import NearestToTpe
+from nas_mnist.cost import Budget
+from nas_mnist.space import SearchSpace
+
+ranges = {f"choice {number}": IntDistribution(0, 10 + number) for number in range(12)}
+sampler = NearestToTpe([], random.Random(0), SearchSpace.load("tiny"), Budget(1), [ranges])
+print(repr(sampler._distance(dict.fromkeys(ranges, 0), {name: 7 for name in ranges})))
+"""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3", "4")
+    }  # fmt: skip
+    assert len(said) == 1
 
 
 def test_what_early_stopping_costs_a_front() -> None:
