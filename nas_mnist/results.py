@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -199,10 +199,16 @@ def budget_of(identity: Mapping[str, Any]) -> Budget:
 def pareto_front(rows: list[TrialRow], against: str = "n_params") -> list[TrialRow]:
     """The trained candidates that no other beats in both a cost and accuracy; the smallest first."""
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
-    front: list[TrialRow] = []
-    for row in sorted(trained, key=lambda row: (getattr(row, against) or 0, -(row.validation_accuracy or 0))):
-        if not front or (row.validation_accuracy or 0) > (front[-1].validation_accuracy or 0):
-            front.append(row)
+    costs = [getattr(row, against) or 0 for row in trained]
+    return [trained[at] for at in unbeaten(costs, [row.validation_accuracy or 0.0 for row in trained])]
+
+
+def unbeaten(costs: Sequence[int], accuracies: Sequence[float]) -> list[int]:
+    """The positions of what nothing else beats in both; the cheapest first."""
+    front: list[int] = []
+    for at in sorted(range(len(costs)), key=lambda at: (costs[at], -accuracies[at])):
+        if not front or accuracies[at] > accuracies[front[-1]]:
+            front.append(at)
     return front
 
 

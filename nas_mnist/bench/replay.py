@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from ..cost import Budget
 from ..draws import Draws, Replay
 from ..errors import InputError
+from ..results import unbeaten
 from ..space import SearchSpace
 from ..stopping import Accuracies, falls_behind, rungs
 from .curves import Curve
@@ -233,26 +234,26 @@ class FrontWorth(NamedTuple):
 
 def front_worth(curves: Sequence[Curve], costs: Sequence[int], repeats: int, seed: int) -> FrontWorth:
     """Searches for the best at every cost: all candidates, in random orders, stopped as `Halving` does."""
-    by_cost = sorted(range(len(curves)), key=lambda at: (costs[at], -curves[at].accuracies[-1]))
-    members: list[int] = []
-    for at in by_cost:
-        if not members or curves[at].accuracies[-1] > curves[members[-1]].accuracies[-1]:
-            members.append(at)
+    finals = [curve.accuracies[-1] for curve in curves]
+    members = unbeaten(costs, finals)
+    epochs = len(curves[0].accuracies)
+    rule = partial(falls_behind, looks=rungs(epochs))
     spent, kept, lost = [], [], []
     for repeat in range(repeats):
-        order = random.Random(f"{seed}-{repeat}").sample(by_cost, len(by_cost))
+        order = list(range(len(curves)))
+        random.Random(f"{seed}-{repeat}").shuffle(order)
         seen: dict[int, Accuracies] = {}
         ended: list[int] = []
         for at in order:
             others = [seen[other] for other in seen if costs[other] <= costs[at]]
-            looks = rungs(len(curves[at].accuracies))
-            seen[at], stopped = _train(curves[at], partial(falls_behind, looks=looks), others)
+            seen[at], stopped = _train(curves[at], rule, others)
             ended += [] if stopped else [at]
-        spent.append(sum(map(len, seen.values())) / sum(len(one.accuracies) for one in curves))
+        spent.append(sum(map(len, seen.values())) / (epochs * len(curves)))
         kept.append(len({*members} & {*ended}) / len(members))
         for at in members:
-            known = [curves[one].accuracies[-1] for one in ended if costs[one] <= costs[at]]
-            lost.append(curves[at].accuracies[-1] - max(known, default=0.0))
+            lost.append(
+                finals[at] - max((finals[one] for one in ended if costs[one] <= costs[at]), default=0.0)
+            )
     return FrontWorth(*(statistics.mean(spent), len(members), statistics.mean(kept), statistics.mean(lost)))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..cli import as_path, as_table, check_data_dir, whole
-from ..cost import Budget
+from ..cost import COST_NAMES, Budget
 from ..errors import InputError, stored_by_others
 from ..files import check_new, check_writable, write_bytes
 from ..recipe import MAX_EPOCHS, check_untaught, load_recipe
@@ -142,11 +142,10 @@ def search(
     with stored_by_others(f"--curves: {path}"):
         space = SearchSpace.make(setting.space, str(path.with_suffix(".json")))
         ranks = replay.ranks(known)
-        costs = {
-            "parameters": [curve.n_params for curve in known],
-            "multiply-adds": [curve.macs for curve in known],
-        }
-        fronts = {name: replay.front_worth(known, of, repeats, seed) for name, of in costs.items()}
+        fronts = {}
+        for cost in ("n_params", "macs"):  # that a table has
+            costs = [getattr(curve, cost) for curve in known]
+            fronts[COST_NAMES[cost]] = replay.front_worth(known, costs, repeats, seed)
         found = replay.compare(known, space, Budget(setting.max_params), goal, repeats, seed)
     console = screen()
     console.print(
