@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .architecture import Architecture
-from .cost import Budget
-from .space import SearchSpace
+from .models.architecture import Architecture
+from .models.cost import Budget
+from .space.space import SearchSpace
 
 if TYPE_CHECKING:
-    from .training import train
+    from .training.loop import train
 
 __all__ = ["Architecture", "Budget", "SearchSpace", "train"]
 
@@ -17,7 +17,7 @@ __all__ = ["Architecture", "Budget", "SearchSpace", "train"]
 def __getattr__(name: str) -> Any:
     """Import the training engine, and with it torch, when it is first asked for."""
     if name == "train":
-        from .training import train
+        from .training.loop import train
 
         return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .cli import STORAGE, STUDY, check_lookup, run
-from .cost import cost_of
-from .entries import find_entry
+from .core.cli import STORAGE, STUDY, check_lookup, run
+from .lookup import find_entry
+from .models.cost import cost_of
 from .report.layers import layer_table, shared_weights
 
 

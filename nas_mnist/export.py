@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .classes import class_names
-from .cli import STORAGE, STUDY, as_path, check_lookup, run
-from .errors import InputError
-from .files import check_new, write_bytes
+from .core.cli import STORAGE, STUDY, as_path, check_lookup, run
+from .core.errors import InputError
+from .core.fileio import check_new, write_bytes
+from .data.class_names import class_names
 
 if TYPE_CHECKING:
-    from .classifier import Classifier
+    from .training.classifier import Classifier
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
 
@@ -83,7 +83,7 @@ def to_onnx(classifier: Classifier) -> bytes:
     """An ONNX model: input ``pixels`` (N, C, H, W) float32 from 0 to 255, output ``scores`` (N, classes)."""
     import torch
 
-    from .classifier import WithPreprocessing
+    from .training.classifier import WithPreprocessing
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own making
@@ -125,7 +125,7 @@ def to_torch(classifier: Classifier) -> bytes:
 
     import torch
 
-    from .classifier import WithPreprocessing
+    from .training.classifier import WithPreprocessing
 
     stream = io.BytesIO()
     images = torch.export.Dim("images")

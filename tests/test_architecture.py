@@ -11,7 +11,7 @@ from candidates import random_architectures, random_data
 from pydantic import ValidationError
 
 from nas_mnist import Architecture
-from nas_mnist.errors import InputError
+from nas_mnist.core.errors import InputError
 
 REFERENCE_KEY = "108876146979e4f7"
 

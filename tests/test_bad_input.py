@@ -515,7 +515,7 @@ def test_what_is_no_text_for_an_option_is_refused(
 def options(command: str) -> list[Any]:
     name, *words = command.split()
     module = importlib.import_module(
-        f"nas_mnist.{name}.__main__" if name in ("bench", "report") else f"nas_mnist.{name}"
+        f"nas_mnist.{name}.__main__" if name in ("bench", "report", "search") else f"nas_mnist.{name}"
     )
     app = typer.Typer()
     app.command()(module.OTHERS[words[0]] if words else getattr(module, name))

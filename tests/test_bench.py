@@ -14,17 +14,17 @@ from conftest import Runner, run_module
 from optuna.trial import Trial
 
 import nas_mnist.bench.__main__ as bench
-from nas_mnist.architecture import Architecture
 from nas_mnist.bench import contenders, measure, overheads, parts
 from nas_mnist.bench.contenders import Contender
-from nas_mnist.data import DataSet, Images, load
+from nas_mnist.data.dataset import DataSet, Images, load
 from nas_mnist.engine import vectors
-from nas_mnist.model import build
-from nas_mnist.objective import Objective, Verdict
-from nas_mnist.recipe import Recipe, load_recipe
-from nas_mnist.training import EpochResult, train
-from nas_mnist.zoo import Entry
-from nas_mnist.zoo import load as load_from_zoo
+from nas_mnist.models.architecture import Architecture
+from nas_mnist.models.network import build
+from nas_mnist.models.zoo import Entry
+from nas_mnist.models.zoo import load as load_from_zoo
+from nas_mnist.recipes.recipe import Recipe, load_recipe
+from nas_mnist.study.objective import Objective, Verdict
+from nas_mnist.training.loop import EpochResult, train
 
 SMALL = Architecture.make(
     {"blocks": [{"kind": "conv", "channels": 8, "stride": 2}, {"kind": "separable", "channels": 12}]}

@@ -13,15 +13,16 @@ from conftest import FULL_MNIST, Runner, run_python
 from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
-from nas_mnist import Architecture, zoo
-from nas_mnist.classifier import Classifier
-from nas_mnist.data import DataSet, load
-from nas_mnist.errors import InputError
+from nas_mnist import Architecture
+from nas_mnist.core.errors import InputError
+from nas_mnist.data.dataset import DataSet, load
 from nas_mnist.export import int8_bytes, to_onnx, to_torch
-from nas_mnist.model import build
+from nas_mnist.models import zoo
+from nas_mnist.models.network import build
 from nas_mnist.predict import prepare, read_picture
-from nas_mnist.scoring import Normalizer
 from nas_mnist.trained import find_classifier
+from nas_mnist.training.classifier import Classifier
+from nas_mnist.training.evaluate import Normalizer
 
 SMALL = Architecture.make(
     {
@@ -109,7 +110,7 @@ def test_weights_smaller_than_their_architecture_are_refused_before_it_is_built(
     huge = {"kind": "conv", "channels": 1024, "kernel": 7}
     about = {"architecture": {"blocks": [huge] * 8}, "mean": 1.0, "std": 1.0}
     (work / "x.safetensors").write_bytes(save({"a": torch.zeros(2)}, {"classifier": json.dumps(about)}))
-    monkeypatch.setattr("nas_mnist.classifier.Network", None)
+    monkeypatch.setattr("nas_mnist.training.classifier.Network", None)
     with pytest.raises(InputError, match="fewer bytes than the 1,4"):
         Classifier.load(work / "x.safetensors")
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_mnist import Architecture, Budget
-from nas_mnist.cost import Cost, cost_of
-from nas_mnist.model import Network
+from nas_mnist.models.cost import Cost, cost_of
+from nas_mnist.models.network import Network
 from nas_mnist.report.layers import table_rows
 
 CANDIDATES = 2_400

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import FULL_MNIST, TINY_SPACE, Runner
 
-from nas_mnist import data
-from nas_mnist.data import DataSet, Images, stratified
-from nas_mnist.errors import InputError
+from nas_mnist.core.errors import InputError
+from nas_mnist.data import dataset as data
+from nas_mnist.data.dataset import DataSet, Images, stratified
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -252,9 +252,9 @@ def test_choosing_candidates_never_reads_the_test_images(tmp_path: Path, tiny_da
     import optuna
 
     from nas_mnist import Budget, SearchSpace
-    from nas_mnist.objective import Objective, Watcher
-    from nas_mnist.recipe import Recipe
-    from nas_mnist.retrain import retrain
+    from nas_mnist.recipes.recipe import Recipe
+    from nas_mnist.study.objective import Objective, Watcher
+    from nas_mnist.training.final import retrain
 
     def read() -> Images:
         raise AssertionError("the test images were read")

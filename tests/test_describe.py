@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import Runner, run_module, run_python
 
-from nas_mnist import Architecture, zoo
-from nas_mnist.cost import cost_of
-from nas_mnist.recipe import load_recipe
+from nas_mnist import Architecture
+from nas_mnist.models import zoo
+from nas_mnist.models.cost import cost_of
+from nas_mnist.recipes.recipe import load_recipe
 from nas_mnist.report.layers import layer_table, table_rows
 
 # The rows and totals of the published result, in its order.
@@ -151,8 +152,8 @@ def test_counting_and_drawing_import_nothing_heavy(work: Path) -> None:
     script = """
 import random
 from nas_mnist import Architecture, Budget, SearchSpace
-from nas_mnist.cost import cost_of
-from nas_mnist.draws import RandomDraws
+from nas_mnist.models.cost import cost_of
+from nas_mnist.space.sampling import RandomDraws
 space = SearchSpace.load()
 cost = cost_of(space.draw(RandomDraws(random.Random(0)), Budget(20_000)))
 assert space.survey(Budget(20_000), 50, random.Random(0)).tried == 50
@@ -164,7 +165,7 @@ assert space.survey(Budget(20_000), 50, random.Random(0)).tried == 50
 def test_help_imports_nothing_heavy_and_names_the_options(name: str, work: Path) -> None:
     script = f"""
 import sys
-from nas_mnist.cli import run
+from nas_mnist.core.cli import run
 from nas_mnist.{name} import {name}
 sys.argv = ["nas_mnist.{name}", "--help"]
 try:

@@ -17,19 +17,19 @@ from conftest import EPOCHS, SEARCH, TINY_SPACE, Runner, furnish, run_here
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
-from nas_mnist.cli import run
-from nas_mnist.cost import Budget
-from nas_mnist.data import DataSet
-from nas_mnist.objective import Objective, Verdict, Watcher
-from nas_mnist.recipe import Recipe
-from nas_mnist.recovery import recover
-from nas_mnist.results import pareto_front, trial_rows
-from nas_mnist.scoring import Score
-from nas_mnist.search import search
-from nas_mnist.space import SearchSpace
-from nas_mnist.stopping import Halving
-from nas_mnist.study import load_study
-from nas_mnist.training import EpochResult, TrainingError
+from nas_mnist.core.cli import run
+from nas_mnist.data.dataset import DataSet
+from nas_mnist.models.cost import Budget
+from nas_mnist.recipes.recipe import Recipe
+from nas_mnist.search.__main__ import search
+from nas_mnist.space.space import SearchSpace
+from nas_mnist.study.objective import Objective, Verdict, Watcher
+from nas_mnist.study.pruner import Halving
+from nas_mnist.study.recovery import recover
+from nas_mnist.study.results import pareto_front, trial_rows
+from nas_mnist.study.study import load_study
+from nas_mnist.training.evaluate import Score
+from nas_mnist.training.loop import EpochResult, TrainingError
 
 FRONT = [*SEARCH, "--objective", "macs", "--max-macs", 10**7]
 URL = "sqlite:///studies/nas_mnist.db"
@@ -42,7 +42,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setattr("nas_mnist.plan.run_workers", run_here)
+        patch.setattr("nas_mnist.search.pipeline.run_workers", run_here)
         patch.setattr(sys, "argv", ["search", *map(str, FRONT), "--trials", "14", "--no-retrain"])
         with pytest.raises(SystemExit) as ended:
             run(search)
@@ -125,7 +125,7 @@ def test_a_trial_whose_process_died_at_its_end_gets_both_values(
     if verdict:
         trial.set_user_attr("verdict", verdict)
     study._storage.set_trial_intermediate_value(trial._trial_id, EPOCHS, 0.75)
-    monkeypatch.setattr("nas_mnist.recovery.is_gone", lambda _: True)
+    monkeypatch.setattr("nas_mnist.study.recovery.is_gone", lambda _: True)
     recover(study)
     assert study.trials[trial.number].values == [accuracy, 77]
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=3)  # the sampler can go on
@@ -144,7 +144,7 @@ def test_trials_that_fail_or_are_stopped_leave_a_study_in_which_the_sampler_draw
         yield EpochResult(1, 1.0, 0.1, 1.0, 10, Score(1.0, 5 + len(told) % 2, 10))
         raise TrainingError("loss not finite in epoch 2")
 
-    monkeypatch.setattr("nas_mnist.training.train", train)
+    monkeypatch.setattr("nas_mnist.training.loop.train", train)
     space, recipe = SearchSpace.from_toml(TINY_SPACE), Recipe(epochs=3, batch_size=50, learning_rate=0.1)
     watcher = Watcher(lambda *_: None, lambda *_: None)
     objective = Objective(*(space, Budget(10_000), recipe, learn, choose, 0, watcher), against="n_params")

@@ -21,13 +21,13 @@ from candidates import random_architectures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist.architecture import Architecture
 from nas_mnist.engine import vectors
 from nas_mnist.engine.fused import FusedNetwork, lending
 from nas_mnist.engine.threads import own_threads, threads
 from nas_mnist.engine.vectors import LANES
-from nas_mnist.model import Network, build
-from nas_mnist.zoo import load
+from nas_mnist.models.architecture import Architecture
+from nas_mnist.models.network import Network, build
+from nas_mnist.models.zoo import load
 
 
 def network(architecture: Architecture, seed: int = 0, dropout: bool = False) -> Network:

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nas_mnist import Architecture, Budget, SearchSpace
-from nas_mnist.classifier import Classifier
-from nas_mnist.draws import RandomDraws
-from nas_mnist.errors import InputError
-from nas_mnist.recipe import make_recipe, parse_toml
-from nas_mnist.report.subjects import read_result
+from nas_mnist.core.errors import InputError
+from nas_mnist.recipes.recipe import make_recipe, parse_toml
+from nas_mnist.report.items import read_result
+from nas_mnist.space.sampling import RandomDraws
+from nas_mnist.training.classifier import Classifier
 
 PACKAGE = resources.files("nas_mnist")
-REFERENCE = json.loads((PACKAGE / "zoo" / "reference.json").read_text())["architecture"]
-SPACE = tomllib.loads((PACKAGE / "spaces" / "default.toml").read_text())
+REFERENCE = json.loads((PACKAGE / "models" / "zoo" / "reference.json").read_text())["architecture"]
+SPACE = tomllib.loads((PACKAGE / "space" / "presets" / "default.toml").read_text())
 RECIPE = tomllib.loads((PACKAGE / "recipes" / "default.toml").read_text())
-WEIGHTS = (PACKAGE / "zoo" / "mnist-19k.safetensors").read_bytes()
+WEIGHTS = (PACKAGE / "models" / "zoo" / "mnist-19k.safetensors").read_bytes()
 
 LEAVES = (
     st.none()

@@ -15,16 +15,16 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from nas_mnist import Architecture, Budget, SearchSpace
-from nas_mnist import study as studies
-from nas_mnist.cost import cost_of
-from nas_mnist.draws import Replay
-from nas_mnist.errors import NoResultError
-from nas_mnist.objective import ARCHITECTURE, Objective, Verdict, Watcher, _seen_before, verdict_of
-from nas_mnist.owner import DEATHS, RETRY_OF
-from nas_mnist.recipe import Recipe
-from nas_mnist.stopping import scored
-from nas_mnist.storages import losing
-from nas_mnist.training import EpochResult, train
+from nas_mnist.core.errors import NoResultError
+from nas_mnist.models.cost import cost_of
+from nas_mnist.recipes.recipe import Recipe
+from nas_mnist.space.sampling import Replay
+from nas_mnist.study import study as studies
+from nas_mnist.study.objective import ARCHITECTURE, Objective, Verdict, Watcher, _seen_before, verdict_of
+from nas_mnist.study.owner import DEATHS, RETRY_OF
+from nas_mnist.study.pruner import scored
+from nas_mnist.study.storage import losing
+from nas_mnist.training.loop import EpochResult, train
 
 EPOCHS = 2
 RECIPE = Recipe(epochs=EPOCHS, batch_size=60, learning_rate=0.1)
@@ -236,8 +236,8 @@ def test_an_over_budget_trial_never_imports_torch(tmp_path: Path) -> None:
 import sys
 import optuna
 from nas_mnist import Budget, SearchSpace
-from nas_mnist.objective import Objective, Watcher
-from nas_mnist.recipe import Recipe
+from nas_mnist.study.objective import Objective, Watcher
+from nas_mnist.recipes.recipe import Recipe
 
 watcher = Watcher(lambda *_: None, lambda *_: None)
 objective = Objective(SearchSpace.load(), Budget(10), Recipe(), None, None, 0, watcher)
@@ -340,7 +340,7 @@ def test_what_the_device_does_ends_one_trial_with_a_reason(
             raise fault
         return train(*arguments, **options)
 
-    monkeypatch.setattr("nas_mnist.training.train", faulty)
+    monkeypatch.setattr("nas_mnist.training.loop.train", faulty)
     space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = { min = 4, max = 9 }\n")
     recipe = Recipe(epochs=1, batch_size=30, learning_rate=0.1)
     study = optuna.create_study(study_name="s", storage=url)

@@ -22,26 +22,26 @@ from candidates import random_architectures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist.architecture import Architecture
-from nas_mnist.augment import draw
-from nas_mnist.augment import warp as warp_by_torch
-from nas_mnist.cuda import kernels, writer
-from nas_mnist.cuda import launch as launcher
-from nas_mnist.cuda.body import Body
-from nas_mnist.cuda.launch import Launch, Warps
-from nas_mnist.cuda.network import GpuNetwork
-from nas_mnist.cuda.step import Descent, Learner
+from nas_mnist.core.errors import InputError
 from nas_mnist.engine import between, convolve, parameters
 from nas_mnist.engine.between import Post
+from nas_mnist.engine.cuda import kernels, writer
+from nas_mnist.engine.cuda import launch as launcher
+from nas_mnist.engine.cuda.body import Body
+from nas_mnist.engine.cuda.launch import Launch, Warps
+from nas_mnist.engine.cuda.network import GpuNetwork
+from nas_mnist.engine.cuda.step import Descent, Learner
 from nas_mnist.engine.stages import UnknownLayerError
 from nas_mnist.engine.warp import Warp
-from nas_mnist.errors import InputError
-from nas_mnist.model import Network, build, side_by_side
-from nas_mnist.optimizers import SGD, Numbers
-from nas_mnist.recipe import Augmentation, Recipe
-from nas_mnist.scoring import Normalizer, forward_on
-from nas_mnist.training import device_failure
-from nas_mnist.zoo import load
+from nas_mnist.models.architecture import Architecture
+from nas_mnist.models.network import Network, build, side_by_side
+from nas_mnist.models.zoo import load
+from nas_mnist.recipes.recipe import Augmentation, Recipe
+from nas_mnist.training.augment import draw
+from nas_mnist.training.augment import warp as warp_by_torch
+from nas_mnist.training.evaluate import Normalizer, forward_on
+from nas_mnist.training.loop import device_failure
+from nas_mnist.training.optim import SGD, Numbers
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -189,7 +189,7 @@ def test_more_images_than_a_launch_can_take_are_refused() -> None:
     model = build(load("mnist-500").architecture, 0)
     network = GpuNetwork(model, CPU, Numbers(model).gradients)
     with (
-        mock.patch("nas_mnist.cuda.body._PARTS", 3),
+        mock.patch("nas_mnist.engine.cuda.body._PARTS", 3),
         pytest.raises(InputError, match=r"batch_size: 200 images of this size \(use fewer\)"),
     ):
         network.body(200, learns=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nas_mnist.cli import INTERRUPTED
+from nas_mnist.core.cli import INTERRUPTED
 
 PROGRAM = """
 import signal, time
-from nas_mnist.cli import run
+from nas_mnist.core.cli import run
 
 class Swallowing:
     def __del__(self):
@@ -31,7 +31,7 @@ FALLS = {
     "in the text of exec": "exec('signal.raise_signal(signal.{name})')",
     "in a destructor": "Swallowing()",
     "while a recipe is written": (
-        "from nas_mnist.recipe import Distillation, Recipe; "
+        "from nas_mnist.recipes.recipe import Distillation, Recipe; "
         "Distillation.off = property(lambda _: signal.raise_signal(signal.{name})); "
         "Recipe().model_dump(mode='json')"
     ),

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas_mnist.model import build, side_by_side
-from nas_mnist.optimizers import SGD, Matrix, Muon, Numbers, orthogonal
-from nas_mnist.zoo import load
+from nas_mnist.models.network import build, side_by_side
+from nas_mnist.models.zoo import load
+from nas_mnist.training.optim import SGD, Matrix, Muon, Numbers, orthogonal
 
 SHAPES = [(3, 9), (9, 3), (4, 4), (1, 5), (5, 1), (1, 1)]
 COUNT = sum(rows * columns for rows, columns in SHAPES)

@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nas_mnist import Architecture, scoring
-from nas_mnist import step as steps
-from nas_mnist.cuda.network import GpuNetwork
-from nas_mnist.cuda.step import Descent
-from nas_mnist.data import DataSet
-from nas_mnist.model import Network, build, side_by_side
-from nas_mnist.optimizers import SGD
-from nas_mnist.recipe import Augmentation, Distillation, Recipe
-from nas_mnist.step import EAGER, Step
-from nas_mnist.training import train_together
+from nas_mnist import Architecture
+from nas_mnist.data.dataset import DataSet
+from nas_mnist.engine.cuda.network import GpuNetwork
+from nas_mnist.engine.cuda.step import Descent
+from nas_mnist.models.network import Network, build, side_by_side
+from nas_mnist.recipes.recipe import Augmentation, Distillation, Recipe
+from nas_mnist.training import evaluate as scoring
+from nas_mnist.training import step as steps
+from nas_mnist.training.loop import train_together
+from nas_mnist.training.optim import SGD
+from nas_mnist.training.step import EAGER, Step
 
 NETWORK = Architecture.make(
     {

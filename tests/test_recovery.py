@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from nas_mnist.errors import InputError, NoResultError
-from nas_mnist.owner import ABSENT, OWNER, is_gone, myself
-from nas_mnist.recipe import load_recipe
-from nas_mnist.recovery import recover, requeue, requeue_once
-from nas_mnist.storages import dashboard_command, losing, open_storage, shown
-from nas_mnist.study import Identity, load_study, open_study, search
+from nas_mnist.core.errors import InputError, NoResultError
+from nas_mnist.recipes.recipe import load_recipe
+from nas_mnist.study.owner import ABSENT, OWNER, is_gone, myself
+from nas_mnist.study.recovery import recover, requeue, requeue_once
+from nas_mnist.study.storage import dashboard_command, losing, open_storage, shown
+from nas_mnist.study.study import Identity, load_study, open_study, search
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
@@ -96,7 +96,7 @@ def test_several_searches_may_make_one_study_at_the_same_time(url: str) -> None:
 
 
 def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_mnist.study.MAKING", 0)
+    monkeypatch.setattr("nas_mnist.study.study.MAKING", 0)
     optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
     study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
     assert study.user_attrs == FACTS | {"identity": vars(IDENTITY)}
@@ -208,7 +208,7 @@ def test_a_short_trial_that_had_come_to_its_end_gets_it(study: optuna.Study, dea
 def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
     tmp_path: Path, dead: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas_mnist.storages.GRACE", 1)
+    monkeypatch.setattr("nas_mnist.study.storage.GRACE", 1)
     storage: Any = open_storage(f"sqlite:///{tmp_path}/study.db", requeue_once)
     study = optuna.create_study(study_name="s", storage=storage)
     for owner in (myself(), dead | {"place": "another machine"}):
@@ -236,7 +236,7 @@ def test_a_process_that_died_before_it_said_its_name_is_found_out_later(
     study.ask()
     recover(study)
     assert study.trials[0].state == TrialState.RUNNING
-    monkeypatch.setattr("nas_mnist.recovery.UNSIGNED", -1)
+    monkeypatch.setattr("nas_mnist.study.recovery.UNSIGNED", -1)
     recover(study)
     assert study.trials[0].state == TrialState.FAIL
     assert waiting(study) == [{"width": 2}]

@@ -30,10 +30,10 @@ from nas_mnist.bench.replay import (
     rules,
     worth,
 )
-from nas_mnist.cost import Budget, cost_of
-from nas_mnist.draws import Replay
-from nas_mnist.space import SearchSpace
-from nas_mnist.stopping import Accuracies
+from nas_mnist.models.cost import Budget, cost_of
+from nas_mnist.space.sampling import Replay
+from nas_mnist.space.space import SearchSpace
+from nas_mnist.study.pruner import Accuracies
 
 SPACE = """
 [[stages]]
@@ -102,8 +102,8 @@ def test_how_near_a_candidate_is_depends_on_no_order_of_names() -> None:
 import random
 from optuna.distributions import IntDistribution
 from nas_mnist.bench.replay import NearestToTpe
-from nas_mnist.cost import Budget
-from nas_mnist.space import SearchSpace
+from nas_mnist.models.cost import Budget
+from nas_mnist.space.space import SearchSpace
 
 ranges = {f"choice {number}": IntDistribution(0, 10 + number) for number in range(12)}
 sampler = NearestToTpe([], random.Random(0), SearchSpace.load("tiny"), Budget(1), [ranges])

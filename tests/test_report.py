@@ -22,21 +22,22 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 from rich.console import Console
 
-from nas_mnist import Architecture, zoo
-from nas_mnist.classes import class_names
-from nas_mnist.cost import Cost
-from nas_mnist.objective import Verdict
+from nas_mnist import Architecture
+from nas_mnist.data.class_names import class_names
+from nas_mnist.models import zoo
+from nas_mnist.models.cost import Cost
 from nas_mnist.report import notes, plots
+from nas_mnist.report.diagram import draw, parts
 from nas_mnist.report.live import Pace, SearchDisplay, screen
 from nas_mnist.report.notes import trial_note
 from nas_mnist.report.page import _spread
-from nas_mnist.report.picture import draw, parts
 from nas_mnist.report.tables import zoo_table
 from nas_mnist.report.write import study_folder
-from nas_mnist.results import TrialRow, importances, pareto_front, trial_rows, winner_of
-from nas_mnist.scoring import Score
-from nas_mnist.space import SearchSpace
-from nas_mnist.training import EpochResult
+from nas_mnist.space.space import SearchSpace
+from nas_mnist.study.objective import Verdict
+from nas_mnist.study.results import TrialRow, importances, pareto_front, trial_rows, winner_of
+from nas_mnist.training.evaluate import Score
+from nas_mnist.training.loop import EpochResult
 
 VOID = {"meta", "br", "img", "link", "hr"}
 SECTIONS = [
@@ -172,9 +173,9 @@ def test_the_shortcut_of_a_residual_block_is_drawn_within_the_picture() -> None:
 
 
 def test_a_studys_own_budget_is_among_the_requirements(finished: tuple[Path, Ended]) -> None:
+    from nas_mnist.report.items import of_study
     from nas_mnist.report.page import requirements_of
-    from nas_mnist.report.subjects import of_study
-    from nas_mnist.study import load_study
+    from nas_mnist.study.study import load_study
 
     study = load_study(f"sqlite:///{finished[0]}/studies/nas_mnist.db", "nas_mnist")
     subject = of_study(study, None)

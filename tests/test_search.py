@@ -37,18 +37,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from nas_mnist import Architecture
-from nas_mnist.classifier import Classifier
-from nas_mnist.cost import cost_of
-from nas_mnist.data import DataSet, Images
-from nas_mnist.errors import StorageLostError
-from nas_mnist.model import Network
-from nas_mnist.objective import Verdict, verdict_of
-from nas_mnist.published import PUBLISHED_LOG
+from nas_mnist.core.errors import StorageLostError
+from nas_mnist.data.dataset import DataSet, Images
+from nas_mnist.models.cost import cost_of
+from nas_mnist.models.network import Network
+from nas_mnist.models.published import PUBLISHED_LOG
 from nas_mnist.report.tables import published_table
-from nas_mnist.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
-from nas_mnist.scoring import Normalizer, evaluate
-from nas_mnist.tasks import RetrainTask
-from nas_mnist.training import TrainingError, train
+from nas_mnist.search.jobs import RetrainTask
+from nas_mnist.study.objective import Verdict, verdict_of
+from nas_mnist.study.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
+from nas_mnist.training.classifier import Classifier
+from nas_mnist.training.evaluate import Normalizer, evaluate
+from nas_mnist.training.loop import TrainingError, train
 
 LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
 
@@ -280,7 +280,9 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
         trained_on.append(len(data))
         return train(model, data, *how, **more)
 
-    monkeypatch.setattr("nas_mnist.training.train", heard)  # of finalists; candidates' is known by its name
+    monkeypatch.setattr(
+        "nas_mnist.training.loop.train", heard
+    )  # of finalists; candidates' is known by its name
     (work / "recipe.toml").write_text("batch_size = 300\nlearning_rate = 0.05\n")
     asked = [*SEARCH, "--epochs", 1, "--workers", 1, "--trials", 3, "--finalists", 2]
     ended = invoke("search", *asked, "--search-images", 600)
@@ -328,14 +330,14 @@ def test_candidates_are_trained_on_a_part_where_there_is_plenty(
     furnish(work)
     (work / "recipe.toml").write_text("batch_size = 300\n")
     (work / "large.toml").write_text("batch_size = 1600\n")
-    monkeypatch.setattr("nas_mnist.search.PART", 1500)  # of 3,473 that train
+    monkeypatch.setattr("nas_mnist.search.__main__.PART", 1500)  # of 3,473 that train
     asked: list[object] = []
-    monkeypatch.setattr("nas_mnist.plan.Plan.run", lambda plan, *_: asked.append(plan.task.images))
+    monkeypatch.setattr("nas_mnist.search.pipeline.Plan.run", lambda plan, *_: asked.append(plan.task.images))
     command = [*SEARCH, "--epochs", 2, *options]
     for _ in range(2):
         assert invoke("search", *command).code == 0
     assert asked == [part, part]
-    monkeypatch.setattr("nas_mnist.search.PART", 1800)  # too many for being usual
+    monkeypatch.setattr("nas_mnist.search.__main__.PART", 1800)  # too many for being usual
     assert invoke("search", *SEARCH, "--epochs", 2, "--study", "other").code == 0
     assert asked[2:] == [None]
 
@@ -385,9 +387,9 @@ def test_a_part_has_all_classes(work: Path, invoke: Runner, monkeypatch: pytest.
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "--search-images: 40 (use more: a class is not among so few)" in refused.err
     parts: list[object] = []
-    monkeypatch.setattr("nas_mnist.plan.Plan.run", lambda plan, *_: parts.append(plan.task.images))
+    monkeypatch.setattr("nas_mnist.search.pipeline.Plan.run", lambda plan, *_: parts.append(plan.task.images))
     for usual in (40, 400):
-        monkeypatch.setattr("nas_mnist.search.PART", usual)
+        monkeypatch.setattr("nas_mnist.search.__main__.PART", usual)
         assert invoke(*asked, "--study", f"usual-{usual}").code == 0
     assert parts == [None, 400]
 
@@ -442,7 +444,7 @@ def test_a_storage_that_is_lost_ends_the_search_and_trains_no_winner(
     def lost(*_: object) -> None:
         raise StorageLostError("storage: sqlite:///a.db failed (gone)")
 
-    monkeypatch.setattr("nas_mnist.plan.run_workers", lost)
+    monkeypatch.setattr("nas_mnist.search.pipeline.run_workers", lost)
     before = listing(copied)
     ended = invoke("search", *SEARCH, "--trials", TRIALS + 1)
     assert (ended.code, ended.err) == (1, "error: storage: sqlite:///a.db failed (gone)\n")

@@ -15,9 +15,9 @@ from conftest import TINY_RECIPE, Runner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nas_mnist.data import load
-from nas_mnist.errors import InputError
-from nas_mnist.sources import TORCHVISION, read_idx, read_npz
+from nas_mnist.core.errors import InputError
+from nas_mnist.data.dataset import load
+from nas_mnist.data.readers import TORCHVISION, read_idx, read_npz
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 9, 12), dtype=np.uint8)
 LABELS = np.arange(40, dtype=np.uint8) % 3

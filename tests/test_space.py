@@ -10,10 +10,10 @@ import pytest
 from conftest import TINY_SPACE
 
 from nas_mnist import Architecture, Budget, SearchSpace
-from nas_mnist.cost import cost_of
-from nas_mnist.draws import RandomDraws, Replay
-from nas_mnist.errors import InputError
-from nas_mnist.filling import scaled, widest
+from nas_mnist.core.errors import InputError
+from nas_mnist.models.cost import cost_of
+from nas_mnist.models.width import scaled, widest
+from nas_mnist.space.sampling import RandomDraws, Replay
 
 STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
 VARIED = """

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from nas_mnist.stopping import Halving, rungs, scored
+from nas_mnist.study.pruner import Halving, rungs, scored
 
 
 @pytest.fixture

@@ -11,16 +11,17 @@ import torch
 from conftest import Runner
 from torch.nn import functional as F
 
-from nas_mnist import Architecture, teaching
-from nas_mnist.data import DataSet
-from nas_mnist.errors import InputError
-from nas_mnist.model import Network, build, side_by_side
-from nas_mnist.recipe import Augmentation, Distillation, Recipe, load_recipe, make_recipe
-from nas_mnist.scoring import Normalizer
-from nas_mnist.step import Lessons, Step
-from nas_mnist.teaching import Teacher, teacher_of, train_teacher
-from nas_mnist.training import train
-from nas_mnist.zoo import Entry
+from nas_mnist import Architecture
+from nas_mnist.core.errors import InputError
+from nas_mnist.data.dataset import DataSet
+from nas_mnist.models.network import Network, build, side_by_side
+from nas_mnist.models.zoo import Entry
+from nas_mnist.recipes.recipe import Augmentation, Distillation, Recipe, load_recipe, make_recipe
+from nas_mnist.training import teaching
+from nas_mnist.training.evaluate import Normalizer
+from nas_mnist.training.loop import train
+from nas_mnist.training.step import Lessons, Step
+from nas_mnist.training.teaching import Teacher, teacher_of, train_teacher
 
 SMALL = Architecture.make({"blocks": [{"kind": "conv", "channels": 4, "stride": 2}, {"kind": "pool"}]})
 WIDE = Architecture.make({"blocks": [{"kind": "conv", "channels": 12, "stride": 2}, {"kind": "pool"}]})

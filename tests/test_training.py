@@ -17,20 +17,29 @@ import pytest
 import torch
 
 from nas_mnist import Architecture
-from nas_mnist.augment import draw, warp
-from nas_mnist.data import DataSet, Images
-from nas_mnist.draws import RandomDraws, Replay
+from nas_mnist.core.errors import InputError
+from nas_mnist.core.fileio import write_bytes
+from nas_mnist.data.dataset import DataSet, Images
 from nas_mnist.engine.warp import Warp
-from nas_mnist.errors import InputError
-from nas_mnist.files import write_bytes
-from nas_mnist.model import Network, build, side_by_side, take_apart
-from nas_mnist.recipe import FACTORS, VALUES, Augmentation, Recipe, load_recipe, make_recipe, unvaried, vary
-from nas_mnist.report.files import Results, facts_of
-from nas_mnist.retrain import retrain, summarise
-from nas_mnist.scoring import Normalizer, Score, evaluate, predict
-from nas_mnist.step import schedule
-from nas_mnist.tasks import RetrainTask, retrain_seeds
-from nas_mnist.training import EpochResult, TrainingError, train, train_together
+from nas_mnist.models.network import Network, build, side_by_side, take_apart
+from nas_mnist.recipes.recipe import (
+    FACTORS,
+    VALUES,
+    Augmentation,
+    Recipe,
+    load_recipe,
+    make_recipe,
+    unvaried,
+    vary,
+)
+from nas_mnist.search.jobs import RetrainTask, retrain_seeds
+from nas_mnist.space.sampling import RandomDraws, Replay
+from nas_mnist.training.augment import draw, warp
+from nas_mnist.training.evaluate import Normalizer, Score, evaluate, predict
+from nas_mnist.training.final import retrain, summarise
+from nas_mnist.training.loop import EpochResult, TrainingError, train, train_together
+from nas_mnist.training.run_store import Results, facts_of
+from nas_mnist.training.step import schedule
 
 SMALL = Architecture.make(
     {
@@ -189,7 +198,7 @@ def test_losses_agree_with_those_of_a_plain_float32_loop_for_a_hundred_steps(
 def test_plain_training_is_a_plain_float32_loop(five_thousand: DataSet) -> None:
     data = five_thousand.train.take(torch.arange(0, 3000, 6))
     recipe = Recipe(epochs=3, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
-    with mock.patch("nas_mnist.scoring.FusedNetwork", side_effect=AssertionError("not plain")):
+    with mock.patch("nas_mnist.training.evaluate.FusedNetwork", side_effect=AssertionError("not plain")):
         ours = [r.train_loss for r in train(build(MIXED, 0), data, recipe, seed=0, plain=True)]
     assert ours == pytest.approx(plain_loop(MIXED, data, recipe, 0)[0], rel=2e-3)
 
@@ -643,7 +652,7 @@ def test_those_who_add_seeds_to_one_folder_wait_for_each_other(
         time.sleep(0.05)
         write_bytes(path, content)
 
-    monkeypatch.setattr("nas_mnist.report.files.write_bytes", slowly)
+    monkeypatch.setattr("nas_mnist.training.run_store.write_bytes", slowly)
     several = [Results(tmp_path, "own", facts, first.folder) for _ in runs[1:]]
     with ThreadPoolExecutor() as pool:
         list(pool.map(Results.add, several, runs[1:]))
@@ -764,6 +773,6 @@ def test_a_device_without_memory_is_a_training_that_failed(
     def no_memory(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("nas_mnist.training.Step.run", no_memory)
+    monkeypatch.setattr("nas_mnist.training.loop.Step.run", no_memory)
     with pytest.raises(TrainingError, match="out of memory"):
         run(Recipe(epochs=1), five_thousand)

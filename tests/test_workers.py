@@ -10,11 +10,11 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from nas_mnist import study as studies
-from nas_mnist.device import describe_device
-from nas_mnist.owner import OWNER, myself
-from nas_mnist.recipe import load_recipe
-from nas_mnist.workers import Desk, cores, run_workers, threads_of
+from nas_mnist.core.process_pool import Desk, cores, run_workers, threads_of
+from nas_mnist.recipes.recipe import load_recipe
+from nas_mnist.study import study as studies
+from nas_mnist.study.owner import OWNER, myself
+from nas_mnist.training.device import describe_device
 
 PATIENCE = 60.0  # seconds
 
@@ -41,7 +41,7 @@ def threads_as_they_come(monkeypatch) -> None:
 def test_threads_are_a_share_of_the_cores_and_no_more_than_asked_for(
     monkeypatch, processes: int, asked: str, threads: int
 ) -> None:
-    monkeypatch.setattr("nas_mnist.workers.cores", lambda: 8)
+    monkeypatch.setattr("nas_mnist.core.process_pool.cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert threads_of(processes) == threads
 
@@ -89,17 +89,17 @@ def test_a_search_says_when_it_only_waits_for_others(monkeypatch) -> None:
         study.tell(len(told) - 1, state=TrialState.PRUNED)
 
     monkeypatch.setattr(
-        "nas_mnist.study.counted", lambda study: len(study.get_trials(states=[TrialState.PRUNED]))
+        "nas_mnist.study.study.counted", lambda study: len(study.get_trials(states=[TrialState.PRUNED]))
     )
-    monkeypatch.setattr("nas_mnist.study.time.sleep", others_end)
+    monkeypatch.setattr("nas_mnist.study.study.time.sleep", others_end)
     objective = SimpleNamespace(against=None, recipe=load_recipe("default"))
     studies.search(study, objective, 2, seed="0", waiting=told.append)
     assert told == [True, True]
 
 
 def test_a_device_is_described_with_how_it_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_mnist.device.threads_of", lambda workers: 8 // workers)
-    monkeypatch.setattr("nas_mnist.device.torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr("nas_mnist.training.device.threads_of", lambda workers: 8 // workers)
+    monkeypatch.setattr("nas_mnist.training.device.torch.get_num_threads", lambda: 1)
     cpu = torch.device("cpu")
     assert describe_device(cpu) == "cpu (1 thread)"
     assert describe_device(cpu, 2) == "cpu (2 workers, 4 threads each)"

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..architecture import Architecture
-from ..cli import as_path, check_data_dir, run, whole
-from ..files import check_new, write_bytes
-from ..zoo import load as load_from_zoo
+from ..core.cli import as_path, check_data_dir, run, whole
+from ..core.fileio import check_new, write_bytes
+from ..models.architecture import Architecture
+from ..models.zoo import load as load_from_zoo
 from . import recipes as bench_recipes
 from . import search as bench_search
 
@@ -72,11 +72,11 @@ def bench(
 
     import torch
 
-    from ..data import load
-    from ..device import describe_device, describe_processor, pick_device
+    from ..data.dataset import load
     from ..report.live import screen
     from ..report.tables import facts_table, networks_table, speed_table
-    from ..retrain import versions
+    from ..training.device import describe_device, describe_processor, pick_device
+    from ..training.final import versions
     from . import measure, overheads, parts
 
     console = screen()

@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from ..architecture import Architecture
-from ..data import Images
+from ..data.dataset import Images
 from ..engine.maps import Maps
 from ..engine.operations import Convolution
 from ..engine.threads import own_threads, run
 from ..engine.vectors import LANES, Program
-from ..layers import Layer
-from ..model import Network, build
-from ..recipe import Recipe, load_recipe
-from ..scoring import Normalizer
-from ..training import train
+from ..models.architecture import Architecture
+from ..models.layers import Layer
+from ..models.network import Network, build
+from ..recipes.recipe import Recipe, load_recipe
+from ..training.evaluate import Normalizer
+from ..training.loop import train
 
 BATCH = 64  # images a step, as in the published log, for every contender
 Contender = Callable[[], float]  # one turn: images a second

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..architecture import Architecture
-from ..cost import Budget, cost_of
-from ..draws import Draws, RandomDraws
-from ..errors import InputError, NoResultError
-from ..files import read_text, write_bytes
-from ..recipe import Recipe, make_recipe
-from ..space import SearchSpace
-from ..tasks import begin
-from ..workers import Desk, run_workers
+from ..core.errors import InputError, NoResultError
+from ..core.fileio import read_text, write_bytes
+from ..core.process_pool import Desk, run_workers
+from ..models.architecture import Architecture
+from ..models.cost import Budget, cost_of
+from ..recipes.recipe import Recipe, make_recipe
+from ..search.jobs import begin
+from ..space.sampling import Draws, RandomDraws
+from ..space.space import SearchSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,8 +96,8 @@ class RecordTask:
         """Train until there is no further job."""
         import torch
 
-        from ..model import build
-        from ..training import TrainingError, train
+        from ..models.network import build
+        from ..training.loop import TrainingError, train
 
         learn, choose = begin(desk, self.dataset, self.data_dir, self.device)
         device = learn.images.device

@@ -17,17 +17,17 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..architecture import Architecture
-from ..cost import cost_of
-from ..data import DataSet, Images
-from ..device import bfloat16_unit
-from ..model import Network, build
-from ..optimizers import Numbers
-from ..recipe import load_recipe
-from ..scoring import Normalizer, evaluate
-from ..tasks import TOGETHER
-from ..training import train, train_together
-from ..workers import Desk, auto_workers, run_workers
+from ..core.process_pool import Desk, auto_workers, run_workers
+from ..data.dataset import DataSet, Images
+from ..models.architecture import Architecture
+from ..models.cost import cost_of
+from ..models.network import Network, build
+from ..recipes.recipe import load_recipe
+from ..search.jobs import TOGETHER
+from ..training.device import bfloat16_unit
+from ..training.evaluate import Normalizer, evaluate
+from ..training.loop import train, train_together
+from ..training.optim import Numbers
 from .contenders import Contender, PlainLoop, convolutions, epochs_on, in_memory, loaded, ours, plain
 
 AT_ONCE = (10, TOGETHER)  # seeds that CUDA trains at once
@@ -144,12 +144,12 @@ def _torchs_sgd(
 
 # What makes training fast on a CPU: the name that is replaced, and by what, to go without it.
 TRICKS: dict[str, tuple[str, Any]] = {
-    "compiled kernels": ("nas_mnist.scoring.FusedNetwork", lambda network, _: network),
-    "augmentation in one loop": ("nas_mnist.step.Warp", lambda *_: None),
+    "compiled kernels": ("nas_mnist.training.evaluate.FusedNetwork", lambda network, _: network),
+    "augmentation in one loop": ("nas_mnist.training.step.Warp", lambda *_: None),
     "two convolutions a stage": ("nas_mnist.engine.stages.LONGEST", 1),
     "torch's threads for programs": ("nas_mnist.engine.fused.own_threads", nullcontext),
     "head and loss without autograd": ("nas_mnist.engine.fused.FusedNetwork.learns", False),
-    "optimiser in four operations": ("nas_mnist.step.SGD", _torchs_sgd),
+    "optimiser in four operations": ("nas_mnist.training.step.SGD", _torchs_sgd),
 }
 
 

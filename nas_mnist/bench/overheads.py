@@ -18,17 +18,17 @@ from unittest import mock
 import numpy as np
 import torch
 
-from ..architecture import Architecture
-from ..cost import Budget, cost_of
-from ..data import Images
-from ..draws import RandomDraws
-from ..errors import InputError
-from ..layers import expand
-from ..model import Network, build
-from ..recipe import Recipe, load_recipe
-from ..scoring import Score
-from ..space import SearchSpace
-from ..training import EpochResult
+from ..core.errors import InputError
+from ..data.dataset import Images
+from ..models.architecture import Architecture
+from ..models.cost import Budget, cost_of
+from ..models.layers import expand
+from ..models.network import Network, build
+from ..recipes.recipe import Recipe, load_recipe
+from ..space.sampling import RandomDraws
+from ..space.space import SearchSpace
+from ..training.evaluate import Score
+from ..training.loop import EpochResult
 
 CANDIDATES = 3_000
 STORED = (10, 100, 1_000)  # trials
@@ -83,9 +83,9 @@ def measure_storage() -> dict[str, float]:
     """
     import optuna
 
-    from ..objective import Objective, Watcher
-    from ..stopping import Halving
-    from ..storages import open_storage
+    from ..study.objective import Objective, Watcher
+    from ..study.pruner import Halving
+    from ..study.storage import open_storage
 
     nothing = Images(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     watcher = Watcher(lambda *_: None, lambda *_: None)
@@ -94,7 +94,7 @@ def measure_storage() -> dict[str, float]:
     costs = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch("nas_mnist.training.train", partial(_without_training, random.Random(0))),
+        mock.patch("nas_mnist.training.loop.train", partial(_without_training, random.Random(0))),
     ):
         storage = open_storage(f"sqlite:///{Path(folder) / 'bench.db'}")
         sampler = optuna.samplers.TPESampler(seed=0)

@@ -10,9 +10,9 @@ from unittest import mock
 
 import torch
 
-from ..architecture import Architecture
-from ..data import Images
+from ..data.dataset import Images
 from ..engine import vectors
+from ..models.architecture import Architecture
 from .contenders import ours
 
 # By module and name of a kernel.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..cli import as_path, as_table, check_data_dir, whole
-from ..entries import find_entry
-from ..errors import InputError
-from ..files import check_writable, read_text, write_bytes
-from ..recipe import load_recipe
-from ..workers import auto_workers, parse_workers, run_workers
+from ..core.cli import as_path, as_table, check_data_dir, whole
+from ..core.errors import InputError
+from ..core.fileio import check_writable, read_text, write_bytes
+from ..core.process_pool import auto_workers, parse_workers, run_workers
+from ..lookup import find_entry
+from ..recipes.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from ..data import Images
-    from ..tasks import Final
-    from ..teaching import Teacher
-    from ..training import EpochResult
+    from ..data.dataset import Images
+    from ..search.jobs import Final
+    from ..training.loop import EpochResult
+    from ..training.teaching import Teacher
 
 TABLE = "reports/recipes/mnist.csv"
 _KEYS = ["key", "digest", "data", "seed"]  # what makes a row another one
@@ -61,13 +61,13 @@ def recipes(
         raise InputError(f"recipes: of {epochs} and {others[0]} epochs (use as many for all of them)")
     check_writable(path.parent, "--table")
 
-    from ..data import load
-    from ..device import pick_device
+    from ..data.dataset import load
     from ..report.live import EpochLog, screen
     from ..report.tables import recipes_table
-    from ..retrain import check_fits
-    from ..tasks import Final, FinalsTask
-    from ..training import check_enough
+    from ..search.jobs import Final, FinalsTask
+    from ..training.device import pick_device
+    from ..training.final import check_fits
+    from ..training.loop import check_enough
 
     rows = _read(path)
     where = pick_device(device)
@@ -116,7 +116,7 @@ def recipes(
 def _with_teachers(jobs: Sequence[Final], learn: Images, console: Console) -> list[Final]:
     """The jobs with the teachers that their recipes name, each trained once."""
     from ..report.live import EpochLog
-    from ..teaching import train_teacher
+    from ..training.teaching import train_teacher
 
     teachers: dict[str, Teacher | None] = {"": None}
     for job in jobs:

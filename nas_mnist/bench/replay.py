@@ -21,12 +21,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from ..cost import Budget
-from ..draws import Draws, Replay
-from ..errors import InputError
-from ..results import unbeaten
-from ..space import SearchSpace
-from ..stopping import Accuracies, falls_behind, rungs
+from ..core.errors import InputError
+from ..models.cost import Budget
+from ..space.sampling import Draws, Replay
+from ..space.space import SearchSpace
+from ..study.pruner import Accuracies, falls_behind, rungs
+from ..study.results import unbeaten
 from .curves import Curve
 
 Rule = Callable[[Accuracies, Sequence[Accuracies]], bool]  # of a candidate and of others: whether to stop

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..cli import as_path, as_table, check_data_dir, whole
-from ..cost import COST_NAMES, Budget
-from ..errors import InputError, stored_by_others
-from ..files import check_new, check_writable, write_bytes
-from ..recipe import MAX_EPOCHS, check_untaught, load_recipe
-from ..search import space_for
-from ..space import SearchSpace
-from ..workers import auto_workers, parse_workers
+from ..core.cli import as_path, as_table, check_data_dir, whole
+from ..core.errors import InputError, stored_by_others
+from ..core.fileio import check_new, check_writable, write_bytes
+from ..core.process_pool import auto_workers, parse_workers
+from ..models.cost import COST_NAMES, Budget
+from ..recipes.recipe import MAX_EPOCHS, check_untaught, load_recipe
+from ..search.__main__ import space_for
+from ..space.space import SearchSpace
 
 if TYPE_CHECKING:
     from .curves import Curve
@@ -62,11 +62,11 @@ def record(
 
     import torch
 
-    from ..data import load
-    from ..device import pick_device
+    from ..data.dataset import load
     from ..report.live import screen
-    from ..study import check_space
-    from ..training import check_enough
+    from ..study.study import check_space
+    from ..training.device import pick_device
+    from ..training.loop import check_enough
     from . import curves as tables
 
     where = pick_device(device)

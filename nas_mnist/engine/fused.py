@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..model import Network
+from ..models.network import Network
 from .body import Body, Plan
 from .maps import Array
 from .stages import UnknownLayerError, stages_of

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..layers import Layer
+from ..models.layers import Layer
 from . import between, convolve, parameters
 from .convolve import OUTPUTS, gradient_outputs, split
 from .maps import Array, Maps, zeros

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..layers import IMAGE, Layer, Shape
-from ..model import Network
+from ..models.layers import IMAGE, Layer, Shape
+from ..models.network import Network
 from .between import AVERAGE_POOL, GATES, MAX_POOL, NO_POOL, NOTHING, Post
 
 _POOLS: dict[str, int] = {"MaxPool2d": MAX_POOL, "AvgPool2d": AVERAGE_POOL}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..scoring import Normalizer
+from ..training.evaluate import Normalizer
 from .threads import run, threads
 from .vectors import LANES, Program, compile_kernel
 from .warping import EDGE, mixed

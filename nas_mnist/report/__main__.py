@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ..cli import STORAGE, STUDY, as_path, check_in_use, check_name, run
-from ..errors import stored_by_others
-from ..files import check_writable, new_folder
-from ..zoo import names as zoo_names
+from ..core.cli import STORAGE, STUDY, as_path, check_in_use, check_name, run
+from ..core.errors import stored_by_others
+from ..core.fileio import check_writable, new_folder
+from ..models.zoo import names as zoo_names
 
 REPORTS = Path("reports")
 ZOO = "zoo"  # stands for all of its networks
@@ -34,10 +34,10 @@ def report(
     check_in_use("--storage", storage, STORAGE, bool(studies), "with a study")
     data_folder = as_path(data_dir)
 
-    from ..study import load_study
+    from ..study.study import load_study
+    from .items import of_name, of_study
     from .live import screen
     from .page import compared
-    from .subjects import of_name, of_study
     from .tables import compared_table, show
     from .write import chapters_of, study_folder, write_report
 

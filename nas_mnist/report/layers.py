@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from ..architecture import Architecture, Repeat
-from ..layers import ACTIVATIONS
+from ..models.architecture import Architecture, Repeat
+from ..models.layers import ACTIVATIONS
 
 _FUNCTIONS = frozenset({"Add", *ACTIVATIONS.values()})  # no parameters, no rows: functions, not modules
 _BYTES = 4  # float32

@@ -20,10 +20,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..cost import Cost
-from ..objective import Verdict
-from ..results import TrialRow, best_rows
-from ..training import EpochResult
+from ..models.cost import Cost
+from ..study.objective import Verdict
+from ..study.results import TrialRow, best_rows
+from ..training.loop import EpochResult
 from .tables import counts_line
 
 

@@ -12,10 +12,10 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial, Trial
 
-from ..architecture import Architecture
-from ..cost import COST_NAMES, weighed_against
-from ..objective import ARCHITECTURE, Verdict
-from ..results import budget_of, candidate_epochs
+from ..models.architecture import Architecture
+from ..models.cost import COST_NAMES, weighed_against
+from ..study.objective import ARCHITECTURE, Verdict
+from ..study.results import budget_of, candidate_epochs
 from .layers import layer_table
 
 
@@ -106,7 +106,8 @@ def picture_trial(trial: Trial, artifacts: Path) -> None:
     stored = trial.study.get_trials(deepcopy=False)[trial.number]
     if not stored.intermediate_values:
         return
-    from . import canvas, plots
+    from . import plots
+    from . import style as canvas
 
     curve = {trial.number: stored.intermediate_values}
     trained = [trial.number] if trial.user_attrs["verdict"] == Verdict.TRAINED else []

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from matplotlib.figure import Figure
 
-from ..classes import class_names
-from ..cost import cost_of
-from ..published import PUBLISHED_LOG, RESULTS
-from ..recipe import RECIPES
-from ..results import ENOUGH_TO_COMPARE, StudyResults, TrialRow, accuracies_of, best_rows
-from ..retrain import required_accuracy, summarise
-from ..zoo import names as zoo_names
-from . import canvas, plots
+from ..data.class_names import class_names
+from ..models.cost import cost_of
+from ..models.published import PUBLISHED_LOG, RESULTS
+from ..models.zoo import names as zoo_names
+from ..recipes.recipe import RECIPES
+from ..study.results import ENOUGH_TO_COMPARE, StudyResults, TrialRow, accuracies_of, best_rows
+from ..training.final import required_accuracy, summarise
+from . import plots
+from . import style as canvas
+from .diagram import draw
+from .items import Subject, requirements_of
 from .layers import layer_table, shared_weights
-from .picture import draw
-from .subjects import Subject, requirements_of
 from .tables import counts_line
 
 if TYPE_CHECKING:

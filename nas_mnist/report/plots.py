@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..cost import COST_NAMES
-from ..objective import Verdict
-from ..published import Published
-from ..results import TrialRow, pareto_front
-from .canvas import (
+from ..models.cost import COST_NAMES
+from ..models.published import Published
+from ..study.objective import Verdict
+from ..study.results import TrialRow, pareto_front
+from .style import (
     BLUE,
     DARK,
     FAINT,

@@ -14,17 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..cost import cost_of
-from ..objective import Verdict
-from ..published import PUBLISHED_LOG
-from ..results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
-from ..retrain import Requirement, Summary, summarise
+from ..models.cost import cost_of
+from ..models.published import PUBLISHED_LOG
+from ..study.objective import Verdict
+from ..study.results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
+from ..training.final import Requirement, Summary, summarise
+from .items import Subject, requirements_of
 from .layers import layer_table
-from .subjects import Subject, requirements_of
 
 if TYPE_CHECKING:
     from ..bench.replay import FrontWorth, Worth
-    from ..zoo import Entry
+    from ..models.zoo import Entry
 
 SHOWN = 5  # candidates in the table of the best
 

@@ -10,12 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..files import new_folder, read_text, write_bytes
-from ..results import StudyResults, to_frame
-from . import canvas
+from ..core.errors import InputError
+from ..core.fileio import new_folder, read_text, write_bytes
+from ..study.results import StudyResults, to_frame
+from . import style as canvas
+from .items import Subject
 from .page import Chapter, chapter, comparison, page
-from .subjects import Subject
 
 if TYPE_CHECKING:
     import optuna

@@ -38,9 +38,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from servers import PostgreSQL, Watcher, postgresql
 
-from nas_mnist.classifier import Classifier
-from nas_mnist.errors import InputError
-from nas_mnist.storages import open_storage
+from nas_mnist.core.errors import InputError
+from nas_mnist.study.storage import open_storage
+from nas_mnist.training.classifier import Classifier
 
 SPACE = """
 [[stages]]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nas_mnist.storages import dashboard_command
+from nas_mnist.study.storage import dashboard_command
 
 READY_WITHIN = 60  # seconds
 

