@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from .models.architecture import Architecture
 from .models.cost import Budget
+from .recipes.recipe import Recipe
 from .space.space import SearchSpace
 
 if TYPE_CHECKING:
     from .training.loop import train
 
-__all__ = ["Architecture", "Budget", "SearchSpace", "train"]
+__all__ = ["Architecture", "Budget", "Recipe", "SearchSpace", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the training engine, and with it torch, when it is first asked for."""
+    """Import `train`, and with it torch, on its first use."""
     if name == "train":
         from .training.loop import train
 

@@ -1,4 +1,4 @@
-"""``python -m nas_mnist [COMMAND]``: which commands there are, or one of them."""
+"""``python -m nas_mnist [COMMAND]``: the list of commands, or one of them."""
 
 import runpy
 import sys
@@ -6,7 +6,7 @@ import sys
 COMMANDS = {
     "search": "find the best network within a budget",
     "reproduce": "train a network again over seeds, and judge it on the test images",
-    "describe": "a network's layers and what it costs, without training",
+    "describe": "a network's layers and its cost, without training",
     "report": "a study or results as tables, pictures and one HTML page",
     "export": "a trained network as ONNX, safetensors or a torch program",
     "predict": "the class of a picture",
@@ -22,7 +22,7 @@ def _run() -> None:
     elif command in ("--help", "-h"):
         for name, purpose in COMMANDS.items():
             print(f"python -m nas_mnist.{name:<10} {purpose}")
-        print("\nEach one says more with --help.")
+        print("\nEach command has --help.")
     else:
         print(f"error: command: {command[:40]!r} is not known (use {', '.join(COMMANDS)})", file=sys.stderr)
         sys.exit(2)

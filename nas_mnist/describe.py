@@ -1,4 +1,4 @@
-"""``python -m nas_mnist.describe NAME|best|FILE.json|FOLDER``: layer table and cost, without torch."""
+"""``python -m nas_mnist.describe NAME|best|FILE|FOLDER``: the layer table and the cost, without torch."""
 
 from __future__ import annotations
 
@@ -6,43 +6,39 @@ import json
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
-
-from .core.cli import STORAGE, STUDY, check_lookup, run
-from .lookup import find_entry
+from .core.cli import OUTPUT, Network, Storage, Study, check_lookup, option, run
+from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
+from .lookup import resolve
 from .models.cost import cost_of
 from .report.layers import layer_table, shared_weights
 
 
 def describe(
-    architecture: Annotated[
-        str, typer.Argument(metavar="NAME|best|FILE.json|FOLDER", help="Of the zoo, of a study, or a file.")
-    ],
-    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
-    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    network: Network,
+    study: Study = DEFAULT_STUDY,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: Annotated[bool, option(OUTPUT, "", "Print JSON instead of the table.", "--json")] = False,
 ) -> None:
-    """Print an architecture's layers, shapes, parameters and cost."""
-    check_lookup(architecture, study, storage)
-    found = find_entry(architecture, study, storage)[0].architecture
-    cost = cost_of(found)
+    """Print a network's layers, shapes, parameters and cost."""
+    check_lookup(network, study, storage)
+    architecture = resolve(network, study, storage).architecture
+    cost = cost_of(architecture)
     if as_json:
-        layers = [layer._asdict() for layer in found.layers]
-        everything = {
-            "key": found.key,
+        content = {
+            "key": architecture.key,
             "cost": asdict(cost),
-            "architecture": found.model_dump(mode="json"),
-            "layers": layers,
+            "architecture": architecture.model_dump(mode="json"),
+            "layers": [layer._asdict() for layer in architecture.layers],
         }
-        print(json.dumps(everything, indent=2))
+        print(json.dumps(content, indent=2))
         return
-    print(layer_table(found))
+    print(layer_table(architecture))
     print()
     print(f"Multiply-adds an image: {cost.macs:,}")
     print(f"Peak activation memory (bytes, float32): {cost.peak_memory:,}")
     print(f"Receptive field (pixels): {cost.receptive_field}")
-    if shared := shared_weights(found):
-        print(shared)
+    if note := shared_weights(architecture):
+        print(note)
     print("Activations and additions are functions: they have no parameters and no rows.")
 
 

@@ -1,4 +1,4 @@
-"""``python -m nas_mnist.export WHAT --to FORMAT``: a trained network as a file for other programs."""
+"""``python -m nas_mnist.export NETWORK --to FORMAT``: a trained network as a file for other programs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from .core.cli import STORAGE, STUDY, as_path, check_lookup, run
+from .core.cli import OUTPUT, WHAT, Network, Storage, Study, as_path, check_lookup, option, run
+from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .core.errors import InputError
 from .core.fileio import check_new, write_bytes
 from .data.class_names import class_names
@@ -21,28 +20,28 @@ FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
 
 
 def export(
-    what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="'best', of the zoo, a .safetensors file or a folder.")
-    ],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="safetensors, onnx or torch.")],
-    output: Annotated[str | None, typer.Option(metavar="FILE", help="Must be new; else NAME.FORMAT.")] = None,
-    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
-    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
+    network: Network,
+    to: Annotated[str, option(WHAT, "FORMAT", "Write safetensors, onnx or torch.")],
+    output: Annotated[
+        str | None, option(OUTPUT, "FILE", "Write this new file (NAME.FORMAT).", "--output")
+    ] = None,
+    study: Study = DEFAULT_STUDY,
+    storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Write a trained network to a file, and say how large it is.
+    """Write a trained network to a new file and print its size.
 
-    onnx and torch files hold the preprocessing: they take pixels from 0 to 255 and give class scores.
+    onnx and torch files contain the preprocessing: pixels from 0 to 255 in, class scores out.
     """
-    check_lookup(what, study, storage)
+    check_lookup(network, study, storage)
     if to not in FORMATS:
         raise InputError(f"--to: {to!r} (use {', '.join(FORMATS)})")
     if to == "onnx":
         _need_onnx()
     target = as_path(output)
 
-    from .trained import find_classifier
+    from .lookup import find_classifier
 
-    name, classifier = find_classifier(what, study, storage)
+    name, classifier = find_classifier(network, study, storage)
     target = target or Path(name + FORMATS[to])
     check_new(target, "--output")
     content = {"safetensors": _safetensors, "onnx": to_onnx, "torch": to_torch}[to](classifier)
@@ -56,15 +55,15 @@ def export(
     if to == "safetensors":
         print(f"Preprocessing: (byte - {normalizer.mean:.6f}) / {normalizer.std:.6f}")
     else:
-        print(f"Input: {facts(classifier)['input']}; the preprocessing is inside")
+        print(f"Input: {metadata(classifier)['input']}; the preprocessing is inside")
 
 
 def int8_bytes(classifier: Classifier) -> int:
-    """Bytes of the network for integer arithmetic, every normalisation folded into the convolution before it.
+    """Bytes of the network after int8 quantisation, normalisations folded into the convolutions before them.
 
-    A byte a convolution weight, and for every output channel a float32 scale and an int32 bias (the scheme of
-    Jacob et al. 2018, arxiv.org/abs/1712.05877, with a scale a channel), again for every repeat. A
-    normalisation that follows an activation stays on its own: a float32 factor and shift a channel.
+    Each weight takes one byte, each output channel a float32 scale and an int32 bias (Jacob et al. 2018,
+    arxiv.org/abs/1712.05877, with one scale a channel). Repeats have scales and biases of their own. A
+    normalisation after an activation cannot be folded: it takes a float32 factor and shift a channel.
     """
     from torch import nn
 
@@ -86,7 +85,7 @@ def to_onnx(classifier: Classifier) -> bytes:
     from .training.classifier import WithPreprocessing
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own making
+        warnings.simplefilter("ignore")  # the exporter warns of its own code
         program = torch.onnx.export(
             WithPreprocessing(classifier).eval(),
             (_example(classifier),),
@@ -101,13 +100,13 @@ def to_onnx(classifier: Classifier) -> bytes:
 
     model = program.model_proto
     model.doc_string = f"A network for images of {classifier.data}, by nas_mnist"
-    set_model_props(model, facts(classifier))
+    set_model_props(model, metadata(classifier))
     content: bytes = model.SerializeToString()
     return content
 
 
-def facts(classifier: Classifier) -> dict[str, str]:
-    """What whoever has an exported file wants to know of it."""
+def metadata(classifier: Classifier) -> dict[str, str]:
+    """A description of input, output and classes, which an exported file contains."""
     architecture = classifier.model.architecture
     shape = ", ".join(map(str, architecture.input_shape))
     return {
@@ -120,7 +119,7 @@ def facts(classifier: Classifier) -> dict[str, str]:
 
 
 def to_torch(classifier: Classifier) -> bytes:
-    """A program of `torch.export` with that input and output: ``torch.export.load(file).module()``."""
+    """A `torch.export` program with the same input and output: ``torch.export.load(file).module()``."""
     import io
 
     import torch

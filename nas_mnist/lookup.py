@@ -1,74 +1,202 @@
-"""What an architecture is called on a command line: a name, the best of a study, a file or a folder."""
+"""One resolver for the network that a user names: NAME, ``best``, FILE or FOLDER.
+
+=====================  ==============================================================================
+NAME                   a network of the zoo
+``best``               the winner of a study, or with ``trial`` one of its trials
+FILE.json              an architecture, alone or as ``architecture`` beside other fields
+FILE.safetensors       a trained network with its architecture
+FOLDER                 the results that `reproduce` or a search wrote
+=====================  ==============================================================================
+
+Loads torch only to read a FILE.safetensors.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .core.cli import STORAGE, STUDY, check_name
-from .core.errors import InputError, NoResultError, stored_by_others
+from .core.cli import check_name
+from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
+from .core.errors import InputError, NoResultError, foreign_data
+from .core.fileio import read_text
+from .models import zoo
 from .models.architecture import Architecture
-from .models.zoo import Entry, load, names
-from .recipes.recipe import Recipe, load_recipe, make_recipe
+from .recipes.recipe import Recipe, current_name, load_recipe, make_recipe
+from .training.run_store import RESULT, read_result, weights_file
+
+if TYPE_CHECKING:
+    from .training.classifier import Classifier
 
 
-def find_entry(
-    name: str, study: str = STUDY, storage: str = STORAGE, trial: int | None = None
-) -> tuple[Entry, Recipe, str]:
-    """What ``name`` stands for, and the recipe and the data set that belong to it.
+@dataclass(frozen=True)
+class NamedNetwork:
+    """The network that a name stands for."""
 
-    ``best`` is the winner of a study, or one of its trials; a folder is one that `reproduce` or a search
-    wrote; for other names see `zoo.load`. Raises `InputError`, and `NoResultError` where the study has no
-    winner.
+    name: str  # for people, and for the folders and files that are made of it
+    architecture: Architecture
+    recipe: Recipe  # that it is trained with unless another is asked for
+    recipe_name: str
+    dataset: str = "mnist"  # that it is trained on unless another is asked for
+    about: str = ""
+    budget: int | None = None  # parameters, of the search that found it
+    test_accuracies: tuple[float, ...] = ()  # of the zoo: MNIST, this recipe, last epoch, one a seed; 0 to 1
+    folder: Path | None = None  # of the results, for a FOLDER
+    result: Mapping[str, Any] | None = None  # the content of its ``result.json``
+    weights: Path | None = None  # a safetensors file; None: without trained weights
+    no_weights: Exception | None = None  # the error for a command that needs weights
+
+
+def resolve(
+    what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_STORAGE, trial: int | None = None
+) -> NamedNetwork:
+    """The network called ``what``; ``study``, ``storage`` and ``trial`` (a number) count for ``best`` only.
+
+    A name of the zoo goes before a folder of the same name. Raises `InputError`, and `NoResultError` if the
+    study has no winner.
     """
-    if name == "best":
-        return _best_of(study, storage, trial)
-    if name not in names() and (Path(name) / "result.json").is_file():
-        return _of_folder(Path(name))
-    if name not in names() and Path(name).is_dir():
-        below = sorted(str(file.parent) for file in Path(name).glob("*/result.json"))
+    if what == "best":
+        return _from_study(study, storage, trial)
+    if what in zoo.names():
+        return _from_zoo(what)
+    if Path(what).is_dir():
+        return _from_folder(Path(what))
+    if what.endswith(".json"):
+        return _from_json(Path(what))
+    if what.endswith(".safetensors"):
+        return _from_weights(Path(what))
+    raise InputError(
+        f"network: {what[:80]!r} is not known (use {', '.join(zoo.names())}, best, a .json or .safetensors "
+        "file, or a folder of results)"
+    )
+
+
+def find_classifier(
+    what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_STORAGE
+) -> tuple[str, Classifier]:
+    """A name for files, and the trained network called ``what`` (of several seeds the lowest).
+
+    Raises `InputError`, and `NoResultError` if the winner of the study is not trained yet.
+    """
+    from .training.classifier import Classifier
+
+    found = resolve(what, study, storage)
+    if found.weights is None:
+        raise found.no_weights or InputError(f"weights: {what} has none")
+    return found.name, Classifier.load(found.weights)
+
+
+def _from_zoo(name: str) -> NamedNetwork:
+    entry = zoo.load(name)
+    file = Path(str(resources.files(zoo) / f"{name}.safetensors"))
+    train = f"python -m nas_mnist.reproduce {name}"
+    return NamedNetwork(
+        name=name,
+        architecture=entry.architecture,
+        recipe=load_recipe(entry.recipe),
+        recipe_name=current_name(entry.recipe),
+        about=entry.about,
+        test_accuracies=entry.test_accuracies,
+        weights=file if file.is_file() else None,
+        no_weights=InputError(f"weights: the zoo has none for {name!r} (train it with {train})"),
+    )
+
+
+def _from_json(path: Path) -> NamedNetwork:
+    text = read_text(path, str(path))
+    try:
+        architecture = Architecture.from_json(text)
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix('architecture: ')}") from None
+    train = f"python -m nas_mnist.reproduce {path}"
+    return NamedNetwork(
+        name=check_name("architecture", path.stem),
+        architecture=architecture,
+        recipe=load_recipe("default"),
+        recipe_name="default",
+        no_weights=InputError(f"weights: {path} is an architecture without weights (train it with {train})"),
+    )
+
+
+def _from_weights(path: Path) -> NamedNetwork:
+    from .training.classifier import Classifier
+
+    classifier = Classifier.load(path)
+    return NamedNetwork(
+        name=path.stem,
+        architecture=classifier.model.architecture,
+        recipe=load_recipe("default"),
+        recipe_name="default",
+        dataset=classifier.data,
+        weights=path,
+    )
+
+
+def _from_folder(folder: Path) -> NamedNetwork:
+    if not (folder / RESULT).is_file():
+        below = sorted(str(file.parent) for file in folder.glob(f"*/{RESULT}"))
         advice = f"use {' or '.join(below)}" if below else "use a folder of results"
-        raise InputError(f"architecture: {name} holds no result.json ({advice})")
-    entry = load(name)
-    check_name("architecture", entry.name)
-    return entry, load_recipe(entry.recipe), "mnist"
+        raise InputError(f"network: {folder} holds no {RESULT} ({advice})")
+    result = read_result(folder / RESULT)
+    with foreign_data(f"result: {folder}"):
+        name = check_name("architecture", folder.resolve().name)
+        own = f" (or use {name})" if name in zoo.names() else ""  # published results come without weights
+        return NamedNetwork(
+            name=name,
+            architecture=Architecture.make(result["architecture"]),
+            recipe=make_recipe(result["recipe"], f"{folder}: recipe"),
+            recipe_name=current_name(str(result.get("recipe_name") or f"of {folder}")),
+            dataset=str(result["data"]["name"]),
+            budget=result.get("budget"),
+            folder=folder,
+            result=result,
+            weights=_lowest_seed(folder, result),
+            no_weights=InputError(f"weights: {folder} holds no {weights_file(0)}{own}"),
+        )
 
 
-def _of_folder(folder: Path) -> tuple[Entry, Recipe, str]:
-    from .report.items import read_result
-
-    result = read_result(folder / "result.json")
-    with stored_by_others(f"result: {folder}"):
-        name, recipe = folder.resolve().name, make_recipe(result["recipe"], f"{folder}: recipe")
-        check_name("architecture", name)
-        trained_by = str(result.get("recipe_name") or f"of {folder}")
-        architecture, budget = Architecture.make(result["architecture"]), result.get("budget")
-        entry = Entry(name, "", architecture, trained_by, budget=budget)
-        return entry, recipe, str(result["data"]["name"])
+def _lowest_seed(folder: Path, result: Mapping[str, Any]) -> Path | None:
+    files = [folder / weights_file(seed) for seed in sorted(int(run["seed"]) for run in result["runs"])]
+    return next((file for file in files if file.is_file()), None)
 
 
-def _best_of(study: str, storage: str, trial: int | None) -> tuple[Entry, Recipe, str]:
-    """The best candidate that a study trained to the end, or that of a trial, as its trial stored it."""
-    from .study.results import FINALS, trained_shortly, trial_rows, winner_of
+def _from_study(study: str, storage: str, trial: int | None) -> NamedNetwork:
+    """The winner of a study, or one of its trials, as the trial stored it."""
+    from .study.results import StudyResults
     from .study.study import load_study
 
     stored = load_study(storage, study)
-    with stored_by_others(f"study: {study!r}"):
-        rows = trial_rows(stored)
-        winner = winner_of(rows, stored.user_attrs.get(FINALS, {}), trained_shortly(stored.user_attrs))
+    with foreign_data(f"study: {study!r}"):
+        results = StudyResults.read(stored)
+    row = results.winner
     if trial is not None:
-        chosen = [row for row in rows if row.trial == trial and row.verdict.counts]
-        if not chosen:
+        row = next((one for one in results.rows if one.trial == trial and one.verdict.counts), None)
+        if row is None:
             raise InputError(f"--trial: {trial} is no trial of study {study!r} that was trained")
-        winner = chosen[0]
-    if winner is None:
+    if row is None:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
-    about = f"{'best' if trial is None else 'one'} of study {study!r}, trial {winner.trial}"
-    name = f"{study}-best" if trial is None else f"{study}-trial-{trial}"
-    budget = stored.user_attrs["identity"]["max_params"]
-    entry = Entry(name, about, Architecture.make(winner.architecture), f"of study {study!r}", budget=budget)
-    used = winner.recipe or stored.user_attrs.get("recipe", {})
-    recipe = make_recipe(used, f"study {study!r}: recipe")
-    if trained_shortly(stored.user_attrs):
-        recipe = recipe.with_epochs(stored.user_attrs["recipe"]["epochs"])
-    dataset = stored.user_attrs.get("dataset") or stored.user_attrs["identity"]["data"].rpartition(" ")[0]
-    return entry, recipe, str(dataset)
+    metadata = stored.user_attrs
+    with foreign_data(f"study: {study!r}"):
+        usual = metadata["recipe"]
+        recipe = make_recipe(row.recipe or usual, f"study {study!r}: recipe").with_epochs(usual["epochs"])
+        dataset = metadata.get("dataset") or metadata["identity"]["data"].rpartition(" ")[0]
+        retrained = metadata.get("winner") or {}
+        folder = Path(retrained["folder"]) if retrained.get("key") == row.key else None
+        trained = folder is not None and (folder / RESULT).is_file()
+        weights = _lowest_seed(folder, read_result(folder / RESULT)) if folder and trained else None
+        command = str(metadata.get("command") or f"python -m nas_mnist.search --study {study}")
+    again = command.replace(" --no-retrain", "")
+    return NamedNetwork(
+        name=f"{study}-best" if trial is None else f"{study}-trial-{trial}",
+        architecture=Architecture.make(row.architecture),
+        recipe=recipe,
+        recipe_name=f"of study {study!r}",
+        dataset=str(dataset),
+        about=f"{'best' if trial is None else 'one'} of study {study!r}, trial {row.trial}",
+        budget=metadata["identity"]["max_params"],
+        weights=weights,
+        no_weights=NoResultError(f"the winner of study {study!r} is not trained yet (continue with {again})"),
+    )

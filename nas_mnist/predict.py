@@ -7,9 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from .core.cli import STORAGE, STUDY, check_lookup, run
+from .core.cli import OUTPUT, WHAT, Storage, Study, argument, check_lookup, option, run
+from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .core.errors import InputError
 from .core.fileio import check_regular
 from .data.class_names import class_names
@@ -21,25 +20,25 @@ if TYPE_CHECKING:
     from .training.classifier import Classifier
 
 MAX_PIXELS = 50_000_000
-BOX = 20 / 28  # share of the image that a digit's longer side takes in MNIST
+DIGIT_SHARE = 20 / 28  # of the image: the longer side of a digit in MNIST
 MIDDLE = 127.5  # between dark and light bytes
-BLANK = 30  # bytes; what is hardly darker than the paper is no ink
+MIN_INK = 30  # bytes; a smaller difference to the paper is no ink
 
 
 def predict(
-    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="PNG, JPEG...: one digit.")],
+    picture: Annotated[str, argument("PICTURE", "A PNG or JPEG of one digit.")],
     network: Annotated[
-        str, typer.Option(metavar="WHAT", help="Of the zoo, 'best', a .safetensors file or a folder.")
+        str, option(WHAT, "NETWORK", "Ask this network, as reproduce takes it (mnist-19k).")
     ] = "mnist-19k",
-    study: Annotated[str, typer.Option(help="Where 'best' is looked up.")] = STUDY,
-    storage: Annotated[str, typer.Option(help="Database URL of that study.")] = STORAGE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    study: Study = DEFAULT_STUDY,
+    storage: Storage = DEFAULT_STORAGE,
+    as_json: Annotated[bool, option(OUTPUT, "", "Print JSON instead of a table.", "--json")] = False,
 ) -> None:
     """Print the class of a picture and the probability of every class."""
     check_lookup(network, study, storage)
-    read_picture(Path(picture))  # what is wrong with it is said before torch is loaded
+    read_picture(Path(picture))  # a bad picture is refused before torch is loaded
 
-    from .trained import find_classifier
+    from .lookup import find_classifier
 
     _, classifier = find_classifier(network, study, storage)
     probabilities = classify(Path(picture), classifier)
@@ -56,7 +55,7 @@ def predict(
 
 
 def classify(picture: Path, classifier: Classifier) -> list[float]:
-    """The probability of every class for a picture, `prepare`d; raises `InputError`."""
+    """The probability of every class for a picture (see `prepare`); raises `InputError`."""
     import torch
 
     channels, height, width = classifier.model.architecture.input_shape
@@ -72,12 +71,12 @@ def classify(picture: Path, classifier: Classifier) -> list[float]:
 
 
 def _of_digits(data: str) -> bool:
-    """Whether a data set has MNIST's form: a character of 20 pixels in the middle of 28."""
+    """Whether a data set has MNIST's form: a character of 20 pixels in the middle of 28 x 28."""
     return data.startswith(("mnist", "qmnist", "emnist"))
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture in grey; raises `InputError` for a file that is none."""
+    """A picture in 8-bit grey; raises `InputError` for a file that is no picture."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
@@ -104,11 +103,11 @@ def read_picture(path: Path) -> Image.Image:
 def prepare(
     image: Image.Image, height: int, width: int, *, dark: bool = True, digit: bool = True
 ) -> np.ndarray:
-    """Bytes (height, width), on a background that is ``dark`` as MNIST's, or light.
+    """The picture as uint8 (height, width), on a ``dark`` background as MNIST's, or on a light one.
 
-    A picture on another background is inverted. One of another size is resized; with ``digit`` it is brought
-    into MNIST's form: paper as black as there, and the digit, scaled to 20 of 28 pixels, with its centre of
-    mass in the middle.
+    A picture on the other background is inverted, a picture of another size resized. With ``digit`` it is
+    brought into MNIST's form: the paper black, the digit 20 of 28 pixels high or wide, its centre of mass in
+    the middle.
     """
     import numpy as np
     from PIL import Image as images
@@ -131,13 +130,13 @@ def _centred(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    ink = pixels > BLANK
+    ink = pixels > MIN_INK
     canvas = np.zeros((height, width), dtype=np.uint8)
     if not ink.any():
         return canvas
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     digit = Image.fromarray(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    factor = BOX * min(height, width) / max(digit.size)
+    factor = DIGIT_SHARE * min(height, width) / max(digit.size)
     long, high = (max(1, round(side * factor)) for side in digit.size)
     small = np.asarray(digit.resize((long, high), Image.Resampling.LANCZOS))
     weights = np.maximum(small.astype(float), 1e-9)

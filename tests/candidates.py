@@ -1,4 +1,4 @@
-"""Random architectures of every block kind, small enough to run by the thousand."""
+"""Random architectures of all kinds of block, small enough to run by the thousand."""
 
 from __future__ import annotations
 

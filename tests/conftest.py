@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from filelock import FileLock
 
-from nas_mnist.core.process_pool import Desk
+from nas_mnist.core.process_pool import WorkerContext
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
 
@@ -171,19 +171,22 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_here(work: Any, _count: int, jobs: int, handlers: Mapping[str, Callable[..., None]]) -> None:
-    """What `workers.run_workers` does, in this process."""
+    """The same as `process_pool.run_workers`, in this process."""
     waiting = iter([*range(jobs), None])
 
     def send(name: str, *rest: Any) -> None:
         handlers[name](*rest)
 
-    work(Desk(0, 1, lambda: next(waiting), lambda _: None, lambda: 1, send))
+    work(WorkerContext(0, 1, lambda: next(waiting), lambda _: None, lambda: 1, send))
 
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker processes: to start them takes seconds, and other tests do."""
-    for module in ("search.pipeline", "search.jobs", "bench.curves", "bench.recipes", "bench.measure"):
+    for module in (
+        *("search.pipeline", "search.finals", "training.jobs"),
+        *("bench.record", "bench.recipes_command", "bench.speed"),
+    ):
         monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 
 
@@ -202,7 +205,7 @@ def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         monkeypatch.setattr(sys, "argv", [f"nas_mnist.{name}", *words, *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run(getattr(door, name), **getattr(door, "OTHERS", {}))
+            run(getattr(door, name), **getattr(door, "SUBCOMMANDS", {}))
         out, err = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Ended(ended.value.code, out, err)

@@ -1,4 +1,4 @@
-"""What a candidate is: frozen, the same after a round trip, and refused in one line where it cannot exist."""
+"""Architectures: frozen, equal after a round trip through JSON, refused in one line where invalid."""
 
 from __future__ import annotations
 

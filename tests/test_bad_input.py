@@ -111,7 +111,7 @@ CASES = {
         "reproduce", ["reference", "--dataset", "MNIST"], ["'MNIST'", "use mnist, mnist-5k"]
     ),
     "unknown device": Case("search", [*SMALL[:2], "--device", "tpu"], ["'tpu'", "auto, cpu, cuda, mps"]),
-    "unknown recipe": Case("search", [*SMALL, "--recipe", "fast"], ["recipe", "'fast'", "default, seed"]),
+    "unknown recipe": Case("search", [*SMALL, "--recipe", "fast"], ["recipe", "'fast'", "default, published"]),
     "recipe with a field that no recipe has": Case(
         "search", [*SMALL, "--recipe", "tiny:colour=3"], ["tiny: 'colour' is not known (use epochs,"]
     ),
@@ -518,7 +518,7 @@ def options(command: str) -> list[Any]:
         f"nas_mnist.{name}.__main__" if name in ("bench", "report", "search") else f"nas_mnist.{name}"
     )
     app = typer.Typer()
-    app.command()(module.OTHERS[words[0]] if words else getattr(module, name))
+    app.command()(module.SUBCOMMANDS[words[0]] if words else getattr(module, name))
     return [option for option in typer.main.get_command(app).params if option.param_type_name == "option"]
 
 

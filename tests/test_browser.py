@@ -1,7 +1,7 @@
-"""What a person sees in a browser: the report without a network, and optuna-dashboard on a real study.
+"""In a browser: the report's page without a network, and optuna-dashboard on a finished study.
 
-Needs Chromium and its driver (Debian: ``chromium chromium-driver``), and so runs only when asked for:
-``python -m pytest -m browser``. Pictures are kept in the folder that SCREENSHOTS names, if it does.
+Runs only with ``python -m pytest -m browser``. It needs Chromium and its driver (Debian: ``chromium
+chromium-driver``). With the environment variable SCREENSHOTS, screenshots are written to that folder.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def browser() -> Iterator:
     started.quit()
 
 
-def size(browser, width: int, height: int = 900) -> None:
+def set_size(browser, width: int, height: int = 900) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
     )
 
 
-def keep(browser, name: str) -> None:
+def screenshot(browser, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
         height = browser.execute_script("return document.documentElement.scrollHeight")
-        size(browser, browser.execute_script("return innerWidth"), min(height, 8000))
+        set_size(browser, browser.execute_script("return innerWidth"), min(height, 8000))
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
@@ -72,23 +72,23 @@ def test_the_report_is_readable_without_a_network(
     )
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    size(browser, width)
+    set_size(browser, width)
     browser.get((finished[0] / "reports" / "nas_mnist" / "report.html").as_uri())
-    look = browser.execute_script
-    assert look("return [...document.querySelectorAll('h2')].map(x => x.textContent)") == SECTIONS
-    assert look("return document.documentElement.scrollWidth") <= width
+    evaluate = browser.execute_script
+    assert evaluate("return [...document.querySelectorAll('h2')].map(x => x.textContent)") == SECTIONS
+    assert evaluate("return document.documentElement.scrollWidth") <= width
     ink, paper = (
-        sum(map(int, re.findall(r"\d+", look(f"return getComputedStyle(document.body).{what}"))[:3])) / 3
+        sum(map(int, re.findall(r"\d+", evaluate(f"return getComputedStyle(document.body).{what}"))[:3])) / 3
         for what in ("color", "backgroundColor")
     )
     assert (ink < 80 and paper > 200) if scheme == "light" else (ink > 200 and paper < 80)
-    heights = look(
+    heights = evaluate(
         "return [...document.querySelectorAll('svg text')].filter(x => x.textContent.trim())"
         ".map(x => x.getBoundingClientRect().height)"
     )
     assert len(heights) > 50
     assert min(heights) >= 6.5  # pixels; digits of a confusion matrix are the smallest
-    keep(browser, f"report-{width}-{scheme}")
+    screenshot(browser, f"report-{width}-{scheme}")
     assert browser.get_log("browser") == []
 
 
@@ -97,7 +97,7 @@ PLAIN = "optuna-dashboard sqlite:///studies/nas_mnist.db"
 
 @pytest.fixture(scope="module", params=["as the search printed it", "plain"])
 def dashboard(request: pytest.FixtureRequest, finished: tuple[Path, Ended]) -> Iterator[tuple[str, bool]]:
-    """The address of optuna-dashboard, and whether it was told where the pictures are."""
+    """The address of optuna-dashboard, and whether it knows the folder of the learning curves."""
     pictures = request.param != "plain"
     program, *arguments = (finished[1].out.splitlines()[-1] if pictures else PLAIN).split()
     with socket.socket() as free:
@@ -138,12 +138,12 @@ def test_the_dashboard_shows_a_trials_note_and_picture(
         "Network.emulateNetworkConditions",
         {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1},
     )
-    size(browser, 1400)
+    set_size(browser, 1400)
     browser.get_log("browser")  # what came before
     browser.get(f"{address}/dashboard")
     wait = WebDriverWait(browser, 30)
     wait.until(lambda found: found.find_elements(By.XPATH, "//a[contains(@href, '/dashboard/studies/')]"))
-    keep(browser, "dashboard-studies")
+    screenshot(browser, "dashboard-studies")
     browser.find_element(By.XPATH, "//a[contains(@href, '/dashboard/studies/')]").click()
     wait.until(lambda found: "/studies/" in found.current_url)
     study = re.search(r"/studies/(\d+)", browser.current_url)
@@ -158,10 +158,10 @@ def test_the_dashboard_shows_a_trials_note_and_picture(
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 1400
     if pictures:
         wait.until(shows_a_picture)
-        keep(browser, "dashboard-trial")
+        screenshot(browser, "dashboard-trial")
     browser.get(f"{address}/dashboard/studies/{study[1]}/note")
     wait.until(lambda found: "At most 20,000 parameters" in found.find_element(By.TAG_NAME, "body").text)
-    keep(browser, "dashboard-note")
+    screenshot(browser, "dashboard-note")
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
 
 

@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save, save_file
 from nas_mnist import Architecture
 from nas_mnist.core.errors import InputError
 from nas_mnist.data.dataset import DataSet, load
+from nas_mnist.data.normalize import Normalizer
 from nas_mnist.export import int8_bytes, to_onnx, to_torch
+from nas_mnist.lookup import find_classifier
 from nas_mnist.models import zoo
 from nas_mnist.models.network import build
 from nas_mnist.predict import prepare, read_picture
-from nas_mnist.trained import find_classifier
 from nas_mnist.training.classifier import Classifier
-from nas_mnist.training.evaluate import Normalizer
 
+REPORTS = Path(__file__).parents[1] / "reports"
 SMALL = Architecture.make(
     {
         "blocks": [
@@ -58,7 +59,10 @@ def test_a_network_comes_back_from_its_file(classifier: Classifier, images: torc
 
 
 def test_of_a_folder_with_several_seeds_the_lowest_counts(work: Path) -> None:
+    whole = json.loads((REPORTS / "mnist-500" / "result.json").read_text())
+    whole["runs"] = [whole["runs"][0] | {"seed": seed} for seed in (10, 2, 30)]
     (work / "results").mkdir()
+    (work / "results" / "result.json").write_text(json.dumps(whole))
     for seed in (10, 2, 30):
         content = Classifier(build(SMALL, seed).eval(), Normalizer(seed, 1.0)).to_bytes()
         (work / "results" / f"weights-seed-{seed}.safetensors").write_bytes(content)
@@ -169,7 +173,7 @@ def test_export_writes_what_it_says_and_overwrites_nothing(
         (["nobody", "--to", "torch"], "network: 'nobody' is not known"),
         (["missing.safetensors", "--to", "torch"], "missing.safetensors does not exist"),
         (["best", "--to", "torch"], "studies/nas_mnist.db does not exist"),
-        ([".", "--to", "torch"], "holds no weights-seed-N.safetensors"),
+        ([".", "--to", "torch"], "holds no result.json"),
     ],
 )
 def test_export_of_what_is_not_there(work: Path, invoke: Runner, arguments: list[str], says: str) -> None:
@@ -183,10 +187,8 @@ def test_an_architecture_without_weights_is_not_exported(work: Path, invoke: Run
     (work / "small.json").write_text(SMALL.model_dump_json())
     ended = invoke("export", "small.json", "--to", "torch")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert (
-        "the zoo has none for 'small.json' (train it with python -m nas_mnist.reproduce small.json)"
-        in ended.err
-    )
+    train = "train it with python -m nas_mnist.reproduce small.json"
+    assert f"small.json is an architecture without weights ({train})" in ended.err
     assert [path.name for path in work.iterdir()] == ["small.json"]
 
 

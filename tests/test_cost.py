@@ -1,4 +1,4 @@
-"""What a candidate costs: golden numbers, and the same as the built network on thousands of candidates."""
+"""Costs: golden numbers by hand, and the same as the built network on thousands of candidates."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_every_limit_counts(reference: Architecture) -> None:
     assert not replace(exactly, max_macs=cost.macs - 1).fits(cost)
     assert not replace(exactly, max_memory=cost.peak_memory - 1).fits(cost)
     assert str(exactly) == "19,122 parameters, 5,070,912 multiply-adds, 150,528 bytes of peak memory"
-    assert exactly.share(0.5) == replace(exactly, max_params=9_561)
+    assert exactly.with_share(0.5) == replace(exactly, max_params=9_561)
 
 
 class Execution:

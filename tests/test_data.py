@@ -1,4 +1,4 @@
-"""Where images come from, how they are split, and what is said where they cannot be read."""
+"""MNIST and its fallback: origin, split, fingerprints, and errors in one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def loaded(request: pytest.FixtureRequest) -> DataSet:
     return data.load(request.param, Path(FULL_MNIST) if request.param == "mnist" and FULL_MNIST else None)
 
 
-SIZES = {"mnist": (50_000, 10_000, 10_000), "mnist-5k": (3_473, 694, 833)}  # learn, choose, test
+SIZES = {"mnist": (50_000, 10_000, 10_000), "mnist-5k": (3_473, 694, 833)}  # train, val, test
 
 
 def positions(part: Images, whole: Images) -> list[int]:
@@ -52,10 +52,10 @@ def positions(part: Images, whole: Images) -> list[int]:
 
 
 def test_split_has_the_promised_sizes(loaded: DataSet) -> None:
-    learn, choose = loaded.split()
+    train, val = loaded.split()
     test = loaded.read_test()
-    assert (len(learn), len(choose), len(test)) == SIZES[loaded.name]
-    for part in (learn, choose, test):
+    assert (len(train), len(val), len(test)) == SIZES[loaded.name]
+    for part in (train, val, test):
         assert part.images.shape == (len(part), 1, 28, 28)
         assert part.images.dtype == torch.uint8
         assert part.labels.dtype == torch.int64
@@ -65,8 +65,8 @@ def test_split_has_the_promised_sizes(loaded: DataSet) -> None:
 
 
 def test_split_is_disjoint_and_complete(loaded: DataSet) -> None:
-    learn, choose = loaded.split()
-    both = Images(torch.cat([learn.images, choose.images]), torch.cat([learn.labels, choose.labels]))
+    train, val = loaded.split()
+    both = Images(torch.cat([train.images, val.images]), torch.cat([train.labels, val.labels]))
     assert sorted(positions(both, loaded.train)) == list(range(len(loaded.train)))
 
 
@@ -76,9 +76,9 @@ def test_split_keeps_the_labels_with_their_images(loaded: DataSet) -> None:
 
 
 def test_classes_share_of_the_held_out_images_is_exact_within_one_image(loaded: DataSet) -> None:
-    _, choose = loaded.split()
-    exact = torch.bincount(loaded.train.labels) * len(choose) / len(loaded.train)
-    assert (torch.bincount(choose.labels) - exact).abs().max() < 1
+    _, val = loaded.split()
+    exact = torch.bincount(loaded.train.labels) * len(val) / len(loaded.train)
+    assert (torch.bincount(val.labels) - exact).abs().max() < 1
 
 
 def test_split_is_the_same_every_time(loaded: DataSet) -> None:
@@ -99,8 +99,8 @@ def test_fingerprint_is_of_the_training_images(five_thousand: DataSet) -> None:
 
 
 def test_fallback_holds_out_69_or_70_images_of_every_digit(five_thousand: DataSet) -> None:
-    _, choose = five_thousand.split()
-    assert sorted(torch.bincount(choose.labels).tolist()) == [69] * 6 + [70] * 4
+    _, val = five_thousand.split()
+    assert sorted(torch.bincount(val.labels).tolist()) == [69] * 6 + [70] * 4
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [7, 0, 5], [100, 3, 31], [10, 10, 11, 1]])
@@ -253,19 +253,20 @@ def test_choosing_candidates_never_reads_the_test_images(tmp_path: Path, tiny_da
 
     from nas_mnist import Budget, SearchSpace
     from nas_mnist.recipes.recipe import Recipe
-    from nas_mnist.study.objective import Objective, Watcher
+    from nas_mnist.study.candidate import CandidateSpace
+    from nas_mnist.study.objective import Objective
     from nas_mnist.training.final import retrain
 
     def read() -> Images:
         raise AssertionError("the test images were read")
 
     guarded = DataSet(**vars(tiny_data) | {"read_test": read})
-    learn, choose = guarded.split()
-    watcher = Watcher(lambda *_: None, lambda *_: None)
+    train, val = guarded.split()
     recipe = Recipe(epochs=1, batch_size=60)
     space = SearchSpace.from_toml(TINY_SPACE)
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db", direction="maximize")
-    study.optimize(Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher), n_trials=2)
+    candidates = CandidateSpace(space, Budget(20_000), recipe)
+    study.optimize(Objective(candidates, train, val, seed=0), n_trials=2)
     assert study.best_trial.user_attrs["verdict"] == "trained"
     architecture = space.draw(optuna.trial.FixedTrial(study.best_params), Budget(20_000))
     with pytest.raises(AssertionError, match="the test images were read"):

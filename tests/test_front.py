@@ -1,4 +1,4 @@
-"""A search for the best network of every cost: a study of two aims."""
+"""A search for the best network of every cost: a multi-objective study."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from nas_mnist.models.cost import Budget
 from nas_mnist.recipes.recipe import Recipe
 from nas_mnist.search.__main__ import search
 from nas_mnist.space.space import SearchSpace
-from nas_mnist.study.objective import Objective, Verdict, Watcher
-from nas_mnist.study.pruner import Halving
+from nas_mnist.study.candidate import CandidateSpace
+from nas_mnist.study.objective import Objective
+from nas_mnist.study.pruner import AsyncSuccessiveHalvingPruner
 from nas_mnist.study.recovery import recover
 from nas_mnist.study.results import pareto_front, trial_rows
 from nas_mnist.study.study import load_study
+from nas_mnist.study.verdict import Verdict
 from nas_mnist.training.evaluate import Score
 from nas_mnist.training.loop import EpochResult, TrainingError
 
@@ -59,9 +61,9 @@ def test_the_front_is_told_and_no_candidate_of_it_is_beaten_in_both(searched: tu
     accuracies = [row["validation_accuracy"] for row in front]
     assert accuracies == sorted(set(accuracies))
     assert summary["winner"]["trial"] == front[-1]["trial"]
-    assert "The front (chosen on the validation images)" in out
+    assert "Pareto front (chosen on the validation images)" in out
     assert (folder / "reports" / "nas_mnist" / "plots" / "accuracy-cost.svg").exists()
-    assert "<h2>The front</h2>" in (folder / "reports" / "nas_mnist" / "report.html").read_text()
+    assert "<h2>Pareto front</h2>" in (folder / "reports" / "nas_mnist" / "report.html").read_text()
 
 
 def test_the_sampler_learns_from_both_values_of_every_trial_that_was_scored(
@@ -84,7 +86,7 @@ def test_the_sampler_learns_from_both_values_of_every_trial_that_was_scored(
     }
 
 
-def test_another_aim_is_another_study_and_a_trial_can_be_trained_again(
+def test_another_objective_is_another_study_and_a_trial_can_be_trained_again(
     searched: tuple[Path, str], work: Path, invoke: Runner
 ) -> None:
     shutil.copytree(searched[0], work, dirs_exist_ok=True)
@@ -134,7 +136,7 @@ def test_a_trial_whose_process_died_at_its_end_gets_both_values(
 def test_trials_that_fail_or_are_stopped_leave_a_study_in_which_the_sampler_draws(
     tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn, choose = tiny_data.split()
+    train_data, val_data = tiny_data.split()
     told: list[int] = []
 
     def train(*_: object, **__: object) -> Iterator[EpochResult]:
@@ -146,12 +148,12 @@ def test_trials_that_fail_or_are_stopped_leave_a_study_in_which_the_sampler_draw
 
     monkeypatch.setattr("nas_mnist.training.loop.train", train)
     space, recipe = SearchSpace.from_toml(TINY_SPACE), Recipe(epochs=3, batch_size=50, learning_rate=0.1)
-    watcher = Watcher(lambda *_: None, lambda *_: None)
-    objective = Objective(*(space, Budget(10_000), recipe, learn, choose, 0, watcher), against="n_params")
+    candidates = CandidateSpace(space, Budget(10_000), recipe)
+    objective = Objective(candidates, train_data, val_data, seed=0, cost_metric="n_params")
     study = optuna.create_study(
         directions=["maximize", "minimize"],
         sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4),
-        pruner=Halving(3, "n_params"),
+        pruner=AsyncSuccessiveHalvingPruner(3, "n_params"),
     )
     study.optimize(objective, n_trials=24)
     rows = trial_rows(study)

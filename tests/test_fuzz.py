@@ -19,10 +19,11 @@ from pydantic import ValidationError
 
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.core.errors import InputError
-from nas_mnist.recipes.recipe import make_recipe, parse_toml
-from nas_mnist.report.items import read_result
-from nas_mnist.space.sampling import RandomDraws
+from nas_mnist.core.fileio import parse_toml
+from nas_mnist.recipes.recipe import make_recipe
+from nas_mnist.space.sampling import RandomSampler
 from nas_mnist.training.classifier import Classifier
+from nas_mnist.training.run_store import read_result
 
 PACKAGE = resources.files("nas_mnist")
 REFERENCE = json.loads((PACKAGE / "models" / "zoo" / "reference.json").read_text())["architecture"]
@@ -106,7 +107,7 @@ def test_spoiled_spaces(document: Any, seed: int) -> None:
     except ValidationError:
         return
     for _ in range(3):
-        accepted_or_refused(lambda: space.draw(RandomDraws(random.Random(seed)), Budget(20_000)))
+        accepted_or_refused(lambda: space.draw(RandomSampler(random.Random(seed)), Budget(20_000)))
 
 
 @given(document=spoiled(RECIPE))

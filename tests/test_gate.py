@@ -18,12 +18,17 @@ from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.core.errors import NoResultError
 from nas_mnist.models.cost import cost_of
 from nas_mnist.recipes.recipe import Recipe
-from nas_mnist.space.sampling import Replay
-from nas_mnist.study import study as studies
-from nas_mnist.study.objective import ARCHITECTURE, Objective, Verdict, Watcher, _seen_before, verdict_of
-from nas_mnist.study.owner import DEATHS, RETRY_OF
-from nas_mnist.study.pruner import scored
-from nas_mnist.study.storage import losing
+from nas_mnist.space.sampling import FixedParams
+from nas_mnist.study import search_loop
+from nas_mnist.study.candidate import CandidateSpace, check_space
+from nas_mnist.study.concurrency import DEATHS, RETRY_OF, find_duplicate
+from nas_mnist.study.config import StudyConfig
+from nas_mnist.study.objective import ARCHITECTURE, Callbacks, Objective
+from nas_mnist.study.pruner import eval_epochs
+from nas_mnist.study.search_loop import search as search_candidates
+from nas_mnist.study.storage import storage_guard
+from nas_mnist.study.study import open_study
+from nas_mnist.study.verdict import Verdict, count_candidates, verdict_of
 from nas_mnist.training.loop import EpochResult, train
 
 EPOCHS = 2
@@ -40,8 +45,8 @@ block = ["conv", "separable"]
 channels = { min = 4, max = 64, step = 4 }
 downsample = ["max", "stride"]
 """
+NO_CALLBACKS = Callbacks()
 THREE = '[[stages]]\nblocks = 1\nchannels = [1, 2, 3]\ndownsample = "stride"\n'
-NOBODY = Watcher(lambda *_: None, lambda *_: None)
 
 Search = Callable[..., optuna.Study]
 
@@ -51,16 +56,24 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/study.db"
 
 
+def config_of(space: SearchSpace, recipe: Recipe, max_params: int) -> StudyConfig:
+    return StudyConfig(
+        space=space.digest, recipe=recipe.digest, data="tiny", max_params=max_params, epochs=recipe.epochs
+    )
+
+
+def objective_of(data, space: SearchSpace, budget: Budget, recipe: Recipe = RECIPE, **options) -> Objective:
+    train_data, val_data = data.split()
+    return Objective(CandidateSpace(space, budget, recipe), train_data, val_data, seed=0, **options)
+
+
 def run(
-    url: str, data, text: str | None, budget: int, trials: int, watcher: Watcher = NOBODY
+    url: str, data, text: str | None, budget: int, trials: int, callbacks: Callbacks = NO_CALLBACKS
 ) -> optuna.Study:
     """Search in a database file; returns the study as a later process would load it."""
-    learn, choose = data.split()
     space = SearchSpace.load() if text is None else SearchSpace.from_toml(text)
-    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", budget, EPOCHS)
-    study = studies.open_study(url, "s", identity, {}, None)
-    objective = Objective(space, Budget(budget), RECIPE, learn, choose, 0, watcher)
-    studies.search(study, objective, trials, seed="0")
+    study = open_study(url, "s", config_of(space, RECIPE, budget), {}, None)
+    search_candidates(study, objective_of(data, space, Budget(budget), callbacks=callbacks), trials, seed="0")
     return load(url)
 
 
@@ -99,7 +112,7 @@ def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Stud
     study, space, budget = searched
     over = 0
     for trial in study.trials:
-        params = cost_of(space.draw(Replay(trial.params), Budget(budget))).params
+        params = cost_of(space.draw(FixedParams(trial.params), Budget(budget))).params
         over += params > budget
         if params > budget:
             assert trial.intermediate_values == {}
@@ -112,7 +125,7 @@ def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Stud
 def test_a_trial_over_budget_says_so_in_the_storage(searched: tuple[optuna.Study, SearchSpace, int]) -> None:
     study, space, budget = searched
     for trial in of(study, Verdict.OVER_BUDGET):
-        params = cost_of(space.draw(Replay(trial.params), Budget(budget))).params
+        params = cost_of(space.draw(FixedParams(trial.params), Budget(budget))).params
         assert trial.state == TrialState.PRUNED
         assert trial.value is None
         assert trial.user_attrs["n_params"] == params
@@ -123,10 +136,9 @@ def test_a_trial_over_budget_says_so_in_the_storage(searched: tuple[optuna.Study
 
 
 def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> None:
-    learn, choose = tiny_data.split()
     space, budget = SearchSpace.from_toml(WIDE_SPACE), Budget(10**6, 300_000, 60_000)
-    study = studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, None)
-    studies.search(study, Objective(space, budget, RECIPE, learn, choose, 0, NOBODY), 3, seed="0")
+    study = open_study(url, "s", config_of(space, RECIPE, 1), {}, None)
+    search_candidates(study, objective_of(tiny_data, space, budget), 3, seed="0")
     over = of(load(url), Verdict.OVER_BUDGET)
     reasons = "; ".join(trial.user_attrs["reason"] for trial in over)
     assert "multiply-adds too many" in reasons
@@ -142,12 +154,11 @@ def test_limits_on_multiply_adds_and_memory_reject_too(url: str, tiny_data) -> N
 
 
 def test_of_two_that_begin_the_last_candidate_at_once_one_gives_way(url: str, tiny_data) -> None:
-    learn, choose = tiny_data.split()
     space = SearchSpace.from_toml(THREE)
-    studies.open_study(url, "s", studies.Identity("", "", "", "", 1, 1), {}, None)
+    open_study(url, "s", config_of(space, RECIPE, 1), {}, None)
     study = load(url)
     first = study.ask()  # by another process, which has not begun to train
-    objective = Objective(space, Budget(10**6), RECIPE, learn, choose, 0, NOBODY, total=1)
+    objective = objective_of(tiny_data, space, Budget(10**6), total=1)
     study.optimize(objective, n_trials=1)
     second = load(url).trials[1]
     assert (second.user_attrs["verdict"], second.intermediate_values) == ("not needed", {})
@@ -178,16 +189,17 @@ def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study,
     assert of(study, Verdict.TRAINED)
 
 
-def test_between_looks_a_candidate_is_trained_without_being_scored(url: str, tiny_data) -> None:
-    learn, choose = tiny_data.split()
+def test_between_rungs_a_candidate_is_trained_without_being_scored(url: str, tiny_data) -> None:
     heard: list[EpochResult] = []
-    watcher = Watcher(lambda *_: None, lambda _, result: heard.append(result))
+    callbacks = Callbacks(on_epoch=lambda _, result: heard.append(result))
     space, recipe = SearchSpace.from_toml(THREE), RECIPE.with_epochs(10)
-    identity = studies.Identity(space.digest, recipe.digest, "tiny", "", 20_000, 10)
-    study = studies.open_study(url, "s", identity, {}, None)
-    studies.search(study, Objective(space, Budget(20_000), recipe, learn, choose, 0, watcher), 1, seed="0")
+    config = config_of(space, recipe, 20_000)
+    study = open_study(url, "s", config, {}, None)
+    search_candidates(
+        study, objective_of(tiny_data, space, Budget(20_000), recipe, callbacks=callbacks), 1, seed="0"
+    )
     (trial,) = load(url).trials
-    assert set(trial.intermediate_values) == scored(10) != set(range(1, 11))
+    assert set(trial.intermediate_values) == eval_epochs(10) != set(range(1, 11))
     assert [result.epoch for result in heard] == list(range(1, 11))
     assert trial.user_attrs["epochs"] == 10
     assert trial.user_attrs["images"] == sum(result.images for result in heard)
@@ -196,22 +208,22 @@ def test_between_looks_a_candidate_is_trained_without_being_scored(url: str, tin
 
 def test_only_what_was_trained_counts_and_the_same_call_trains_nothing_more(search: Search) -> None:
     begun: list[int] = []
-    watcher = Watcher(lambda number, *_: begun.append(number), lambda *_: None)
-    study = search(WIDE_SPACE, 2_000, 2, watcher)
+    callbacks = Callbacks(lambda number, _: begun.append(number))
+    study = search(WIDE_SPACE, 2_000, 2, callbacks)
     assert len(begun) == len(done(study)) == 2
     assert len(study.trials) > 2
     assert begun == [trial.number for trial in done(study)]
-    again = search(WIDE_SPACE, 2_000, 2, watcher)
+    again = search(WIDE_SPACE, 2_000, 2, callbacks)
     assert len(begun) == 2
     assert len(again.trials) == len(study.trials)
-    more = search(WIDE_SPACE, 2_000, 3, watcher)
+    more = search(WIDE_SPACE, 2_000, 3, callbacks)
     assert len(begun) == len(done(more)) == 3
 
 
 def test_a_budget_of_ten_ends_before_a_study_is_made() -> None:
     space = SearchSpace.from_toml(TINY_SPACE)
     with pytest.raises(NoResultError, match=r"no candidate of this space fits 10 parameters: the least that"):
-        studies.check_space(space, Budget(10), seed=0)
+        check_space(space, Budget(10), seed=0)
 
 
 def test_a_budget_of_ten_ends_the_search_with_a_message_and_trains_nothing(search: Search, url: str) -> None:
@@ -236,11 +248,11 @@ def test_an_over_budget_trial_never_imports_torch(tmp_path: Path) -> None:
 import sys
 import optuna
 from nas_mnist import Budget, SearchSpace
-from nas_mnist.study.objective import Objective, Watcher
+from nas_mnist.study.candidate import CandidateSpace
+from nas_mnist.study.objective import Objective
 from nas_mnist.recipes.recipe import Recipe
 
-watcher = Watcher(lambda *_: None, lambda *_: None)
-objective = Objective(SearchSpace.load(), Budget(10), Recipe(), None, None, 0, watcher)
+objective = Objective(CandidateSpace(SearchSpace.load(), Budget(10), Recipe()), None, None, seed=0)
 study = optuna.create_study(storage="sqlite:///s.db", study_name="s")
 study.optimize(objective, n_trials=2)
 print("torch" in sys.modules, [trial.state.name for trial in study.trials])
@@ -252,8 +264,8 @@ print("torch" in sys.modules, [trial.state.name for trial in study.trials])
 
 def test_a_candidate_drawn_again_is_not_trained_again(search: Search) -> None:
     begun: list[int] = []
-    watcher = Watcher(lambda number, _: begun.append(number), lambda *_: None)
-    study = search(THREE, 20_000, 3, watcher)
+    callbacks = Callbacks(lambda number, _: begun.append(number))
+    study = search(THREE, 20_000, 3, callbacks)
     assert len({study.trials[number].user_attrs["key"] for number in begun}) == len(begun) == 3
     duplicates = of(study, Verdict.DUPLICATE)
     for trial in duplicates:
@@ -270,7 +282,7 @@ def test_a_space_with_no_further_candidate_ends_as_exhausted(search: Search, url
     study = load(url)
     assert len(done(study)) == 3
     assert len({trial.user_attrs["key"] for trial in study.trials}) == 3
-    assert 0 < len(of(study, Verdict.DUPLICATE)) < 2 * studies.MISSED_IN_A_ROW
+    assert 0 < len(of(study, Verdict.DUPLICATE)) < 2 * search_loop.MAX_REJECTED
 
 
 def test_draws_that_make_no_network_are_stored_as_impossible_and_cost_no_trial(search: Search) -> None:
@@ -295,12 +307,11 @@ def test_a_space_that_seldom_fits_is_helped_to_a_candidate(search: Search) -> No
 
 
 def test_a_loss_that_is_not_finite_ends_one_trial_with_a_reason(url: str, tiny_data) -> None:
-    learn, choose = tiny_data.split()
     deep = '[[stages]]\nblocks = 8\nchannels = 8\nnorm = "none"\nactivation = "none"\n'
     recipe = Recipe(epochs=2, batch_size=30, learning_rate=100.0, momentum=0.99, schedule="constant")
     study = optuna.create_study(study_name="s", storage=url)
-    objective = Objective(SearchSpace.from_toml(deep), Budget(20_000), recipe, learn, choose, 0, NOBODY)
-    study.optimize(objective, n_trials=1)
+    space = SearchSpace.from_toml(deep)
+    study.optimize(objective_of(tiny_data, space, Budget(20_000), recipe), n_trials=1)
     (trial,) = load(url).trials
     assert trial.state == TrialState.PRUNED
     assert trial.user_attrs["verdict"] == "failed"
@@ -308,17 +319,16 @@ def test_a_loss_that_is_not_finite_ends_one_trial_with_a_reason(url: str, tiny_d
 
 
 def test_five_failures_in_a_row_end_the_search_with_advice(url: str, tiny_data) -> None:
-    learn, choose = tiny_data.split()
     deep = '[[stages]]\nblocks = 8\nchannels = { min = 4, max = 9 }\nnorm = "none"\nactivation = "none"\n'
     space = SearchSpace.from_toml(deep)
     recipe = Recipe(epochs=2, batch_size=30, learning_rate=100.0, momentum=0.99, schedule="constant")
-    identity = studies.Identity(space.digest, recipe.digest, "tiny", "", 20_000, 2)
-    study = studies.open_study(url, "s", identity, {}, None)
-    objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, NOBODY)
+    config = config_of(space, recipe, 20_000)
+    study = open_study(url, "s", config, {}, None)
+    objective = objective_of(tiny_data, space, Budget(20_000), recipe)
     with pytest.raises(
         NoResultError, match=r"5 candidates in a row failed: loss not finite \(lower .*learning_rate"
     ):
-        studies.search(study, objective, 99, seed="0")
+        search_candidates(study, objective, 99, seed="0")
     assert [trial.user_attrs["verdict"] for trial in load(url).trials] == ["failed"] * 5
 
 
@@ -332,7 +342,6 @@ def test_five_failures_in_a_row_end_the_search_with_advice(url: str, tiny_data) 
 def test_what_the_device_does_ends_one_trial_with_a_reason(
     url: str, tiny_data, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, reason: str
 ) -> None:
-    learn, choose = tiny_data.split()
     faults = iter([error])
 
     def faulty(*arguments: object, **options: object) -> object:
@@ -344,19 +353,18 @@ def test_what_the_device_does_ends_one_trial_with_a_reason(
     space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = { min = 4, max = 9 }\n")
     recipe = Recipe(epochs=1, batch_size=30, learning_rate=0.1)
     study = optuna.create_study(study_name="s", storage=url)
-    objective = Objective(space, Budget(20_000), recipe, learn, choose, 0, NOBODY)
-    studies.search(study, objective, 2, seed="0")
+    objective = objective_of(tiny_data, space, Budget(20_000), recipe)
+    search_candidates(study, objective, 2, seed="0")
     assert [trial.user_attrs["verdict"] for trial in load(url).trials] == ["failed", "trained"]
     assert load(url).trials[0].user_attrs["reason"] == reason
 
 
 def test_a_full_disk_ends_the_search_in_one_line_and_room_lets_it_go_on(url: str, tiny_data) -> None:
-    learn, choose = tiny_data.split()
     space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = { min = 1, max = 99 }\n")
-    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", 20_000, EPOCHS)
-    objective = Objective(space, Budget(20_000), RECIPE, learn, choose, 0, NOBODY)
-    study = studies.open_study(url, "s", identity, {}, None)
-    studies.search(study, objective, 1, seed="0")
+    config = config_of(space, RECIPE, 20_000)
+    objective = objective_of(tiny_data, space, Budget(20_000))
+    study = open_study(url, "s", config, {}, None)
+    search_candidates(study, objective, 1, seed="0")
     first = study.trials[0]
 
     engine = study._storage._backend.engine
@@ -364,14 +372,14 @@ def test_a_full_disk_ends_the_search_in_one_line_and_room_lets_it_go_on(url: str
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
     event.listen(engine, "connect", lambda one, _: one.execute(f"PRAGMA max_page_count = {pages + 1}"))
     engine.dispose()
-    with pytest.raises(NoResultError, match=r"full.*the same command goes on"), losing(url):
-        studies.search(study, objective, 50, seed="0")
+    with pytest.raises(NoResultError, match=r"full.*the same command goes on"), storage_guard(url):
+        search_candidates(study, objective, 50, seed="0")
 
-    study = studies.open_study(url, "s", identity, {}, None)
-    done = studies.counted(study)
+    study = open_study(url, "s", config, {}, None)
+    done = count_candidates(study)
     assert 1 <= done < 50
-    studies.search(study, objective, done + 2, seed="0")
-    assert studies.counted(study) == done + 2
+    search_candidates(study, objective, done + 2, seed="0")
+    assert count_candidates(study) == done + 2
     assert study.trials[0] == first
     assert not study.get_trials(states=(TrialState.RUNNING,))
     keys = [trial.user_attrs["key"] for trial in study.trials if (kind := verdict_of(trial)) and kind.counts]
@@ -388,20 +396,19 @@ def picture_fails(*_: object) -> None:
 
 @pytest.mark.parametrize("what", ["the last epoch", "the end", "a picture"])
 def test_nothing_comes_between_a_trial_and_its_end(url: str, tiny_data, what: str) -> None:
-    learn, choose = tiny_data.split()
-    watcher = {
-        "the last epoch": Watcher(
-            lambda *_: None, lambda _, result: interrupt() if result.epoch == EPOCHS else None
+    callbacks = {
+        "the last epoch": Callbacks(
+            on_epoch=lambda _, result: interrupt() if result.epoch == EPOCHS else None
         ),
-        "the end": Watcher(lambda *_: None, lambda *_: None, interrupt),
-        "a picture": Watcher(lambda *_: None, lambda *_: None, picture_fails),
+        "the end": Callbacks(on_end=interrupt),
+        "a picture": Callbacks(on_end=picture_fails),
     }[what]
     space = SearchSpace.from_toml(THREE)
-    identity = studies.Identity(space.digest, RECIPE.digest, "tiny", "", 20_000, EPOCHS)
-    study = studies.open_study(url, "s", identity, {}, None)
-    objective = Objective(space, Budget(20_000), RECIPE, learn, choose, 0, watcher)
+    config = config_of(space, RECIPE, 20_000)
+    study = open_study(url, "s", config, {}, None)
+    objective = objective_of(tiny_data, space, Budget(20_000), callbacks=callbacks)
     with contextlib.nullcontext() if what == "a picture" else pytest.raises(KeyboardInterrupt):
-        studies.search(study, objective, 1, seed="0")
+        search_candidates(study, objective, 1, seed="0")
     (trial,) = load(url).trials
     assert trial.state == TrialState.COMPLETE
     assert trial.value == trial.intermediate_values[EPOCHS]
@@ -414,14 +421,14 @@ def test_a_candidate_whose_process_died_twice_is_given_up(url: str) -> None:
     for trial in (first, second, third):
         trial.set_user_attr("key", "k")
     study.tell(first, state=TrialState.FAIL)
-    assert _seen_before(third, "k") == second.number  # it runs
+    assert find_duplicate(third, "k") == second.number  # it runs
     second.set_user_attr(RETRY_OF, first.number)
     second.set_user_attr(DEATHS, 1)
     study.tell(second, state=TrialState.FAIL)
-    assert _seen_before(third, "k") == second.number
-    assert _seen_before(third, "another") is None
+    assert find_duplicate(third, "k") == second.number
+    assert find_duplicate(third, "another") is None
     third.set_user_attr(RETRY_OF, second.number)  # the second one was interrupted, and is tried again
-    assert _seen_before(third, "k") is None
+    assert find_duplicate(third, "k") is None
 
 
 def ended(verdict: Verdict, reason: str, minute: int) -> FrozenTrial:
@@ -441,16 +448,16 @@ def test_failures_that_are_not_in_a_row_end_nothing() -> None:
         verdict = Verdict.STOPPED if reason.startswith("after") else Verdict.FAILED
         study.add_trial(ended(verdict, reason, minute))
         study.add_trial(ended(Verdict.OVER_BUDGET, "3 parameters too many", minute))
-        studies._check_failures(study)
+        search_loop._check_failures(study)
 
 
 def test_failures_of_all_processes_count_in_the_order_in_which_they_ended() -> None:
     study = optuna.create_study()
     for minute in (9, 3, 8, 7, 6, 5):  # the third minute's trial was trained
         verdict = Verdict.TRAINED if minute == 3 else Verdict.FAILED
-        studies._check_failures(study)
+        search_loop._check_failures(study)
         study.add_trial(ended(verdict, "out of memory", minute))
     with pytest.raises(
         NoResultError, match=r"5 candidates in a row failed: out of memory \(use fewer workers"
     ):
-        studies._check_failures(study)
+        search_loop._check_failures(study)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import itertools
 import random
 import re
 import weakref
@@ -23,23 +24,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_mnist.core.errors import InputError
-from nas_mnist.engine import between, convolve, parameters
-from nas_mnist.engine.between import Post
+from nas_mnist.data.normalize import Normalizer
 from nas_mnist.engine.cuda import kernels, writer
 from nas_mnist.engine.cuda import launch as launcher
 from nas_mnist.engine.cuda.body import Body
-from nas_mnist.engine.cuda.launch import Launch, Warps
+from nas_mnist.engine.cuda.launch import CudaDType, Launch
 from nas_mnist.engine.cuda.network import GpuNetwork
 from nas_mnist.engine.cuda.step import Descent, Learner
+from nas_mnist.engine.kernels import convolution, parameters, pointwise
+from nas_mnist.engine.kernels.compile import KERNELS, KernelInfo, kernel_name
+from nas_mnist.engine.kernels.epilogue import AVERAGE_POOL, Epilogue
 from nas_mnist.engine.stages import UnknownLayerError
 from nas_mnist.engine.warp import Warp
 from nas_mnist.models.architecture import Architecture
-from nas_mnist.models.network import Network, build, side_by_side
+from nas_mnist.models.network import Network, build, stack_models
 from nas_mnist.models.zoo import load
 from nas_mnist.recipes.recipe import Augmentation, Recipe
 from nas_mnist.training.augment import draw
 from nas_mnist.training.augment import warp as warp_by_torch
-from nas_mnist.training.evaluate import Normalizer, forward_on
+from nas_mnist.training.evaluate import forward_on
 from nas_mnist.training.loop import device_failure
 from nas_mnist.training.optim import SGD, Numbers
 
@@ -51,7 +54,7 @@ FLOAT, DOUBLE = (np.dtype(kind) for kind in (np.float32, np.float64))
 
 def network(architecture: Architecture, copies: int = 1) -> Network:
     """In float64 and in training mode, without dropout, with normalisations that differ by channel."""
-    model = side_by_side([build(architecture, seed) for seed in range(copies)]).double().train()
+    model = stack_models([build(architecture, seed) for seed in range(copies)]).double().train()
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -220,7 +223,7 @@ def test_a_steps_images_loss_and_gradient(augmented: bool, smoothing: float, dev
     images = torch.randint(0, 256, (90, 2, 11, 9), dtype=torch.uint8)
     labels = torch.randint(0, 4, (90,))
     fields = {"blocks": [{"kind": "conv", "channels": 3}], "input_shape": [2, 11, 9], "classes": 4}
-    model = side_by_side([build(Architecture.make(fields), seed) for seed in range(2)]).train()
+    model = stack_models([build(Architecture.make(fields), seed) for seed in range(2)]).train()
     theirs, normalize = copy.deepcopy(model), Normalizer.of(images)
     numbers, warp = Numbers(model.to(device)), Warp(images.to(device), normalize)
     ours = GpuNetwork(model, torch.device(device), numbers.gradients)
@@ -255,7 +258,7 @@ def test_descent_takes_the_steps_of_sgd_and_averages(nesterov: bool, weight_deca
     rates, shares = torch.tensor([0.1, 0.05, 0.02]), torch.tensor([0.9, 0.5, 0.1])
     done, rate = torch.zeros(1, dtype=torch.long), torch.zeros(())
     recipe = Recipe(momentum=0.8, nesterov=nesterov, weight_decay=weight_decay)
-    where: Any = SimpleNamespace(kind=Warps(FLOAT, CPU))
+    where: Any = SimpleNamespace(kind=CudaDType(FLOAT, CPU))
     descent = Descent(where, ours, recipe, rates, done)
     averaged, average = ours.all.clone(), theirs.all.clone()
     descent.follow(averaged, ours.all, shares)
@@ -278,7 +281,7 @@ def no_kernel_is_known() -> Any:
     """Kernels that were compiled before are compiled again, and those of a test are forgotten."""
     cached = [
         one
-        for module in (between, convolve, kernels, parameters)
+        for module in (convolution, kernels, parameters, pointwise)
         for one in vars(module).values()
         if hasattr(one, "cache_clear")
     ]
@@ -293,13 +296,14 @@ def no_kernel_is_known() -> Any:
 @pytest.mark.usefixtures("no_kernel_is_known")
 def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     codes: dict[str, list[str]] = {}
+    handles = itertools.count(1)
 
-    def compile_only(kind: Warps, write: Any, lanes: int) -> int:
-        code = writer.ptx(write, kind.number, lanes or kind.lanes, capability)
-        codes.setdefault(writer.name_of(write), []).append(code)
-        return 1
+    def compile_only(kind: CudaDType, write: Any, lanes: int) -> tuple[int, int]:
+        code, arguments = writer.ptx(write, kind.numpy, lanes or kind.lanes, capability)
+        codes.setdefault(kernel_name(write), []).append(code)
+        return next(handles), arguments
 
-    monkeypatch.setattr(Warps, "compile", compile_only)
+    monkeypatch.setattr(CudaDType, "compile", compile_only)
     strided = [
         {"kind": kind, "channels": 9, "kernel": size, "stride": 2, "activation": "leaky_relu"}
         for kind in ("conv", "separable")
@@ -311,15 +315,16 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
         network = GpuNetwork(model, CPU, Numbers(model).gradients)
         for learns in (True, False):
             Body(network.plan, 3, 1, network.kind, network.gradients if learns else None)
-    kind = Warps(FLOAT, CPU)
-    for kernel in (kernels.pictures, kernels.cross_entropy, kernels.follow):
+    kind = CudaDType(FLOAT, CPU)
+    for kernel in (kernels.augmented_images, kernels.cross_entropy, kernels.ema_update):
         kernel(kind)
-    kernels.descend(True, kind)
-    between.forward(Post(norm=True, activation="LeakyReLU", pool=between.AVERAGE_POOL), True, kind)
+    kernels.sgd_step(True, kind)
+    pointwise.forward(Epilogue(norm=True, activation="LeakyReLU", pool=AVERAGE_POOL), True, kind)
     assert set(codes) == {
-        *("forward", "backward", "through_norm", "statistics", "totals", "mean", "from_mean", "normalise"),
-        *("gradients", "take", "dense", "depthwise", "dense_gradient", "depthwise_gradient", "collect"),
-        *("pictures", "cross_entropy", "descend", "follow"),
+        *("forward", "backward", "batchnorm_backward", "batch_stats", "channel_sums"),
+        *("global_average_pool", "global_average_pool_backward", "batchnorm_affine", "batchnorm_gradients"),
+        *("gather_pointers", "dense", "depthwise", "dense_weight_gradient", "depthwise_weight_gradient"),
+        *("reduce_blocks", "augmented_images", "cross_entropy", "sgd_step", "ema_update"),
     }
     major, minor = min(capability, (9, 0))
     assert len(codes["dense"]) > 8
@@ -328,14 +333,16 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
         assert f".visible .entry {name}(" in code
         assert ".local" not in code  # everything is in registers
         assert set(re.findall(r"\b(?:ld|st)\.(\w+)", code)) <= {"param", "global"}  # where it is, is known
-        assert ("bar.warp.sync" in code) == (name in ("normalise", "gradients", "collect"))
+        reads_and_writes = ("batchnorm_affine", "batchnorm_gradients", "reduce_blocks")
+        assert ("bar.warp.sync" in code) == (name in reads_and_writes)
 
 
 def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = Warps(FLOAT, torch.device("cuda"))
-    launch = Launch(kind, 77, [5, -6], items=9, groups=8, chunks=3, copies=2)
-    assert launch.how == (77, 3, 24, 1, 32, 4, 1, 0)  # three blocks of four warps for nine items, by part
-    first = ctypes.cast(launch.places[0], ctypes.POINTER(ctypes.c_int64))
+    kind = CudaDType(FLOAT, torch.device("cuda"))
+    monkeypatch.setitem(KERNELS, 77, KernelInfo("test", 4))
+    launch = Launch(kind, 77, [5, -6], items=9, tiles=8, chunks=3, models=2)
+    assert launch.shape == (77, 3, 24, 1, 32, 4, 1, 0)  # three blocks of four warps for nine items, by part
+    first = ctypes.cast(launch.pointers[0], ctypes.POINTER(ctypes.c_int64))
     assert [first[at] for at in range(5)] == [3, 4, 5, -6, 0]  # rows' parts, a network's groups, arguments
     library = mock.Mock()
     library.cuLaunchKernel.side_effect = [0, 700]
@@ -345,7 +352,7 @@ def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(launcher, "_driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=123))
     launcher.run([launch])
-    assert library.cuLaunchKernel.call_args.args == (*launch.how, 123, launch.places, None)
+    assert library.cuLaunchKernel.call_args.args == (*launch.shape, 123, launch.pointers, None)
     with pytest.raises(torch.AcceleratorError, match="CUDA error: misaligned address") as raised:
         launcher.run([launch])
     assert device_failure(raised.value) == "device failed"

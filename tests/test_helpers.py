@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from nas_mnist.engine import helpers
+from nas_mnist.engine.kernels.compile import LANES, CallList, compile_kernel
+from nas_mnist.engine.kernels.writer import Writer
 from nas_mnist.engine.threads import run
-from nas_mnist.engine.vectors import LANES, Program, compile_kernel
-from nas_mnist.engine.writer import Writer
 
 KIND = np.dtype(np.float64)
 
@@ -27,8 +27,8 @@ def counting() -> int:
 
     def write(w: Writer) -> None:
         counts = w.argument()
-        at = w.mul(w.group, LANES)
-        w.store(w.plus(w.load(counts, at), w.constant(1.0)), counts, at)
+        at = w.batch_tile * LANES
+        w.store(w.load(counts, at) + 1.0, counts, at)
 
     return compile_kernel(write, KIND)
 
@@ -38,14 +38,14 @@ def noting() -> int:
     """Writes down which group runs."""
 
     def write(w: Writer) -> None:
-        w.store(w.number_of(w.group), w.argument())
+        w.store(w.to_float(w.batch_tile), w.argument())
 
     return compile_kernel(write, KIND)
 
 
 def check(threads: int, groups: int, turns: int = 50, pause: float = 0.0) -> None:
     counts = np.zeros((groups, LANES), KIND)
-    programs = [Program([[counting(), counts.ctypes.data]], counts) for _ in range(threads)]
+    programs = [CallList([[counting(), counts.ctypes.data]], counts) for _ in range(threads)]
     for _ in range(turns):
         run(programs, groups, counts)
         time.sleep(pause)
@@ -68,7 +68,7 @@ def test_threads_have_helpers_of_their_own() -> None:
             job.result()
 
 
-class Interrupted(Program):
+class Interrupted(CallList):
     """It is interrupted while others run."""
 
     def run(self, *_: Any) -> None:
@@ -77,7 +77,7 @@ class Interrupted(Program):
 
 def test_an_interrupt_waits_for_the_other_threads() -> None:
     last, groups = np.zeros(LANES, KIND), 200_000_000  # a quarter of a second
-    program = Program([[noting(), last.ctypes.data]], last)
+    program = CallList([[noting(), last.ctypes.data]], last)
     with pytest.raises(KeyboardInterrupt):
         run([Interrupted([]), program], groups, last)
     assert last[0] == groups - 1

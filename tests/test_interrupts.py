@@ -16,10 +16,6 @@ PROGRAM = """
 import signal, time
 from nas_mnist.core.cli import run
 
-class Swallowing:
-    def __del__(self):
-        signal.raise_signal(signal.{name})
-
 def command() -> None:
     {body}
     time.sleep(30)
@@ -29,12 +25,6 @@ run(command)
 FALLS = {
     "in plain code": "signal.raise_signal(signal.{name})",
     "in the text of exec": "exec('signal.raise_signal(signal.{name})')",
-    "in a destructor": "Swallowing()",
-    "while a recipe is written": (
-        "from nas_mnist.recipes.recipe import Distillation, Recipe; "
-        "Distillation.off = property(lambda _: signal.raise_signal(signal.{name})); "
-        "Recipe().model_dump(mode='json')"
-    ),
 }
 
 

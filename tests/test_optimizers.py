@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas_mnist.models.network import build, side_by_side
+from nas_mnist.models.network import build, stack_models
 from nas_mnist.models.zoo import load
 from nas_mnist.training.optim import SGD, Matrix, Muon, Numbers, orthogonal
 
@@ -136,7 +136,7 @@ def test_a_matrix_takes_the_step_that_torchs_muon_takes(shape: tuple[int, int]) 
 
 def test_copies_side_by_side_have_matrices_of_their_own() -> None:
     networks = [build(load("mnist-500").architecture, seed) for seed in range(3)]
-    alone, together = Numbers(networks[0]).matrices, Numbers(side_by_side(networks)).matrices
+    alone, together = Numbers(networks[0]).matrices, Numbers(stack_models(networks)).matrices
     assert [one[1:] for one in together] == [one[1:] for one in alone for _ in range(3)]
     weights = [one for one in networks[1].parameters() if one.dim() > 1]
     assert sum(rows * columns for _, rows, columns in alone) == sum(one.numel() for one in weights)
@@ -144,10 +144,10 @@ def test_copies_side_by_side_have_matrices_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", ["reference", "mnist-500"])
 def test_every_tensor_lies_where_kernels_may_read_several_numbers_at_once(name: str) -> None:
-    network = side_by_side([build(load(name).architecture, seed) for seed in range(2)])
-    before = {name: one.clone() for name, one in network.numbers().items()}
+    network = stack_models([build(load(name).architecture, seed) for seed in range(2)])
+    before = {name: one.clone() for name, one in network.unique_tensors().items()}
     numbers = Numbers(network)
-    for called, one in network.numbers().items():
+    for called, one in network.unique_tensors().items():
         assert torch.equal(one, before[called])
         if one.is_floating_point():
             assert (one.data_ptr() - numbers.all.data_ptr()) % 128 == 0

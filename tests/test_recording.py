@@ -15,7 +15,7 @@ from nas_mnist import Architecture
 from nas_mnist.data.dataset import DataSet
 from nas_mnist.engine.cuda.network import GpuNetwork
 from nas_mnist.engine.cuda.step import Descent
-from nas_mnist.models.network import Network, build, side_by_side
+from nas_mnist.models.network import Network, build, stack_models
 from nas_mnist.recipes.recipe import Augmentation, Distillation, Recipe
 from nas_mnist.training import evaluate as scoring
 from nas_mnist.training import step as steps
@@ -46,7 +46,7 @@ RECIPE = Recipe(
 
 def make(data: DataSet, recipe: Recipe = RECIPE) -> Step:
     """Two networks side by side in training, as on CUDA but for the device."""
-    model = side_by_side([build(NETWORK, seed) for seed in range(2)])
+    model = stack_models([build(NETWORK, seed) for seed in range(2)])
     torch.manual_seed(0)
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
     teacher = None if recipe.distillation.off else build(NETWORK, 7).eval()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -19,12 +20,17 @@ from optuna.trial import TrialState
 
 from nas_mnist.core.errors import InputError, NoResultError
 from nas_mnist.recipes.recipe import load_recipe
-from nas_mnist.study.owner import ABSENT, OWNER, is_gone, myself
+from nas_mnist.study.config import StudyConfig
+from nas_mnist.study.owner import ABSENT_AFTER, OWNER, is_gone, this_process
 from nas_mnist.study.recovery import recover, requeue, requeue_once
-from nas_mnist.study.storage import dashboard_command, losing, open_storage, shown
-from nas_mnist.study.study import Identity, load_study, open_study, search
+from nas_mnist.study.search_loop import search
+from nas_mnist.study.storage import dashboard_command, hide_password, open_storage, storage_guard
+from nas_mnist.study.study import load_study, open_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+
+
+CONFIG = StudyConfig(space="space", recipe="recipe", data="data", split="split", max_params=20_000, epochs=20)
 
 
 @pytest.fixture(params=["sqlite:///{}/study.db", "journal:{}/study.log"], ids=["sqlite", "journal"])
@@ -35,14 +41,19 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def study(url: str) -> optuna.Study:
-    return optuna.create_study(study_name="s", storage=open_storage(url))
+    return with_config(optuna.create_study(study_name="s", storage=open_storage(url)))
+
+
+def with_config(study: optuna.Study, **changed: object) -> optuna.Study:
+    study.set_user_attr("identity", CONFIG.model_dump() | changed)
+    return study
 
 
 @pytest.fixture
 def dead() -> dict[str, Any]:
     """A process that has ended."""
     child = subprocess.Popen([sys.executable, "-c", "pass"])
-    owner = myself() | {"pid": child.pid, "started": "0"}
+    owner = this_process() | {"pid": child.pid, "started": "0"}
     child.wait()
     return owner
 
@@ -65,14 +76,13 @@ def take_all(url: str, start: Any, taken: Any) -> None:
     taken.put(numbers)
 
 
-IDENTITY = Identity("space", "recipe", "data", "split", 20_000, 20)
-FACTS = {name: value for name, value in STUDY_FACTS.items() if name != "identity"}
+METADATA = {name: value for name, value in STUDY_FACTS.items() if name != "identity"}
 
 
 def make(url: str, start: Any, made: Any) -> None:
     """What every search does first."""
     start.wait()
-    study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
+    study = open_study(url, "s", CONFIG, METADATA, {"width": 2})
     made.put(study.user_attrs)
 
 
@@ -91,15 +101,15 @@ def in_processes(count: int, work: Any, url: str) -> list[Any]:
 
 def test_several_searches_may_make_one_study_at_the_same_time(url: str) -> None:
     found = in_processes(4, make, url)
-    assert found == [FACTS | {"identity": vars(IDENTITY)}] * 4
+    assert found == [METADATA | {"identity": CONFIG.model_dump()}] * 4
     assert waiting(load_study(url, "s")) == [{"width": 2}]
 
 
 def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_mnist.study.study.MAKING", 0)
+    monkeypatch.setattr("nas_mnist.study.study.INITIALISE_TIMEOUT", 0)
     optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
-    study = open_study(url, "s", IDENTITY, FACTS, {"width": 2})
-    assert study.user_attrs == FACTS | {"identity": vars(IDENTITY)}
+    study = open_study(url, "s", CONFIG, METADATA, {"width": 2})
+    assert study.user_attrs == METADATA | {"identity": CONFIG.model_dump()}
     assert waiting(study) == [{"width": 2}]
 
 
@@ -119,7 +129,7 @@ def waiting(study: optuna.Study) -> list[dict[str, Any]]:
 def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    owner = myself() | {"pid": child.pid, "started": started}
+    owner = this_process() | {"pid": child.pid, "started": started}
     assert not is_gone(owner)
     assert is_gone(owner | {"started": "1"})  # the number belongs to another process by now
     child.kill()
@@ -128,9 +138,9 @@ def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
     child.communicate()
     assert is_gone(owner)
     assert not is_gone(owner | {"place": "another machine"})
-    assert is_gone(owner | {"place": "another machine", "seen": time.time() - ABSENT - 1})
-    assert not is_gone(myself() | {"seen": 0})  # it lives, however long it was busy
-    assert myself()["pid"] == os.getpid()
+    assert is_gone(owner | {"place": "another machine", "seen": time.time() - ABSENT_AFTER - 1})
+    assert not is_gone(this_process() | {"seen": 0})  # it lives, however long it was busy
+    assert this_process()["pid"] == os.getpid()
 
 
 def test_a_dead_process_loses_its_trial_and_the_candidate_is_tried_again_once(
@@ -152,7 +162,7 @@ def test_a_dead_process_loses_its_trial_and_the_candidate_is_tried_again_once(
 def test_a_candidate_that_was_interrupted_and_then_lost_its_process_is_tried_again(
     study: optuna.Study, dead: dict[str, Any]
 ) -> None:
-    number = begin(study, myself())
+    number = begin(study, this_process())
     study.tell(number, state=TrialState.FAIL)
     requeue(study, study.trials[number])  # what Ctrl-C does
     begin(study, dead)
@@ -161,7 +171,7 @@ def test_a_candidate_that_was_interrupted_and_then_lost_its_process_is_tried_aga
 
 
 def test_a_process_that_dies_while_it_recovers_loses_nothing(study: optuna.Study) -> None:
-    number = begin(study, myself())
+    number = begin(study, this_process())
     study.tell(number, state=TrialState.FAIL)  # and died before it put the candidate back
     recover(study)
     recover(study)
@@ -179,8 +189,7 @@ def test_a_process_that_dies_while_it_recovers_loses_nothing(study: optuna.Study
 def test_a_trial_that_had_come_to_its_end_gets_it(
     study: optuna.Study, dead: dict[str, Any], verdict: str, state: TrialState, value: float
 ) -> None:
-    last = IDENTITY.epochs if not verdict else 1
-    study.set_user_attr("identity", vars(IDENTITY))
+    last = CONFIG.epochs if not verdict else 1
     trial = study.ask()
     trial.set_user_attr(OWNER, dead)
     trial.suggest_int("width", 1, 3)
@@ -194,7 +203,7 @@ def test_a_trial_that_had_come_to_its_end_gets_it(
 
 
 def test_a_short_trial_that_had_come_to_its_end_gets_it(study: optuna.Study, dead: dict[str, Any]) -> None:
-    study.set_user_attr("identity", vars(IDENTITY) | {"search_epochs": 5})
+    with_config(study, search_epochs=5)
     for last in (4, 5):
         trial = study.ask()
         trial.set_user_attr(OWNER, dead)
@@ -210,8 +219,8 @@ def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
 ) -> None:
     monkeypatch.setattr("nas_mnist.study.storage.GRACE", 1)
     storage: Any = open_storage(f"sqlite:///{tmp_path}/study.db", requeue_once)
-    study = optuna.create_study(study_name="s", storage=storage)
-    for owner in (myself(), dead | {"place": "another machine"}):
+    study = with_config(optuna.create_study(study_name="s", storage=storage))
+    for owner in (this_process(), dead | {"place": "another machine"}):
         number = begin(study, owner)
         storage.record_heartbeat(study.trials[number]._trial_id)
     time.sleep(2.5)
@@ -222,21 +231,21 @@ def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
 def test_a_living_process_and_one_elsewhere_keep_their_trials(
     study: optuna.Study, dead: dict[str, Any]
 ) -> None:
-    begin(study, myself())
+    begin(study, this_process())
     begin(study, dead | {"place": "another machine"})
     recover(study)
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING] * 2
     assert waiting(study) == []
 
 
-def test_a_process_that_died_before_it_said_its_name_is_found_out_later(
+def test_a_trial_without_an_owner_is_taken_over_later(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study.enqueue_trial({"width": 2})
     study.ask()
     recover(study)
     assert study.trials[0].state == TrialState.RUNNING
-    monkeypatch.setattr("nas_mnist.study.recovery.UNSIGNED", -1)
+    monkeypatch.setattr("nas_mnist.study.recovery.UNOWNED_AFTER", -1)
     recover(study)
     assert study.trials[0].state == TrialState.FAIL
     assert waiting(study) == [{"width": 2}]
@@ -247,16 +256,20 @@ def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wake
 ) -> None:
     taken: list[int] = []
 
-    def sleepy(trial: optuna.Trial) -> float:
-        objective.running = trial.number
-        if not taken:
-            taken.append(trial.number)
-            study.tell(trial.number, state=TrialState.FAIL)
-        trial.set_user_attr("verdict", "trained")
-        return 0.5
+    class Sleepy:
+        """Sleeps in its first trial until another process has ended it."""
 
-    objective: Any = sleepy
-    objective.interrupted, objective.against, objective.recipe = False, None, load_recipe("default")
+        interrupted, cost_metric = False, None
+        candidates = SimpleNamespace(recipe=load_recipe("default"))
+
+        def __call__(self, trial: optuna.Trial) -> float:
+            if not taken:
+                taken.append(trial.number)
+                study.tell(trial.number, state=TrialState.FAIL)
+            trial.set_user_attr("verdict", "trained")
+            return 0.5
+
+    objective: Any = Sleepy()
     search(study, objective, 2, seed="0")
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
 
@@ -296,16 +309,16 @@ def test_a_line_that_a_writer_died_in_is_dropped_and_nothing_else(journal: Journ
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "mine.txt"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"no file of this kind"):
+    with pytest.raises(InputError, match=r"no journal of studies"):
         open_storage(f"journal:{file}")
     assert file.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_passwords_are_not_shown() -> None:
+def test_passwords_are_not_hide_password() -> None:
     url = "postgresql+psycopg://me:secret@server/studies"
-    assert "secret" not in shown(url) + dashboard_command(url)
-    assert shown("my.db") == "my.db"
+    assert "secret" not in hide_password(url) + dashboard_command(url)
+    assert hide_password("my.db") == "my.db"
     with pytest.raises(InputError) as refused:
         open_storage(url.replace("server", "server.invalid"))
     assert "secret" not in str(refused.value)
@@ -320,7 +333,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("stumbling", [False, True])
 def test_a_lost_storage_is_said_in_one_line(stumbling: bool) -> None:
-    with pytest.raises(NoResultError) as told, losing("sqlite:///studies/my.db"):
+    with pytest.raises(NoResultError) as told, storage_guard("sqlite:///studies/my.db"):
         try:
             raise optuna.exceptions.StorageInternalError("Commit failed.\nMore.") from OSError(28, "No space")
         except optuna.exceptions.StorageInternalError:
@@ -331,12 +344,12 @@ def test_a_lost_storage_is_said_in_one_line(stumbling: bool) -> None:
 
 
 def test_a_mistake_of_the_program_is_not_taken_for_a_lost_storage() -> None:
-    with pytest.raises(ZeroDivisionError), losing("sqlite:///studies/my.db"):
+    with pytest.raises(ZeroDivisionError), storage_guard("sqlite:///studies/my.db"):
         _ = 1 / 0
 
 
 def test_opening_a_storage_again_drops_no_lock_that_sqlite_holds(tmp_path: Path) -> None:
-    """By POSIX, whoever closes a file drops all locks of its process on it (sqlite.org/howtocorrupt.html)."""
+    """By POSIX, closing a file drops all locks of the process on it (sqlite.org/howtocorrupt.html)."""
     url = f"sqlite:///{tmp_path / 'a.db'}"
     first = open_storage(url)
     optuna.create_study(storage=first)

@@ -1,4 +1,4 @@
-"""Reports: the page, its pictures, the tables, and what the dashboard shows."""
+"""Reports: the page, its figures, the tables, the live displays and the notes of the dashboard."""
 
 from __future__ import annotations
 
@@ -26,23 +26,28 @@ from nas_mnist import Architecture
 from nas_mnist.data.class_names import class_names
 from nas_mnist.models import zoo
 from nas_mnist.models.cost import Cost
-from nas_mnist.report import notes, plots
-from nas_mnist.report.diagram import draw, parts
-from nas_mnist.report.live import Pace, SearchDisplay, screen
-from nas_mnist.report.notes import trial_note
-from nas_mnist.report.page import _spread
+from nas_mnist.report import result_plots, study_plots
+from nas_mnist.report.diagram import diagram_rows, draw_network
+from nas_mnist.report.figures import evenly_spread
+from nas_mnist.report.items import item_of_result, item_of_study, requirements_of
+from nas_mnist.report.notes import space_json, trial_note
+from nas_mnist.report.progress import Pace
+from nas_mnist.report.search_display import SearchDisplay
+from nas_mnist.report.sections import sections_of
 from nas_mnist.report.tables import zoo_table
 from nas_mnist.report.write import study_folder
 from nas_mnist.space.space import SearchSpace
-from nas_mnist.study.objective import Verdict
-from nas_mnist.study.results import TrialRow, importances, pareto_front, trial_rows, winner_of
+from nas_mnist.study.importance import param_importances
+from nas_mnist.study.results import TrialRow, pareto_front, trial_rows, winner_of
+from nas_mnist.study.study import load_study
+from nas_mnist.study.verdict import Verdict
 from nas_mnist.training.evaluate import Score
 from nas_mnist.training.loop import EpochResult
+from nas_mnist.training.run_store import read_result
 
 VOID = {"meta", "br", "img", "link", "hr"}
 SECTIONS = [
-    "The requirements", "Seed by seed", "The network", "The search", "What it gets wrong",
-    "The best candidates", "To repeat it",
+    "Requirements", "Results by seed", "Network", "Search", "Test errors", "Best candidates", "Reproduction",
 ]  # fmt: skip
 
 
@@ -100,7 +105,7 @@ def test_the_page_has_every_section_and_asks_no_network(finished: tuple[Path, En
 
 @pytest.mark.parametrize("number", [0, 1, 59, 60, 61, 500])
 def test_mistakes_that_are_shown_are_spread_over_all(number: int) -> None:
-    shown = _spread(number, 60)
+    shown = evenly_spread(number, 60)
     assert len(shown) == len(set(shown)) == min(number, 60)
     assert all(0 <= position < number for position in shown)
     assert not shown or number - max(shown) <= -(-number // 60)
@@ -131,11 +136,11 @@ def test_classes_are_called_by_their_names_where_they_have_some() -> None:
     assert class_names("emnist-letters", 26)[25] == "Z"
     assert class_names("mnist", 10) == class_names("fashion-mnist", 10)[:0] + tuple("0123456789")
     assert class_names("fashion-mnist", 3) == ("0", "1", "2")
-    figure = plots.confusion([[5] * 10] * 10, names)
+    figure = result_plots.confusion([[5] * 10] * 10, names)
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == list(names)
     found = [{"label": 9, "predicted": 7, "confidence": 0.8, "image": 3}]
-    figure = plots.mistakes(np.zeros((1, 28, 28), dtype=np.uint8), found, names)
+    figure = result_plots.misclassified(np.zeros((1, 28, 28), dtype=np.uint8), found, names)
     assert [text.get_text() for text in figure.axes[0].texts] == ["ankle boot\nas sneaker\n80% sure"]
 
 
@@ -149,12 +154,12 @@ def test_the_zoo_stands_beside_what_others_have_published(work: Path, invoke: Ru
         "published, one seed: last epoch"
         in (work / "reports" / "zoo" / "plots" / "comparison.svg").read_text()
     )
-    alone = plots.comparison(["a"], [5], [{"mean": 0.9, "interval": None}])
+    alone = result_plots.comparison(["a"], [5], [{"mean": 0.9, "interval": None}])
     assert [text.get_text() for text in alone.legends[0].get_texts()] == ["a"]
 
 
 def test_no_mistake_at_all_is_drawn_as_no_error() -> None:
-    figure = plots.learning_curves({0: {1: 0.9, 2: 1.0}, 1: {1: 1.0}}, [0], 2)
+    figure = study_plots.learning_curves({0: {1: 0.9, 2: 1.0}, 1: {1: 1.0}}, [0], 2)
     (axes,) = figure.axes
     assert min(min(line.get_ydata(), default=1) for line in axes.lines) == 0
     low, high = axes.get_ylim()
@@ -162,9 +167,9 @@ def test_no_mistake_at_all_is_drawn_as_no_error() -> None:
     assert -high / 20 < low < 0  # the line at zero is seen whole
 
 
-def test_the_shortcut_of_a_residual_block_is_drawn_within_the_picture() -> None:
+def test_the_shortcut_of_a_residual_block_is_drawn_within_the_figure() -> None:
     block = {"kind": "residual", "body": [{"kind": "conv", "channels": 8, "stride": 2}]}
-    figure = draw(Architecture.make({"blocks": [{"kind": "conv", "channels": 4}, block]}))
+    figure = draw_network(Architecture.make({"blocks": [{"kind": "conv", "channels": 4}, block]}))
     figure.draw_without_rendering()
     (arrow,) = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
     inside, drawn = figure.axes[0].get_window_extent(), arrow.get_window_extent()
@@ -173,23 +178,19 @@ def test_the_shortcut_of_a_residual_block_is_drawn_within_the_picture() -> None:
 
 
 def test_a_studys_own_budget_is_among_the_requirements(finished: tuple[Path, Ended]) -> None:
-    from nas_mnist.report.items import of_study
-    from nas_mnist.report.page import requirements_of
-    from nas_mnist.study.study import load_study
-
     study = load_study(f"sqlite:///{finished[0]}/studies/nas_mnist.db", "nas_mnist")
-    subject = of_study(study, None)
-    assert subject.study is not None
+    item = item_of_study(study, None)
+    assert item.study is not None
     limits = {"max_params": 5, "max_macs": 10**9, "max_memory": 7}
-    facts = {**subject.study.facts, "identity": subject.study.facts["identity"] | limits}
-    small = replace(subject, study=replace(subject.study, facts=facts))
+    metadata = {**item.study.metadata, "identity": item.study.metadata["identity"] | limits}
+    small = replace(item, study=replace(item.study, metadata=metadata))
     met = {one["what"]: one["met"] for one in requirements_of(small)}
     assert met["parameters <= 5, the budget"] is False
     assert met["multiply-adds <= 1,000,000,000, the budget"] is True
     assert met["bytes of peak memory <= 7, the budget"] is False
 
 
-def test_pictures_come_as_png_and_svg(finished: tuple[Path, Ended]) -> None:
+def test_figures_come_as_png_and_svg(finished: tuple[Path, Ended]) -> None:
     files = list((finished[0] / "reports" / "nas_mnist" / "plots").iterdir())
     assert {path.stem for path in files if path.suffix == ".png"} == {
         path.stem for path in files if path.suffix == ".svg"
@@ -220,14 +221,14 @@ def test_a_report_is_made_anew_in_its_place_and_touches_nothing_else(copied: Pat
     }
 
 
-def test_several_subjects_stand_side_by_side(copied: Path, invoke: Runner) -> None:
+def test_several_items_stand_side_by_side(copied: Path, invoke: Runner) -> None:
     result = next((copied / "reports" / "nas_mnist").glob("trial-*"))
     ended = invoke("report", "reference", result.relative_to(copied), "--study", "nas_mnist")
     assert (ended.code, ended.err) == (0, "")
     name = f"reference-and-{result.name}-and-nas_mnist"
     text, page = read(copied / "reports" / name / "report.html")
     assert page.open == []
-    assert "Side by side" in text
+    assert "<h1>Comparison</h1>" in text
     table = text[: text.index("</table>")]
     assert "19,122" in table
     assert table.count('<tr><td class="name">') == 3
@@ -253,13 +254,6 @@ def test_a_winner_that_was_scored_once_has_no_best_epoch(finished: tuple[Path, E
     assert "chosen on the test images" not in (folder.parent / "report.html").read_text()
 
 
-def test_nothing_moves_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    assert screen().is_terminal
-    monkeypatch.setenv("JPY_PARENT_PID", "1")
-    assert not screen().is_terminal
-
-
 def test_the_live_display_fits_into_80_columns_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=80, force_terminal=True, record=True)
     candidate = Cost(params=19_999, macs=1, peak_memory=1, receptive_field=1)
@@ -272,7 +266,7 @@ def test_the_live_display_fits_into_80_columns_a_line_each(monkeypatch: pytest.M
         console.print(*display.progress.get_renderables())
     lines = console.export_text().splitlines()
     assert len(lines) == 3
-    assert "1:06:40 gone" in lines[0]
+    assert "1:06:40 elapsed" in lines[0]
     assert lines[-1].endswith("99.63%, 2,468 images/s")
 
 
@@ -280,19 +274,19 @@ def test_time_left_counts_down_while_nothing_ends(monkeypatch: pytest.MonkeyPatc
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     pace = Pace()
-    assert (pace.left(3), pace.ahead()) == (None, 0.0)
+    assert (pace.left(3), pace.fraction()) == (None, 0.0)
     now[0] = 110.0
-    pace.did()
-    assert (pace.left(3), pace.ahead()) == (30.0, 0.0)
+    pace.step()
+    assert (pace.left(3), pace.fraction()) == (30.0, 0.0)
     now[0] = 114.0
-    assert (pace.left(3), pace.ahead()) == (26.0, 0.4)
-    now[0] = 200.0  # it takes longer than the others
-    assert (pace.left(3), pace.ahead()) == (0.0, 0.95)
-    pace.did()
+    assert (pace.left(3), pace.fraction()) == (26.0, 0.4)
+    now[0] = 200.0  # the step takes longer than the others
+    assert (pace.left(3), pace.fraction()) == (0.0, 0.95)
+    pace.step()
     assert pace.left(2) == 100.0
 
 
-def test_a_pipe_is_told_the_time_and_the_best_so_far() -> None:
+def test_without_a_terminal_every_line_has_the_time_and_the_best_candidate() -> None:
     console = Console(file=io.StringIO(), width=200)
     display = SearchDisplay(console, 5, 20, [])
     row = TrialRow(
@@ -302,12 +296,12 @@ def test_a_pipe_is_told_the_time_and_the_best_so_far() -> None:
     )  # fmt: skip
     display.ended(row)
     (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert line.endswith("trained  (0:00 gone, best 99.12% (900 parameters))")
+    assert line.endswith("trained  (0:00 elapsed, best 99.12% (900 parameters))")
 
 
 def test_the_space_in_a_studys_note_is_json_in_few_lines() -> None:
     space = SearchSpace.load("filled").model_dump(mode="json")
-    text = notes._in_lines(space)
+    text = space_json(space)
     assert json.loads(text) == space
     assert text.count("\n") < 40
     assert max(map(len, text.splitlines())) <= 100  # longer ones would widen the dashboard
@@ -336,13 +330,29 @@ def test_a_strange_result_is_refused_in_one_line(work: Path, invoke: Runner, con
     assert {path.name for path in (work / "mine").iterdir()} == {"result.json"}
 
 
-def test_the_drawing_tells_every_block_and_all_parameters(reference: Architecture) -> None:
-    told = parts(reference)
-    assert sum(part.params for part in told) == 19_122
-    assert len(told) == len(reference.blocks) + 2
-    assert told[0].shape == (1, 28, 28)
-    assert told[-1].shape == (10, 1, 1)
-    assert "no fully connected layer" in told[-1].details
+def test_the_diagram_has_every_block_and_all_parameters(reference: Architecture) -> None:
+    rows = diagram_rows(reference)
+    assert sum(row.params for row in rows) == 19_122
+    assert len(rows) == len(reference.blocks) + 2
+    assert rows[0].shape == (1, 28, 28)
+    assert rows[-1].shape == (10, 1, 1)
+    assert "no fully connected layer" in rows[-1].details
+
+
+def test_an_older_result_with_runs_of_several_machines_is_shown(finished: tuple[Path, Ended]) -> None:
+    (folder,) = (finished[0] / "reports" / "nas_mnist").glob("trial-*")
+    result = read_result(folder / "result.json")
+    run = result["runs"][0]
+    added = run | {"seed": 1, "by": {"device": "cuda", "versions": {"torch": "1"}, "command": "x"}}
+    (section,) = sections_of([item_of_result(result | {"runs": [run, added]}, "old", None)])
+    assert section.metadata["seeds"] == "0, 1"
+
+
+def test_the_best_of_a_study_is_reported_with_the_study(work: Path, invoke: Runner) -> None:
+    ended = invoke("report", "best")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "--study" in ended.err
+    assert list(work.iterdir()) == []
 
 
 def row(trial: int, n_params: int, accuracy: float) -> TrialRow:
@@ -385,9 +395,9 @@ def test_the_winner_is_the_best_mean_among_those_with_the_most_seeds() -> None:
     assert winner_of(rows, finals) is steady
     assert winner_of([*rows, late], finals) is steady
     assert winner_of(rows, finals | {"small": {"1": 0.996}}) is small
-    assert winner_of(rows, {"lucky": {"1": 0.99}, "steady": {"1": 0.9901}}, short=True) is steady
-    assert winner_of(rows, {"lucky": {"1": 0.99}}, short=True) is lucky
-    assert winner_of(rows, {}, short=True) is lucky
+    assert winner_of(rows, {"lucky": {"1": 0.99}, "steady": {"1": 0.9901}}, low_fidelity=True) is steady
+    assert winner_of(rows, {"lucky": {"1": 0.99}}, low_fidelity=True) is lucky
+    assert winner_of(rows, {}, low_fidelity=True) is lucky
 
 
 def test_importances_find_the_choice_that_matters() -> None:
@@ -399,12 +409,12 @@ def test_importances_find_the_choice_that_matters() -> None:
         if number % 2:
             trial.report(1 - (matters - 3) ** 2 / 100, 2)  # after a tenth of 20 epochs
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    shares = importances(study, 20)
+    shares = param_importances(study, 20)
     assert sum(shares.values()) == pytest.approx(1)
     assert max(shares, key=shares.__getitem__) == "matters"
 
 
-def test_the_dashboard_finds_notes_and_pictures(finished: tuple[Path, Ended]) -> None:
+def test_the_dashboard_finds_notes_and_learning_curves(finished: tuple[Path, Ended]) -> None:
     storage = optuna.storages.RDBStorage(f"sqlite:///{finished[0]}/studies/nas_mnist.db")
     study = optuna.load_study(study_name="nas_mnist", storage=storage)
     note = get_note(study)
@@ -433,7 +443,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
         "reference",
         "19,122",
         "5,070,912",
-        "seed",
+        "published",
         "5",
         "99.420",
         "0.098",
@@ -449,19 +459,26 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str) -> None:
-    folder = {"reference": "reference-seed"}.get(name, name)
+    folder = {"reference": "reference-published"}.get(name, name)
     entry = zoo.load(name)
     result = json.loads((Path(__file__).parents[1] / "reports" / folder / "result.json").read_text())
     assert [run["test_accuracy"] for run in result["runs"]] == list(entry.test_accuracies)
     assert result["key"] == entry.architecture.key
 
 
-def test_a_studys_word_does_not_lead_out_of_the_reports_folder(tmp_path: Path) -> None:
+def test_a_stored_folder_outside_of_the_reports_is_not_used(tmp_path: Path) -> None:
     parent = tmp_path / "reports"
     study = optuna.create_study(study_name="s")
     study.set_user_attr("identity", {"space": "a"})
-    for told in (str(tmp_path / "victim"), "../victim", str(parent / ".." / "victim"), "/", "", str(parent)):
-        study.set_user_attr("reports", told)
+    for stored in (
+        str(tmp_path / "victim"),
+        "../victim",
+        str(parent / ".." / "victim"),
+        "/",
+        "",
+        str(parent),
+    ):
+        study.set_user_attr("reports", stored)
         folder = study_folder(parent, study)
         assert folder.parent == parent
         assert study.user_attrs["reports"] == str(folder)
@@ -472,8 +489,8 @@ def test_a_studys_word_does_not_lead_out_of_the_reports_folder(tmp_path: Path) -
     assert study_folder(parent, study) != folder  # another study's report is not replaced
 
 
-def test_every_way_to_end_has_its_place_in_the_picture() -> None:
-    assert {verdict for verdict, _, _ in plots._SPENT_ON} == set(Verdict)
+def test_every_verdict_has_a_colour() -> None:
+    assert {verdict for verdict, _, _ in study_plots.VERDICT_STYLES} == set(Verdict)
 
 
 def test_a_trial_whose_process_died_at_any_moment_has_a_note(finished: tuple[Path, Ended]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import math
 import os
 import signal
 import sqlite3
@@ -13,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from conftest import (
     COMMON,
     EPOCHS,
     SEARCH,
-    TINY_RECIPE,
     TINY_SPACE,
     TRIALS,
     Ended,
@@ -33,23 +29,20 @@ from conftest import (
     furnish,
     run_module,
 )
-from rich.console import Console
-from safetensors.torch import load_file
 
 from nas_mnist import Architecture
 from nas_mnist.core.errors import StorageLostError
 from nas_mnist.data.dataset import DataSet, Images
+from nas_mnist.data.normalize import Normalizer
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import Network
-from nas_mnist.models.published import PUBLISHED_LOG
-from nas_mnist.report.tables import published_table
-from nas_mnist.search.jobs import RetrainTask
-from nas_mnist.study.objective import Verdict, verdict_of
 from nas_mnist.study.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
+from nas_mnist.study.verdict import Verdict, verdict_of
 from nas_mnist.training.classifier import Classifier
-from nas_mnist.training.evaluate import Normalizer, evaluate
-from nas_mnist.training.loop import TrainingError, train
+from nas_mnist.training.evaluate import evaluate
+from nas_mnist.training.loop import train
 
+RUN = "nas_mnist.search.pipeline.SearchPipeline.run"
 LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
 
 
@@ -82,7 +75,7 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(finished: tuple[Pa
     assert (ended.code, ended.err) == (0, "")
     assert "Best candidates (chosen on the validation images)" in ended.out
     assert f"{TRIALS}/{TRIALS}" in ended.out
-    assert "Few do" not in ended.out
+    assert "Few draws fit" not in ended.out
     for requirement in (
         "accuracy >= 99.4%",
         "parameters < 20,000",
@@ -236,7 +229,7 @@ def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: 
     assert "Mean of its seeds" in (work / "reports" / "nas_mnist" / "report.html").read_text()
     again = invoke("search", *asked)  # nothing is trained twice
     assert again.code == 0
-    assert "again, to choose" not in again.out
+    assert "their seeds decides" not in again.out
     assert stored(work).user_attrs[FINALS] == finals
 
 
@@ -247,7 +240,7 @@ def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path,
     asked = [*SEARCH, "--epochs", 3, "--workers", 1, "--trials", 3, "--finalists", 2]
     ended = invoke("search", *asked, "--search-epochs", 1)
     assert (ended.code, ended.err) == (0, "")
-    assert "3 candidates, 1 epochs (of finalists 3)" in ended.out
+    assert "3 candidates, 1 epochs (finalists: 3)" in ended.out
     study = stored(work)
     rows, attrs = trial_rows(study), study.user_attrs
     assert {row.epochs for row in best_rows(rows, 3)} == {1}
@@ -280,14 +273,12 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
         trained_on.append(len(data))
         return train(model, data, *how, **more)
 
-    monkeypatch.setattr(
-        "nas_mnist.training.loop.train", heard
-    )  # of finalists; candidates' is known by its name
+    monkeypatch.setattr("nas_mnist.training.loop.train", heard)
     (work / "recipe.toml").write_text("batch_size = 300\nlearning_rate = 0.05\n")
     asked = [*SEARCH, "--epochs", 1, "--workers", 1, "--trials", 3, "--finalists", 2]
     ended = invoke("search", *asked, "--search-images", 600)
     assert (ended.code, ended.err) == (0, "")
-    assert "3 candidates, 1 epochs of 600 images (of finalists: of 3,000)" in ended.out
+    assert "3 candidates, 1 epochs of 600 images (finalists: 3,000)" in ended.out
     assert [count for count in trained_on if count != 600] == [3000, 3000]
     study = stored(work)
     rows, attrs = trial_rows(study), study.user_attrs
@@ -302,7 +293,7 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
     assert "which is epoch 1 of 600 images each; the best of them were trained again for 1 epochs of" in page
     assert "for 1 epochs of 3,000 images with other seeds" in page
     larger = invoke("search", *asked, "--search-images", 900, "--study", "larger")
-    assert "1 epochs of 900 images (of finalists: of all)" in larger.out  # 4,500 would be more than there are
+    assert "1 epochs of 900 images (finalists: all)" in larger.out  # 4,500 would be more than there are
     assert stored(work, "larger").user_attrs["final_images"] is None
     refused = invoke("search", *asked, "--search-images", "all")
     assert refused.code == 2
@@ -330,14 +321,14 @@ def test_candidates_are_trained_on_a_part_where_there_is_plenty(
     furnish(work)
     (work / "recipe.toml").write_text("batch_size = 300\n")
     (work / "large.toml").write_text("batch_size = 1600\n")
-    monkeypatch.setattr("nas_mnist.search.__main__.PART", 1500)  # of 3,473 that train
+    monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", 1500)  # of 3,473 that train
     asked: list[object] = []
-    monkeypatch.setattr("nas_mnist.search.pipeline.Plan.run", lambda plan, *_: asked.append(plan.task.images))
+    monkeypatch.setattr(RUN, lambda pipeline, *_: asked.append(pipeline.setup.images))
     command = [*SEARCH, "--epochs", 2, *options]
     for _ in range(2):
         assert invoke("search", *command).code == 0
     assert asked == [part, part]
-    monkeypatch.setattr("nas_mnist.search.__main__.PART", 1800)  # too many for being usual
+    monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", 1800)  # too many for being usual
     assert invoke("search", *SEARCH, "--epochs", 2, "--study", "other").code == 0
     assert asked[2:] == [None]
 
@@ -387,9 +378,9 @@ def test_a_part_has_all_classes(work: Path, invoke: Runner, monkeypatch: pytest.
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "--search-images: 40 (use more: a class is not among so few)" in refused.err
     parts: list[object] = []
-    monkeypatch.setattr("nas_mnist.search.pipeline.Plan.run", lambda plan, *_: parts.append(plan.task.images))
+    monkeypatch.setattr(RUN, lambda pipeline, *_: parts.append(pipeline.setup.images))
     for usual in (40, 400):
-        monkeypatch.setattr("nas_mnist.search.__main__.PART", usual)
+        monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", usual)
         assert invoke(*asked, "--study", f"usual-{usual}").code == 0
     assert parts == [None, 400]
 
@@ -400,7 +391,7 @@ OTHERWISE = {
     "max_macs": ["--max-macs", 10_000_000],
     "max_memory": ["--max-memory", 10_000_000],
     "epochs": ["--epochs", 3],
-    "recipe": ["--recipe", "seed"],
+    "recipe": ["--recipe", "published"],
     "search_recipe": ["--search-recipe"],
 }
 
@@ -434,7 +425,7 @@ def test_another_name_makes_another_study_in_the_same_file(copied: Path, invoke:
     assert (ended.code, ended.err) == (0, "")
     names = optuna.get_all_study_names(f"sqlite:///{copied}/studies/nas_mnist.db")
     assert set(names) == {"nas_mnist", "second"}
-    assert "Few do: of the spaces 'filled' and 'tiny' (--space) nearly every draw fits" in ended.out
+    assert "Few draws fit: of the spaces 'filled' and 'tiny' (--space) nearly every draw does" in ended.out
     assert len(counted(stored(copied))) == TRIALS
 
 
@@ -534,269 +525,3 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> N
     assert len(stored(work).trials) == len(study.trials)
     assert len(list((work / "reports" / "nas_mnist").glob("trial-*/result.json"))) == 1
     assert (first_err, second_err) == ("", "")
-
-
-def test_reproduce_best_trains_the_candidate_that_the_trial_stored(
-    copied: Path, invoke: Runner, result: dict[str, Any]
-) -> None:
-    (copied / "space.toml").unlink()  # an edited or lost space breaks nothing
-    study = stored(copied)
-    study.set_user_attr("identity", study.user_attrs["identity"] | {"max_params": 7_777})  # it has a budget
-    ended = invoke("reproduce", "best", "--device", "cpu", "--json", "copy.json")  # the study knows its data
-    assert (ended.code, ended.err) == (0, "")
-    assert "parameters <= 7,777, the budget" in ended.out
-    ours = json.loads((copied / "reports" / "nas_mnist-best" / "result.json").read_text())
-    assert ours["key"] == result["key"]
-    assert ours["data"] == result["data"]
-    assert ours["command"] == "python -m nas_mnist.reproduce best --device cpu"
-    assert ours["recipe"] == result["recipe"]
-    assert "parameters <= 7,777, the budget" in [one["what"] for one in ours["requirements"]]
-    assert ours["runs"][0]["test_correct"] == pytest.approx(result["runs"][0]["test_correct"], abs=5)
-
-
-@pytest.fixture
-def mine(work: Path) -> Path:
-    architecture = Architecture.make(
-        {
-            "blocks": [
-                {"kind": "conv", "channels": 4, "stride": 2},
-                {"kind": "conv", "channels": 4, "stride": 2},
-            ]
-        }
-    )
-    (work / "recipe.toml").write_text(TINY_RECIPE)
-    (work / "mine.json").write_text(architecture.to_json())
-    return work
-
-
-def test_reproduce_a_file_over_seeds_gives_mean_deviation_and_interval(mine: Path, invoke: Runner) -> None:
-    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 2, "--seeds", 2]
-    ended = invoke("reproduce", *asked, "--seed", 5, "--json", "out.json")
-    assert (ended.code, ended.err) == (0, "")
-    found = json.loads((mine / "out.json").read_text())
-    assert found == json.loads((mine / "reports" / "mine" / "result.json").read_text())
-    assert {path.name for path in (mine / "reports" / "mine").iterdir()} == {
-        "result.json", "epochs.csv", "weights-seed-5.safetensors", "weights-seed-6.safetensors",
-        "report.html", "plots",
-    }  # fmt: skip
-    shares = [run["test_accuracy"] for run in found["runs"]]
-    assert [run["seed"] for run in found["runs"]] == [5, 6]
-    assert len(set(shares)) == 2
-    summary = found["test_accuracy"]
-    assert (summary["runs"], summary["mean"]) == (2, pytest.approx(statistics.fmean(shares)))
-    assert summary["std"] == pytest.approx(statistics.stdev(shares))
-    half = 12.706205 * summary["std"] / math.sqrt(2)  # Student's t for 1 degree of freedom, 97.5 %
-    assert summary["interval"] == pytest.approx([summary["mean"] - half, summary["mean"] + half], abs=1e-7)
-    for run in found["runs"]:
-        best = max(run["epochs"], key=lambda epoch: epoch["test_accuracy"])
-        assert run["best_epoch_chosen_on_test"]["test_accuracy"] == best["test_accuracy"]
-        assert run["test_accuracy"] == run["epochs"][-1]["test_accuracy"]
-    assert f"{summary['mean']:.3%} mean of 2 seeds" in ended.out
-    assert "chosen on test, no result" in " ".join(ended.out.split())
-    assert ended.out.count("epoch  1/2") == 2
-    assert ended.out.count("NOT FULL MNIST") >= 2
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_a_training_that_fails_ends_in_one_line(mine: Path, invoke: Runner, seeds: int) -> None:
-    wild = 'batch_size = 64\nlearning_rate = 100\nmomentum = 0.99\nschedule = "constant"\n'
-    (mine / "wild.toml").write_text(wild)
-    linear = {"kind": "conv", "channels": 4, "norm": "none", "activation": "none"}
-    deep = [linear | {"stride": stride} for stride in (2, 2, 1, 1, 1, 1)]
-    (mine / "deep.json").write_text(Architecture.make({"blocks": deep}).to_json())
-    ended = invoke(
-        "reproduce", "deep.json", *COMMON, "--recipe", "wild.toml", "--seeds", seeds, "--workers", 2
-    )
-    assert (ended.code, ended.err.count("\n")) == (1, 1)
-    assert "loss not finite in epoch" in ended.err
-    assert not (mine / "reports").exists()
-
-
-def test_seeds_side_by_side_give_what_they_give_alone(mine: Path, invoke: Runner) -> None:
-    asked = ["reproduce", "mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1, "--seeds", 2]
-    found = []
-    for workers in (1, 2):
-        assert invoke(*asked, "--workers", workers, "--json", f"{workers}.json").code == 0
-        found.append(json.loads((mine / f"{workers}.json").read_text()))
-    alone, together = ([run["test_correct"] for run in one["runs"]] for one in found)
-    assert alone == pytest.approx(together, abs=5)  # the number of threads changes the order of sums
-    alone, together, other = (
-        load_file(mine / "reports" / name)["layers.0.weight"]
-        for name in (f"{folder}/weights-seed-{seed}.safetensors" for folder, seed in FILES_OF_SEEDS)
-    )
-    assert (alone - together).abs().max() < 0.05 < (alone - other).abs().max()
-
-
-FILES_OF_SEEDS = (("mine", 1), ("mine-2", 1), ("mine", 0))
-
-
-def test_reports_are_never_overwritten(mine: Path, invoke: Runner) -> None:
-    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1]
-    assert invoke("reproduce", *asked).code == 0
-    first = (mine / "reports" / "mine" / "result.json").read_bytes()
-    assert invoke("reproduce", *asked).code == 0
-    assert invoke("reproduce", *asked).code == 0
-    assert {path.name for path in (mine / "reports").iterdir()} == {"mine", "mine-2", "mine-3"}
-    assert (mine / "reports" / "mine" / "result.json").read_bytes() == first
-    runs = [json.loads((mine / "reports" / name / "result.json").read_text()) for name in ("mine", "mine-2")]
-    assert runs[0]["runs"][0]["test_correct"] == runs[1]["runs"][0]["test_correct"]
-
-
-def test_seeds_are_added_to_a_folder(mine: Path, invoke: Runner) -> None:
-    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1, "--workers", 1]
-    assert invoke("reproduce", *asked, "--seeds", 4).code == 0
-    all_at_once = json.loads((mine / "reports" / "mine" / "result.json").read_text())
-    assert invoke("reproduce", *asked, "--seed", 2).code == 0
-    folder = mine / "reports" / "mine-2"
-    one = json.loads((folder / "result.json").read_text())
-    ended = invoke("reproduce", folder, "--device", "cpu", "--more", 1, "--json", "copy.json")
-    assert (ended.code, ended.err) == (0, "")
-    assert "mean of 2 seeds" in ended.out
-    two = json.loads((folder / "result.json").read_text())
-    assert two == json.loads((mine / "copy.json").read_text())
-    assert two["runs"][0] == one["runs"][0]
-    changed = ("test_accuracy", "requirements", "runs")
-    assert [two[name] for name in two if name not in changed] == [
-        one[name] for name in one if name not in changed
-    ]
-    again, other = (found["runs"][-1] for found in (two, all_at_once))
-    assert (again["seed"], again["test_correct"]) == (3, other["test_correct"])
-    assert again["by"]["command"] == f"python -m nas_mnist.reproduce {folder} --device cpu --more 1"
-    lines = (folder / "epochs.csv").read_text().splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["seed", "2", "3"]
-    assert {path.name for path in folder.glob("*.safetensors")} == {
-        f"weights-seed-{seed}.safetensors" for seed in (2, 3)
-    }
-    page = (folder / "report.html").read_text()
-    assert "mean of 2 seeds" in page
-    assert "seeds added later: 3" in page
-    command = f"python -m nas_mnist.reproduce {' '.join(map(str, asked))} --seed 2 --seeds 2"
-    assert command in page  # which gives all of them
-
-
-@pytest.mark.parametrize(
-    ("run", "wrong"),
-    [
-        (0, {"test_accuracy": None}),
-        (0, {"test_accuracy": 1.7}),
-        (0, {"test_correct": 1}),
-        (0, {"epochs": None}),
-        (0, {"test_loss": None}),
-        (1, {"seconds": None}),
-        (0, {"best_epoch_chosen_on_test": 3}),
-        (1, {"by": "x"}),
-        (1, {"seed": 0}),
-        (1, {"seed": -1}),
-        (1, {"seed": 2**31}),
-        (1, {"epochs": [{}]}),
-    ],
-)
-def test_no_seed_is_added_to_a_damaged_result(
-    run: int, wrong: dict[str, Any], mine: Path, invoke: Runner
-) -> None:
-    whole = json.loads(Path(__file__).parents[1].joinpath("reports/mnist-500/result.json").read_text())
-    whole["data"]["name"] = "mnist-5k"
-    whole["runs"] = whole["runs"][:2]
-    (mine / "kept").mkdir()
-    (mine / "kept" / "result.json").write_text(json.dumps(whole))
-    asked = ["reproduce", "kept", "--device", "cpu", "--more", 1]
-    assert "kept is of other images" in invoke(*asked).err
-    whole["runs"][run] |= wrong
-    (mine / "kept" / "result.json").write_text(json.dumps(whole))
-    refused = invoke(*asked)
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "result: kept holds what this program does not write" in refused.err
-    assert [path.name for path in (mine / "kept").iterdir()] == ["result.json"]
-
-
-def test_no_seed_is_added_to_a_search_s_winner(copied: Path, invoke: Runner) -> None:
-    folder = next((copied / "reports" / "nas_mnist").glob("trial-*"))
-    refused = invoke("reproduce", folder, "--device", "cpu", "--more", 1)
-    assert refused.code == 2
-    assert "belongs to a search (use 'best' with --seeds)" in refused.err
-
-
-def test_seeds_that_are_done_are_kept_when_another_fails(
-    mine: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = ["mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1, "--workers", 1]
-    train = RetrainTask.retrain
-
-    def failing(task: RetrainTask, seeds: Sequence[int], *rest: Any) -> Any:
-        if seeds[0] == 2:
-            raise TrainingError("no memory")
-        return train(task, seeds, *rest)
-
-    monkeypatch.setattr(RetrainTask, "retrain", failing)
-    ended = invoke("reproduce", *asked, "--seeds", 4)
-    assert (ended.code, ended.err) == (1, "error: no memory\n")
-    line = "python -m nas_mnist.reproduce reports/mine --more 2 --device cpu --workers 1"
-    assert f"Kept in reports/mine: 2 of 4 seeds. Continue with:\n{line}\n" in ended.out
-    kept = json.loads((mine / "reports" / "mine" / "result.json").read_text())
-    assert [run["seed"] for run in kept["runs"]] == [0, 1]
-    assert kept["test_accuracy"]["runs"] == 2
-    monkeypatch.setattr(RetrainTask, "retrain", train)
-    ended = invoke("reproduce", *line.split()[3:])
-    assert (ended.code, ended.err) == (0, "")
-    whole = json.loads((mine / "reports" / "mine" / "result.json").read_text())
-    assert [run["seed"] for run in whole["runs"]] == [0, 1, 2, 3]
-    assert (mine / "reports" / "mine" / "report.html").exists()
-
-
-def test_a_result_whose_page_is_interrupted_says_how_it_is_made(
-    mine: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("nas_mnist.reproduce._tell", interrupted)
-    monkeypatch.setattr("os._exit", sys.exit)
-    ended = invoke("reproduce", "mine.json", *COMMON, "--recipe", "recipe.toml", "--epochs", 1)
-    assert ended.code == 130
-    line = "python -m nas_mnist.report reports/mine"
-    assert f"Kept in reports/mine: 1 of 1 seeds. Continue with:\n{line}\n" in ended.out
-    assert not (mine / "reports" / "mine" / "report.html").exists()
-    assert invoke("report", "reports/mine").code == 0
-    assert (mine / "reports" / "mine" / "report.html").exists()
-
-
-def test_offline_is_said_and_no_published_log_is_laid_beside_other_data(work: Path) -> None:
-    """By the data set's usual name, with no way to download it."""
-    ended = run_module("reproduce", "reference", "--epochs", 1, "--device", "cpu", cwd=work)
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out.count("NOT FULL MNIST") >= 2
-    assert "Total params: 19,122" in ended.out
-    assert "0.0613" not in ended.out
-    stored_result = json.loads((work / "reports" / "reference" / "result.json").read_text())
-    assert stored_result["recipe"]["batch_size"] == 64  # the published one's
-    assert stored_result["data"]["note"].startswith("NOT FULL MNIST")
-    assert "\x1b" not in ended.out
-
-
-# Test loss and correct images of 10,000 after each epoch, as published.
-PUBLISHED = (
-    (0.0613, 9_775), (0.0426, 9_852), (0.0303, 9_905), (0.0242, 9_922), (0.0279, 9_914),
-    (0.0238, 9_918), (0.0222, 9_926), (0.0253, 9_924), (0.0249, 9_924), (0.0173, 9_941),
-    (0.0186, 9_934), (0.0191, 9_939), (0.0184, 9_947), (0.0164, 9_951), (0.0206, 9_945),
-    (0.0159, 9_950), (0.0169, 9_955), (0.0171, 9_944), (0.0172, 9_948), (0.0168, 9_952),
-)  # fmt: skip
-
-
-def test_reference_is_laid_beside_the_published_log() -> None:
-    accuracies = {1: 0.9701, 2: 0.9702}
-    epochs = [
-        {"epoch": epoch, "test_loss": 0.05, "test_accuracy": share} for epoch, share in accuracies.items()
-    ]
-    table = published_table({"seed": 3, "epochs": epochs})
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table)
-    rows = [line for line in console.export_text().splitlines() if "%" in line]
-    assert [row.replace("│", " ").split() for row in rows] == [
-        ["1", "0.0500", "97.01%", "0.0613", "97.75%"],
-        ["2", "0.0500", "97.02%", "0.0426", "98.52%"],
-    ]
-
-
-def test_published_log_is_the_published_one() -> None:
-    assert PUBLISHED_LOG == PUBLISHED
-    assert max(correct for _, correct in PUBLISHED_LOG) == 9_955

@@ -1,4 +1,4 @@
-"""Data sets from files: everybody's own grey images, and torchvision's."""
+"""Data sets from files: IDX folders, NPZ files, and the sets of torchvision."""
 
 from __future__ import annotations
 
@@ -29,12 +29,10 @@ def idx(array: np.ndarray, kind: int = 8) -> bytes:
     return header + (array.astype(np.uint8) if kind == 8 else array.astype(">i4")).tobytes()
 
 
-def write_idx(
-    folder: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, pack: bool = False
-) -> Path:
+def write_idx(folder: Path, test_labels: np.ndarray = LABELS, pack: bool = False) -> Path:
     folder.mkdir(exist_ok=True)
-    for part in ("train", "t10k"):
-        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+    for part, labels in (("train", LABELS), ("t10k", test_labels)):
+        for name, array in ((f"{part}-images-idx3-ubyte", IMAGES), (f"{part}-labels-idx1-ubyte", labels)):
             content = idx(array)
             path = folder / (f"{name}.gz" if pack else name)
             path.write_bytes(gzip.compress(content) if pack else content)
@@ -53,8 +51,8 @@ def test_idx_folder(work: Path, pack: bool) -> None:
     assert (data.train.images.squeeze(1).numpy() == IMAGES).all()
     assert (data.train.labels.numpy() == LABELS).all()
     assert (data.shape, data.classes, len(data.read_test())) == ((1, 9, 12), 3, 40)
-    learn, choose = data.split()
-    assert (len(learn), len(choose)) == (34, 6)
+    train, val = data.split()
+    assert (len(train), len(val)) == (34, 6)
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: x[..., None]])
@@ -77,31 +75,33 @@ BAD_NPZ = {
     "negative labels": ({"y_train": LABELS.astype(int) - 1}, "labels -1 to 1"),
     "labels too great": ({"y_train": LABELS.astype(int) + 999}, "labels 999 to 1001"),
     "no images": ({"x_train": IMAGES[:0], "y_train": LABELS[:0]}, "0 images"),
-    "labels from 1": ({"y_train": LABELS + 1}, "no image to train of class 0 (use labels 0, 1, 2...)"),
+    "labels from 1": ({"y_train": LABELS + 1}, "no training image of class 0 (use labels 0, 1, 2...)"),
     "one class": ({"y_train": LABELS * 0}, "one class only"),
 }
 
 
 @pytest.mark.parametrize("what", BAD_NPZ)
-def test_npz_that_cannot_be_used_is_refused_in_one_line(work: Path, invoke: Runner, what: str) -> None:
+def test_npz_that_cannot_be_used_is_refused_in_one_line(work: Path, what: str) -> None:
     changes, says = BAD_NPZ[what]
     path = write_npz(
         work / "own.npz", **{name: array for name, array in changes.items() if array is not None}
     )
     if any(array is None for array in changes.values()):
         np.savez(path, x_test=IMAGES, y_test=LABELS)
-    ended = invoke("search", "--dataset", "npz:own.npz")
-    assert ended.code == 2
-    assert says in ended.err
-    assert ended.err.count("\n") == 1
-    assert {file.name for file in work.iterdir()} == {"own.npz"}
+    with pytest.raises(InputError) as refused:
+        load("npz:own.npz")
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
-def test_test_images_of_another_kind_are_refused(work: Path) -> None:
+def test_test_labels_are_checked_before_a_search_and_test_images_when_they_are_read(work: Path) -> None:
     with pytest.raises(InputError, match="labels of test images 5 to 7"):
         load(f"npz:{write_npz(work / 'own.npz', y_test=LABELS[:10] + 5)}")
-    with pytest.raises(InputError, match=r"x_test is \[10, 9, 9\]"):
-        load(f"npz:{write_npz(work / 'own.npz', x_test=np.zeros((10, 9, 9), np.uint8))}")
+    with pytest.raises(InputError, match="labels of test images 5 to 7"):
+        load(f"idx:{write_idx(work / 'own', test_labels=LABELS + 5)}")
+    data = load(f"npz:{write_npz(work / 'own.npz', x_test=np.zeros((10, 9, 9), np.uint8))}")
+    with pytest.raises(InputError, match="differ from the training images in size"):
+        data.read_test()
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,27 @@ def test_test_images_of_another_kind_are_refused(work: Path) -> None:
         ("fashion-mnist", "fashion-mnist cannot be read"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(work: Path, invoke: Runner, name: str, says: str) -> None:
-    ended = invoke("search", "--dataset", name)
-    assert ended.code == 2
-    assert says in ended.err
-    assert ended.err.count("\n") == 1
+def test_a_missing_data_set_is_refused_in_one_line(work: Path, name: str, says: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load(name)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert list(work.iterdir()) == []
 
 
+def test_a_missing_idx_file_of_the_other_part_is_named(work: Path) -> None:
+    (write_idx(work / "own") / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(InputError, match="t10k-images-idx3-ubyte is missing"):
+        load("idx:own")
+
+
+@pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("cut", [0, 3, 7, 15, 100, -1])
-def test_a_truncated_idx_file_is_refused(work: Path, cut: int) -> None:
-    file = write_idx(work / "own") / "train-images-idx3-ubyte"
+def test_a_truncated_idx_file_is_refused(work: Path, cut: int, pack: bool) -> None:
+    name = "train-images-idx3-ubyte" + ".gz" * pack
+    file = write_idx(work / "own", pack=pack) / name
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(InputError, match=r"no IDX file|truncated"):
+    with pytest.raises(InputError, match=f"{name} is no complete IDX file"):
         load(f"idx:{work / 'own'}")
 
 
@@ -146,7 +154,7 @@ def test_no_bytes_break_the_readers(
         read_idx(folder, True)
 
 
-def test_a_search_on_everybodys_own_images(work: Path, invoke: Runner) -> None:
+def test_a_search_on_own_images(work: Path, invoke: Runner) -> None:
     write_npz(work / "own.npz", y_test=LABELS[:10])
     (work / "recipe.toml").write_text(TINY_RECIPE.replace("64", "8"))
     asked = ["--dataset", "npz:own.npz", "--device", "cpu", "--recipe", "recipe.toml", "--epochs", 1]
@@ -159,7 +167,7 @@ def test_a_search_on_everybodys_own_images(work: Path, invoke: Runner) -> None:
 
 
 def in_torchvisions_layout(name: str, folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """The files that torchvision keeps of a set; the first half of the images are its test images, too."""
+    """A set's files as torchvision keeps them; the test images are the first half of the training images."""
     half = len(images) // 2
     for part, what, mnists in ((slice(None), "train", "train"), (slice(half), "test", "t10k")):
         if name == "qmnist":
@@ -193,24 +201,26 @@ def test_sets_of_torchvision_are_read_from_its_files(work: Path, name: str) -> N
     assert (data.read_test().labels.numpy() == LABELS[:20]).all()
 
 
-def made_up(path: Path, shape: tuple[int, ...], there: int) -> None:
-    """An NPZ file whose images' header promises more or less than there is."""
+def write_false_header(path: Path, shape: tuple[int, ...], stored: int) -> None:
+    """An NPZ file whose images' header gives another size than is stored."""
     write_npz(path)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(path) as archive:
         kept = {name: archive.read(name) for name in archive.namelist()}
-    kept["x_train.npy"] = header.getvalue() + bytes(there)
+    kept["x_train.npy"] = header.getvalue() + bytes(stored)
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in kept.items():
             archive.writestr(name, content)
 
 
-@pytest.mark.parametrize(("shape", "there"), [((10**12, 28, 28), 99), ((40, 9, 12), 40), ((2, 9, 12), 9_999)])
-def test_an_npz_header_that_promises_something_else_is_refused_before_memory_is_asked_for(
-    work: Path, shape: tuple[int, ...], there: int
+@pytest.mark.parametrize(
+    ("shape", "stored"), [((10**12, 28, 28), 99), ((40, 9, 12), 40), ((2, 9, 12), 9_999)]
+)
+def test_an_npz_header_of_another_size_is_refused_before_memory_is_allocated(
+    work: Path, shape: tuple[int, ...], stored: int
 ) -> None:
-    made_up(work / "own.npz", shape, there)
+    write_false_header(work / "own.npz", shape, stored)
     with pytest.raises(InputError, match="by its header") as refused:
         read_npz(work / "own.npz", True)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""The search space: read from TOML or refused with the key, drawn from, and matched against."""
+"""The search space: read from TOML or refused with the key, drawn from, and encoded back to parameters."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from conftest import TINY_SPACE
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.core.errors import InputError
 from nas_mnist.models.cost import cost_of
-from nas_mnist.models.width import scaled, widest
-from nas_mnist.space.sampling import RandomDraws, Replay
+from nas_mnist.models.width import fit_width_multiplier, scale_widths
+from nas_mnist.space.encode import encode
+from nas_mnist.space.sampling import FixedParams, RandomSampler
 
 STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
 VARIED = """
@@ -57,19 +58,19 @@ def space(request: pytest.FixtureRequest) -> SearchSpace:
     return SearchSpace.load() if text is None else SearchSpace.from_toml(text)
 
 
-def drawn(space: SearchSpace, seed: int) -> tuple[Architecture | None, RandomDraws]:
+def drawn(space: SearchSpace, seed: int) -> tuple[Architecture | None, RandomSampler]:
     """A random draw that exists or None, and its draws."""
-    suggest = RandomDraws(random.Random(seed))
+    sampler = RandomSampler(random.Random(seed))
     try:
-        return space.draw(suggest, BUDGET), suggest
+        return space.draw(sampler, BUDGET), sampler
     except InputError:
-        return None, suggest
+        return None, sampler
 
 
 def test_default_space_holds_the_reference_exactly(reference: Architecture) -> None:
     space = SearchSpace.load()
-    draws = space.encode(reference)
-    again = space.draw(Replay(draws), BUDGET)
+    params = encode(space, reference)
+    again = space.draw(FixedParams(params), BUDGET)
     assert again == reference
     assert again.key == reference.key
     assert cost_of(again).params == 19_122
@@ -83,14 +84,14 @@ def test_every_draw_is_an_architecture_or_bad_input(space: SearchSpace) -> None:
 def test_varied_space_draws_what_cannot_exist_too() -> None:
     with pytest.raises(InputError, match="does not fit a map of"):
         for seed in range(300):
-            SearchSpace.from_toml(VARIED).draw(RandomDraws(random.Random(seed)), BUDGET)
+            SearchSpace.from_toml(VARIED).draw(RandomSampler(random.Random(seed)), BUDGET)
 
 
 def test_draws_replayed_make_the_same_architecture(space: SearchSpace) -> None:
     for seed in range(200):
-        architecture, suggest = drawn(space, seed)
+        architecture, sampler = drawn(space, seed)
         if architecture is not None:
-            assert space.draw(Replay(suggest.draws), BUDGET) == architecture
+            assert space.draw(FixedParams(sampler.params), BUDGET) == architecture
 
 
 def test_encoding_a_draw_makes_the_same_architecture(space: SearchSpace) -> None:
@@ -98,34 +99,34 @@ def test_encoding_a_draw_makes_the_same_architecture(space: SearchSpace) -> None
     for seed in range(15):
         architecture, _ = drawn(space, seed)
         if architecture is not None:
-            assert space.draw(Replay(space.encode(architecture)), BUDGET) == architecture
+            assert space.draw(FixedParams(encode(space, architecture)), BUDGET) == architecture
             encoded += 1
     assert encoded > 2
 
 
 def test_an_architecture_outside_is_not_encoded(reference: Architecture) -> None:
     with pytest.raises(InputError, match=f"architecture {reference.key}: not in this search space"):
-        SearchSpace.from_toml(TINY_SPACE).encode(reference)
+        encode(SearchSpace.from_toml(TINY_SPACE), reference)
     small = reference.model_dump(mode="json") | {"classes": 9}
     with pytest.raises(InputError, match="not in this search space"):
-        SearchSpace.load().encode(Architecture.make(small))
+        encode(SearchSpace.load(), Architecture.make(small))
 
 
 def test_live_trial_replay_and_random_draw_agree(space: SearchSpace) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     agreed = 0
     for seed in range(25):
-        architecture, suggest = drawn(space, seed)
-        study.enqueue_trial(suggest.draws)
+        architecture, sampler = drawn(space, seed)
+        study.enqueue_trial(sampler.params)
         trial = study.ask()
         if architecture is None:
             with pytest.raises(InputError):
                 space.draw(trial, BUDGET)
         else:
             assert space.draw(trial, BUDGET) == architecture
-            assert trial.params == suggest.draws
-            assert space.draw(Replay(trial.params), BUDGET) == architecture
-            assert space.draw(optuna.trial.FixedTrial(suggest.draws), BUDGET) == architecture
+            assert trial.params == sampler.params
+            assert space.draw(FixedParams(trial.params), BUDGET) == architecture
+            assert space.draw(optuna.trial.FixedTrial(sampler.params), BUDGET) == architecture
             agreed += 1
         study.tell(trial, 0.0)
     assert agreed > 3
@@ -135,8 +136,8 @@ def test_everything_is_drawn_before_a_candidate_is_refused() -> None:
     """So that the sampler learns from the whole draw."""
     space = SearchSpace.from_toml(VARIED)
     for seed in range(200):
-        architecture, suggest = drawn(space, seed)
-        assert {"head.order", "head.bias", "head.norm", "stage2.blocks"} <= set(suggest.draws), architecture
+        architecture, sampler = drawn(space, seed)
+        assert {"head.order", "head.bias", "head.norm", "stage2.blocks"} <= set(sampler.params), architecture
 
 
 @pytest.mark.parametrize(
@@ -152,14 +153,16 @@ def test_everything_is_drawn_before_a_candidate_is_refused() -> None:
 )
 def test_fixed_values_lists_and_ranges_allow_exactly_their_values(value: str, seen: set[int]) -> None:
     space = SearchSpace.from_toml(f"[[stages]]\nblocks = 1\nchannels = {value}\n")
-    widths = {space.draw(RandomDraws(random.Random(seed)), BUDGET).blocks[0].channels for seed in range(100)}
+    widths = {
+        space.draw(RandomSampler(random.Random(seed)), BUDGET).blocks[0].channels for seed in range(100)
+    }
     assert widths == seen
 
 
 def test_a_single_value_is_no_draw() -> None:
-    suggest = RandomDraws(random.Random(0))
-    SearchSpace.from_toml(STAGE).draw(suggest, BUDGET)
-    assert suggest.draws == {}
+    sampler = RandomSampler(random.Random(0))
+    SearchSpace.from_toml(STAGE).draw(sampler, BUDGET)
+    assert sampler.params == {}
 
 
 def test_a_stage_says_otherwise_than_the_network() -> None:
@@ -169,7 +172,7 @@ def test_a_stage_says_otherwise_than_the_network() -> None:
         + STAGE
         + 'activation = "silu"\nbias = false\n'
     )
-    first, second = SearchSpace.from_toml(text).draw(RandomDraws(random.Random(0)), BUDGET).blocks
+    first, second = SearchSpace.from_toml(text).draw(RandomSampler(random.Random(0)), BUDGET).blocks
     assert (first.activation, first.bias) == ("gelu", True)
     assert (second.activation, second.bias) == ("silu", False)
 
@@ -184,11 +187,11 @@ def test_repeats_are_as_wide_as_what_they_read_and_share_weights() -> None:
     space = SearchSpace.from_toml(STAGE + REPEATING + REPEATING)
     seen = set()
     for seed in range(300):
-        suggest = RandomDraws(random.Random(seed))
-        architecture = space.draw(suggest, BUDGET)
-        assert space.draw(Replay(space.encode(architecture)), BUDGET) == architecture
+        sampler = RandomSampler(random.Random(seed))
+        architecture = space.draw(sampler, BUDGET)
+        assert space.draw(FixedParams(encode(space, architecture)), BUDGET) == architecture
         drawn = [
-            (int(suggest.draws[f"stage{stage}.blocks"]), int(suggest.draws[f"stage{stage}.repeats"]))
+            (int(sampler.params[f"stage{stage}.blocks"]), int(sampler.params[f"stage{stage}.repeats"]))
             for stage in (2, 3)
         ]
         kinds = [block.kind for block in architecture.blocks if block.kind != "pool"]
@@ -211,15 +214,15 @@ def test_repeats_of_a_stage_without_blocks_are_of_the_block_before() -> None:
     ):
         later = f"[[stages]]\nblocks = 0\nchannels = 9\nrepeats = {repeats}\nblock = 'separable'\n"
         space = SearchSpace.from_toml(f"[[stages]]\n{stage}\n{later}")
-        architecture = space.draw(RandomDraws(random.Random(0)), BUDGET)
+        architecture = space.draw(RandomSampler(random.Random(0)), BUDGET)
         assert [block.kind for block in architecture.blocks] == kinds
-        assert space.encode(architecture) == {}
+        assert encode(space, architecture) == {}
 
 
 def test_a_filled_space_repeats_at_any_width() -> None:
     space = SearchSpace.from_toml("fill = 1.0\n" + STAGE + REPEATING)
     for seed in range(50):
-        assert cost_of(space.draw(RandomDraws(random.Random(seed)), Budget(3_000))).params <= 3_000
+        assert cost_of(space.draw(RandomSampler(random.Random(seed)), Budget(3_000))).params <= 3_000
 
 
 def test_digest_ignores_comments_and_the_way_a_value_is_written() -> None:
@@ -324,8 +327,8 @@ def test_bad_toml_is_refused_with_file_and_key(text: str, key: str, allowed: str
 
 
 def test_random_draws_keep_to_what_was_drawn_before() -> None:
-    suggest = RandomDraws(random.Random(0))
-    values: list[Any] = [suggest.suggest_int("a", 0, 1000, step=10) for _ in range(5)]
+    sampler = RandomSampler(random.Random(0))
+    values: list[Any] = [sampler.suggest_int("a", 0, 1000, step=10) for _ in range(5)]
     assert len(set(values)) == 1
     assert values[0] % 10 == 0
 
@@ -336,10 +339,10 @@ def test_draws_of_a_filled_space_fit_and_fill_the_budget(params: int, name: str)
     space, budget = SearchSpace.load(name), Budget(params)
     fit, shares = 0, []
     for seed in range(100):
-        suggest = RandomDraws(random.Random(seed))
-        cost = cost_of(space.draw(suggest, budget))
+        sampler = RandomSampler(random.Random(seed))
+        cost = cost_of(space.draw(sampler, budget))
         fit += budget.fits(cost)
-        shares.append(cost.params / params / float(suggest.draws.get("fill", 1.0)))
+        shares.append(cost.params / params / float(sampler.params.get("fill", 1.0)))
     assert fit >= 95
     assert max(shares) <= 1 or params < 500
     assert sorted(shares)[50] > 0.93
@@ -347,28 +350,28 @@ def test_draws_of_a_filled_space_fit_and_fill_the_budget(params: int, name: str)
 
 def test_a_network_is_scaled_to_the_widest_that_fits(reference: Architecture) -> None:
     for params in (300, 1_000, 19_121, 19_122, 100_000):
-        chosen = widest(reference, Budget(params))
+        chosen = fit_width_multiplier(reference, Budget(params))
         assert cost_of(chosen).params <= params
         assert [type(block) for block in chosen.blocks] == [type(block) for block in reference.blocks]
-        wider = [scaled(reference, factor / 1000) for factor in range(100, 3_000)]
+        wider = [scale_widths(reference, factor / 1000) for factor in range(100, 3_000)]
         counted = {cost_of(one).params for one in wider}
         assert cost_of(chosen).params >= max((count for count in counted if count <= params), default=0)
-    assert widest(reference, Budget(19_122)) == reference
-    assert {cost_of(widest(reference, Budget(few))).params for few in (1, 2)} == {
-        cost_of(scaled(reference, 0)).params
+    assert fit_width_multiplier(reference, Budget(19_122)) == reference
+    assert {cost_of(fit_width_multiplier(reference, Budget(few))).params for few in (1, 2)} == {
+        cost_of(scale_widths(reference, 0)).params
     }
 
 
 def test_relative_widths_count_and_absolute_ones_do_not() -> None:
     texts = [f"fill = 1.0\n{channels(str(width))}{channels(str(2 * width))}" for width in (1, 10)]
     one, ten = map(SearchSpace.from_toml, texts)
-    nets = [space.draw(RandomDraws(random.Random(0)), Budget(2_000)) for space in (one, ten)]
+    nets = [space.draw(RandomSampler(random.Random(0)), Budget(2_000)) for space in (one, ten)]
     assert [block.channels for block in nets[0].blocks] == [block.channels for block in nets[1].blocks]
 
 
 def test_a_filled_space_holds_no_architecture_for_certain(reference: Architecture) -> None:
     with pytest.raises(InputError, match="not in this search space"):
-        SearchSpace.load("filled").encode(reference)
+        encode(SearchSpace.load("filled"), reference)
 
 
 def test_a_space_with_endless_ways_to_read_an_architecture_gives_up(reference: Architecture) -> None:
@@ -379,4 +382,4 @@ def test_a_space_with_endless_ways_to_read_an_architecture_gives_up(reference: A
         'dropout = [0.0, 0.05, 0.1]\npadding = ["same", "valid"]\nbias = [true, false]\n'
     )
     with pytest.raises(InputError, match="not in this search space"):
-        SearchSpace.from_toml(stage * 12).encode(reference)
+        encode(SearchSpace.from_toml(stage * 12), reference)

@@ -1,4 +1,4 @@
-"""Early stopping: who goes on at which rung."""
+"""Early stopping: which trials go on at which rung."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from nas_mnist.study.pruner import Halving, rungs, scored
+from nas_mnist.study.pruner import AsyncSuccessiveHalvingPruner, eval_epochs, rungs
 
 
 @pytest.fixture
 def study() -> optuna.Study:
-    return optuna.create_study(direction="maximize", pruner=Halving(20))
+    return optuna.create_study(direction="maximize", pruner=AsyncSuccessiveHalvingPruner(20))
 
 
 def stops_after(study: optuna.Study, epoch: int, accuracy: float) -> bool:
@@ -32,12 +32,12 @@ def test_rungs_lie_at_shares_of_the_schedule() -> None:
 
 
 def test_candidates_are_scored_at_rungs_at_the_end_and_for_their_curve() -> None:
-    assert sorted(scored(20)) == [1, 2, 4, 8, 12, 16, 20]
-    assert sorted(scored(5)) == [1, 2, 3, 4, 5]
-    assert sorted(scored(3)) == [1, 2, 3]
-    assert scored(1) == {1}
+    assert sorted(eval_epochs(20)) == [1, 2, 4, 8, 12, 16, 20]
+    assert sorted(eval_epochs(5)) == [1, 2, 3, 4, 5]
+    assert sorted(eval_epochs(3)) == [1, 2, 3]
+    assert eval_epochs(1) == {1}
     for epochs in range(1, 21):
-        assert {*rungs(epochs), epochs} <= scored(epochs) <= set(range(1, epochs + 1))
+        assert {*rungs(epochs), epochs} <= eval_epochs(epochs) <= set(range(1, epochs + 1))
 
 
 @pytest.mark.parametrize("epoch", rungs(20))
@@ -47,27 +47,27 @@ def test_after_a_rungs_epoch_the_better_half_goes_on(study: optuna.Study, epoch:
     assert stopped == [False, True, False, False, False, False]
 
 
-def test_who_was_better_after_fewer_epochs_counts(study: optuna.Study) -> None:
+def test_a_trial_that_was_better_after_fewer_epochs_counts(study: optuna.Study) -> None:
     ahead = study.ask()
     ahead.report(0.97, 1)
     ahead.report(0.96, 2)
     assert not stops_after(study, 4, 0.98)
     assert stops_after(study, 4, 0.965)  # the first had more after one epoch
     worse = study.ask()
-    worse.report(0.1, 1)  # who is behind, and has not come as far, counts for nothing
+    worse.report(0.1, 1)  # a trial that is behind and has not come as far does not count
     assert not stops_after(study, 8, 0.985)
 
 
 @pytest.mark.parametrize("epoch", [3, 5, 7, 12, 16])
-def test_between_rungs_nobody_is_stopped(study: optuna.Study, epoch: int) -> None:
+def test_between_rungs_no_trial_is_stopped(study: optuna.Study, epoch: int) -> None:
     assert not any(stops_after(study, epoch, accuracy) for accuracy in (0.9, 0.8, 0.1, 0.5))
 
 
-def test_of_equals_nobody_is_stopped(study: optuna.Study) -> None:
+def test_of_equals_none_is_stopped(study: optuna.Study) -> None:
     assert not any(stops_after(study, 2, 0.9) for _ in range(4))
 
 
-def test_what_an_interrupted_trial_had_counts_for_nobody(study: optuna.Study) -> None:
+def test_an_interrupted_trial_does_not_count(study: optuna.Study) -> None:
     assert not stops_after(study, 2, 0.9)
     study.tell(0, state=TrialState.FAIL)
     assert not stops_after(study, 2, 0.8)  # the same candidate again
@@ -75,8 +75,8 @@ def test_what_an_interrupted_trial_had_counts_for_nobody(study: optuna.Study) ->
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_the_best_so_far_goes_on_and_whoever_is_stopped_is_in_the_worse_half(values: list[float]) -> None:
-    study = optuna.create_study(direction="maximize", pruner=Halving(20))
+def test_the_best_so_far_goes_on_and_a_stopped_trial_is_in_the_worse_half(values: list[float]) -> None:
+    study = optuna.create_study(direction="maximize", pruner=AsyncSuccessiveHalvingPruner(20))
     for position, value in enumerate(values):
         so_far = values[: position + 1]
         better = sum(other > value for other in so_far)
@@ -85,9 +85,9 @@ def test_the_best_so_far_goes_on_and_whoever_is_stopped_is_in_the_worse_half(val
         assert stopped == (better >= max(len(so_far) // 2, 1))
 
 
-def test_weighed_against_a_cost_a_trial_is_compared_with_those_that_cost_no_more() -> None:
+def test_with_a_cost_metric_a_trial_is_compared_with_those_that_cost_no_more() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
-    pruner = Halving(20, "n_params")
+    pruner = AsyncSuccessiveHalvingPruner(20, "n_params")
 
     def stops(params: int, accuracy: float) -> bool:
         trial = study.ask()

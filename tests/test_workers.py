@@ -10,10 +10,10 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from nas_mnist.core.process_pool import Desk, cores, run_workers, threads_of
+from nas_mnist.core.process_pool import WorkerContext, available_cores, run_workers, threads_per_process
 from nas_mnist.recipes.recipe import load_recipe
-from nas_mnist.study import study as studies
-from nas_mnist.study.owner import OWNER, myself
+from nas_mnist.study.owner import OWNER, this_process
+from nas_mnist.study.search_loop import search
 from nas_mnist.training.device import describe_device
 
 PATIENCE = 60.0  # seconds
@@ -41,64 +41,67 @@ def threads_as_they_come(monkeypatch) -> None:
 def test_threads_are_a_share_of_the_cores_and_no_more_than_asked_for(
     monkeypatch, processes: int, asked: str, threads: int
 ) -> None:
-    monkeypatch.setattr("nas_mnist.core.process_pool.cores", lambda: 8)
+    monkeypatch.setattr("nas_mnist.core.process_pool.available_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert threads_of(processes) == threads
+    assert threads_per_process(processes) == threads
 
 
-def one_waits(desk: Desk) -> None:
+def one_waits(worker: WorkerContext) -> None:
     """The first worker waits until the second one has seen it wait."""
-    while (job := desk.claim()) is not None:
-        desk.send("share", job, desk.share())
-    desk.idle(desk.number == 0)
+    while (job := worker.next_job()) is not None:
+        worker.send("share", job, worker.available_threads())
+    worker.set_idle(worker.number == 0)
     deadline = time.monotonic() + PATIENCE
-    while desk.number == 1 and desk.share() < cores() and time.monotonic() < deadline:
+    while (
+        worker.number == 1 and worker.available_threads() < available_cores() and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
-    desk.send("share", -1 - desk.number, desk.share())
+    worker.send("share", -1 - worker.number, worker.available_threads())
 
 
 def test_a_worker_gets_the_cores_of_those_that_wait() -> None:
     shares: dict[int, int] = {}
     run_workers(one_waits, 2, 2, {"share": shares.__setitem__})
-    assert shares[-2] == cores()
+    assert shares[-2] == available_cores()
     assert set(shares) == {0, 1, -1, -2}
 
 
-def one_ends(desk: Desk) -> None:
+def one_ends(worker: WorkerContext) -> None:
     """The first worker to come takes a job and ends; the other one goes on until it has every core."""
-    job = desk.claim()
+    job = worker.next_job()
     deadline = time.monotonic() + PATIENCE
-    while job and desk.share() < cores() and time.monotonic() < deadline:
+    while job and worker.available_threads() < available_cores() and time.monotonic() < deadline:
         time.sleep(0.01)
-    desk.send("share", job, desk.share())
+    worker.send("share", job, worker.available_threads())
 
 
 def test_a_worker_gets_the_cores_of_those_that_have_ended() -> None:
     shares: dict[int, int] = {}
     run_workers(one_ends, 2, 2, {"share": shares.__setitem__})
-    assert shares[1] == cores()
+    assert shares[1] == available_cores()
 
 
-def test_a_search_says_when_it_only_waits_for_others(monkeypatch) -> None:
+def test_a_search_says_when_it_only_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     study = optuna.create_study()
-    for _ in range(2):
-        study.ask().set_user_attr(OWNER, myself())
-    told: list[bool] = []
+    others = [study.ask(), study.ask()]
+    for trial in others:
+        trial.set_user_attr(OWNER, this_process())
+    idle: list[bool] = []
 
-    def others_end(_: float) -> None:
-        study.tell(len(told) - 1, state=TrialState.PRUNED)
+    def one_ends(_: float) -> None:
+        trial = others.pop()
+        trial.set_user_attr("verdict", "stopped early")
+        study.tell(trial, state=TrialState.PRUNED)
 
-    monkeypatch.setattr(
-        "nas_mnist.study.study.counted", lambda study: len(study.get_trials(states=[TrialState.PRUNED]))
-    )
-    monkeypatch.setattr("nas_mnist.study.study.time.sleep", others_end)
-    objective = SimpleNamespace(against=None, recipe=load_recipe("default"))
-    studies.search(study, objective, 2, seed="0", waiting=told.append)
-    assert told == [True, True]
+    monkeypatch.setattr("nas_mnist.study.search_loop.time.sleep", one_ends)
+    candidates = SimpleNamespace(recipe=load_recipe("default"))
+    objective = SimpleNamespace(candidates=candidates, cost_metric=None)
+    search(study, objective, total=2, seed="0", on_idle=idle.append)
+    assert idle == [True, True]
 
 
 def test_a_device_is_described_with_how_it_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_mnist.training.device.threads_of", lambda workers: 8 // workers)
+    monkeypatch.setattr("nas_mnist.training.device.threads_per_process", lambda workers: 8 // workers)
     monkeypatch.setattr("nas_mnist.training.device.torch.get_num_threads", lambda: 1)
     cpu = torch.device("cpu")
     assert describe_device(cpu) == "cpu (1 thread)"

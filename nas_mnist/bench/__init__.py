@@ -1,1 +1,1 @@
-"""What the benchmark measures, and searches replayed on recorded learning curves."""
+"""The benchmark: training speed, overheads, and comparisons of searches and of recipes."""

@@ -3,131 +3,127 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.cli import as_path, check_data_dir, run, whole
 from ..core.fileio import check_new, write_bytes
-from ..models.architecture import Architecture
-from ..models.zoo import load as load_from_zoo
-from . import recipes as bench_recipes
-from . import search as bench_search
+from .networks import benchmark_networks
+from .recipes_command import recipes
+from .record_command import record
+from .replay_command import search
 
+if TYPE_CHECKING:
+    import torch
 
-def _conv(channels: int) -> dict[str, Any]:
-    return {"kind": "conv", "channels": channels}
+    from ..data.dataset import DataSet, Images
+    from ..models.architecture import Architecture
 
-
-def _separable(channels: int, **fields: Any) -> dict[str, Any]:
-    return {"kind": "separable", "channels": channels, **fields}
-
-
-_POOL = {"kind": "pool"}
-# By the first word.
-OTHERS: dict[str, Callable[..., None]] = {
-    "record": bench_search.record,
-    "search": bench_search.search,
-    "recipes": bench_recipes.recipes,
-}
-BUSY = 0.5  # processes on average in the minute before, from which on the machine counts as busy
-FEW = 1_280  # images of a turn without one of the engine's tricks
-FOUND = ["reference", "mnist-1k"]  # networks of the zoo that are trained
-NETWORKS = {  # and others
-    "narrow": [_conv(4), _conv(8), _POOL, _conv(12), _conv(12), _POOL, _conv(12)],
-    "separable": [
-        *(_conv(16), _separable(32), _separable(32), _POOL),
-        *(_separable(48), _separable(48), _separable(48), _POOL, _separable(64), _separable(64)),
-    ],
-    "strided": [
-        *(_conv(8), _separable(24), _separable(40, stride=2), _separable(48, kernel=5)),
-        *(_separable(64, kernel=5, stride=2), _separable(64)),
-    ],
-}
+SUBCOMMANDS: dict[str, Callable[..., None]] = {"record": record, "search": search, "recipes": recipes}
+BUSY_LOAD = 0.5  # load average of the minute before, from which on figures are not reliable
+Measurement = Callable[[], Mapping[str, object]]
 
 
 def bench(
     images: Annotated[
-        int, typer.Option(parser=whole(640, 60_000), metavar="N", help="Trained on in a turn.")
+        int, typer.Option(parser=whole(640, 60_000), metavar="N", help="Images trained on in a turn.")
     ] = 6_400,
-    repeats: Annotated[int, typer.Option(parser=whole(1, 100), metavar="N", help="Turns that count.")] = 5,
+    repeats: Annotated[int, typer.Option(parser=whole(1, 100), metavar="N", help="Rounds that count.")] = 5,
     seeds: Annotated[
-        int, typer.Option(parser=whole(0, 100), metavar="N", help="Full trainings, for the time to 99 %.")
+        int, typer.Option(parser=whole(0, 100), metavar="N", help="Seeds of the time to 99 %.")
     ] = 0,
-    dataset: Annotated[str, typer.Option(help="mnist or mnist-5k.")] = "mnist",
-    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="A new file.")] = None,
+    dataset: Annotated[str, typer.Option(metavar="NAME", help="mnist or mnist-5k.")] = "mnist",
+    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of MNIST/raw.")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="New file for the results.")
+    ] = None,
 ) -> None:
-    """Measure training beside a plain loop, and counting, building, storing and starting.
+    """Measure training speed beside a plain PyTorch loop, and overheads.
 
-    Three more: 'bench record' trains random candidates and keeps how they learn; 'bench search' replays
-    searches on that; 'bench recipes' trains one network by several recipes.
+    Sub-commands, each with its own --help:
+
+    bench record: train random candidates, and store their learning curves.
+
+    bench search: replay searches on stored learning curves.
+
+    bench recipes: train one network by several recipes, and compare them.
     """
     check_data_dir(data_dir, dataset)
-    keep = as_path(json_file)
-    if keep is not None:
-        check_new(keep, "--json")
+    json_path = as_path(json_file)
+    if json_path is not None:
+        check_new(json_path, "--json")
 
     import torch
 
     from ..data.dataset import load
-    from ..report.live import screen
-    from ..report.tables import facts_table, networks_table, speed_table
-    from ..training.device import describe_device, describe_processor, pick_device
-    from ..training.final import versions
-    from . import measure, overheads, parts
+    from ..report.progress import make_console
+    from ..training.device import pick_device
+    from .speed import measure_training
+    from .tables import speed_table, values_table
 
-    console = screen()
-    where = pick_device(device)
-    everything = load(dataset, as_path(data_dir))
-    learn, check = (part.to(where) for part in everything.split())
-    data = learn.take(torch.arange(min(images, len(learn)), device=where))
-    reference = load_from_zoo("reference").architecture
-    machine = {"device": describe_device(where), "processor": describe_processor()}
-    found: dict[str, Any] = {"machine": machine | versions(), "load_before": measure.load_average()}
-    found |= {"images": len(data), "repeats": repeats}
-    console.print(facts_table("Machine", found["machine"]))
-    if found["load_before"] is not None and found["load_before"] > BUSY:
+    console = make_console()
+    torch_device = pick_device(device)
+    data = load(dataset, as_path(data_dir))
+    train_data, val_data = (part.to(torch_device) for part in data.split())
+    train_data = train_data.take(torch.arange(min(images, len(train_data)), device=torch_device))
+    results = _describe_run(torch_device) | {"images": len(train_data), "repeats": repeats, "training": {}}
+    console.print(values_table("Machine", results["machine"]))
+    if (load_before := results["load_before"]) is not None and load_before > BUSY_LOAD:
         console.print(
-            f"Something else is running (load {found['load_before']}): the figures will be of no use",
+            f"Other processes are running (load {load_before}): these figures are not reliable",
             style="yellow",
         )
-    found["training"], found["share_of_our_step"], found["times_faster_with"] = {}, {}, {}
-    networks = {name: load_from_zoo(name).architecture for name in FOUND} | {
-        name: Architecture.make({"blocks": blocks}) for name, blocks in NETWORKS.items()
-    }
+    networks = benchmark_networks()
     for name, architecture in networks.items():
-        found["training"][name] = measure.measure_training(architecture, data, check, repeats)
-        console.print(speed_table(name, found["training"][name]))
-        if where.type == "cpu":
-            few = data.take(torch.arange(min(len(data), FEW)))
-            found["share_of_our_step"][name] = parts.measure_parts(architecture, data, repeats)
-            found["times_faster_with"][name] = measure.measure_tricks(architecture, few, repeats)
-    if where.type == "cpu":
-        console.print(networks_table("What a step's time goes to", found["share_of_our_step"], ".0%"))
-        console.print(networks_table("Times faster with than without", found["times_faster_with"], ".2f"))
-    found |= {"workers": measure.measure_workers(reference, data, repeats)} if where.type == "cpu" else {}
-    found["seeds"] = measure.measure_together(reference, data, repeats)
+        results["training"][name] = measure_training(architecture, train_data, val_data, repeats)
+        console.print(speed_table(name, results["training"][name]))
+    measurements = _measurements(networks["reference"], data, train_data, repeats, seeds, as_path(data_dir))
+    for name, measure in measurements.items():
+        results[name] = measure()
+        console.print(values_table(name.replace("_", ", in ").capitalize(), results[name]))
+    if json_path is not None:
+        write_bytes(json_path, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def _describe_run(device: torch.device) -> dict[str, Any]:
+    """The machine, the versions of libraries, and the load before the first measurement."""
+    from ..core.versions import versions
+    from ..training.device import describe_device, describe_processor
+    from .speed import load_average
+
+    machine = {"device": describe_device(device), "processor": describe_processor()}
+    return {"machine": machine | versions(), "load_before": load_average()}
+
+
+def _measurements(
+    reference: Architecture,
+    data: DataSet,
+    train_data: Images,
+    repeats: int,
+    seeds: int,
+    data_dir: Path | None,
+) -> dict[str, Measurement]:
+    """The measurements after the comparison of loops, by their names in the JSON file."""
+    from . import overheads, speed
+
+    device = train_data.images.device
+    found: dict[str, Measurement] = {}
+    if device.type == "cpu":
+        found["workers"] = lambda: speed.measure_workers(reference, train_data, repeats)
+    found["seeds"] = lambda: speed.measure_seeds(reference, train_data, repeats)
     if seeds:
-        found["time"] = measure.measure_time_to(reference, everything, where, seeds)
-    found |= {
-        "counting": overheads.measure_counting(),
-        "building": overheads.measure_building(reference),
-        "storage": overheads.measure_storage(),
-        "starting_seconds": overheads.measure_commands(overheads.STARTING, 5),
-    }
-    if where.type == "cuda":
-        found["whole_seconds"] = overheads.measure_commands(overheads.WHOLE, 1, as_path(data_dir))
-    sections = ("workers", "seeds", "time", "counting", "building", "storage")
-    for name in (*sections, "starting_seconds", "whole_seconds"):
-        if name not in found:
-            continue
-        console.print(facts_table(name.replace("_", ", in ").capitalize(), found[name]))
-    if keep is not None:
-        write_bytes(keep, (json.dumps(found, indent=2) + "\n").encode())
+        found["time"] = lambda: speed.measure_time_to_accuracy(reference, data, device, seeds)
+    found["counting"] = overheads.measure_counting
+    found["building"] = lambda: overheads.measure_building(reference)
+    found["starting_seconds"] = lambda: overheads.measure_commands(overheads.STARTING, 5)
+    if device.type == "cuda":
+        found["whole_seconds"] = lambda: overheads.measure_commands(overheads.WHOLE, 1, data_dir)
+    return found
 
 
 if __name__ == "__main__":
-    run(bench, **OTHERS)
+    run(bench, **SUBCOMMANDS)

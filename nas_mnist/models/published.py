@@ -1,6 +1,6 @@
-"""What others have published: to be shown beside our results, never among them.
+"""Results of others for MNIST, shown beside ours.
 
-The figures were collected from public notebooks when this program was begun; their addresses were not kept.
+They were collected from public notebooks; the addresses were not recorded. Each is one training run.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """A result for MNIST from a public notebook: one seed each."""
+    """One published result for MNIST."""
 
     params: int
     accuracy: float  # 0 to 1
-    how: str  # which score it is
-    epochs: int | None = None  # where there were more than ours have
+    how: str  # on which images and at which epoch
+    epochs: int | None = None  # only where above 20
 
 
 # Test loss and correct images of 10,000 after each epoch of the published run of the reference.

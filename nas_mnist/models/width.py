@@ -1,29 +1,32 @@
-"""Widths that fill a budget: an architecture made as wide as it allows."""
+"""Width multipliers: all channels of an architecture times one number (Howard et al. 2017).
+
+The term is that of MobileNets, arxiv.org/abs/1704.04861.
+"""
 
 from __future__ import annotations
 
-from .architecture import Architecture, Block, Conv, Pool, Repeat, Residual, Separable
+from .architecture import Architecture
+from .blocks import MAX_CHANNELS, Block, Conv, Pool, Repeat, Residual, Separable
 from .cost import Budget, cost_of
 
-MAX_CHANNELS = 1024  # of an architecture's block
-_HALVINGS = 14  # of the interval in which the largest factor lies: to within 1 in 10,000
+_HALVINGS = 14  # of the interval that holds the multiplier: to within 1 in 10,000
 
 
-def widest(architecture: Architecture, budget: Budget) -> Architecture:
-    """The architecture with all widths multiplied by the largest number at which it fits the budget.
+def fit_width_multiplier(architecture: Architecture, budget: Budget) -> Architecture:
+    """The architecture with the largest width multiplier that fits the budget.
 
-    Costs grow with that number, so it is found by halving an interval, counting exactly. Where even one
-    channel everywhere is too much, that network is returned.
+    Costs grow with the multiplier, so bisection finds it, with exact counts. If one channel everywhere
+    is too much, that smallest network is returned.
     """
-    best = scaled(architecture, 0.0)
+    best = scale_widths(architecture, 0.0)
     if not budget.fits(cost_of(best)):
         return best
     low, high = 0.0, 1.0
-    while high < MAX_CHANNELS and budget.fits(cost_of(candidate := scaled(architecture, high))):
+    while high < MAX_CHANNELS and budget.fits(cost_of(candidate := scale_widths(architecture, high))):
         best, low, high = candidate, high, 2 * high
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        candidate = scaled(architecture, middle)
+        candidate = scale_widths(architecture, middle)
         if budget.fits(cost_of(candidate)):
             best, low = candidate, middle
         else:
@@ -31,27 +34,29 @@ def widest(architecture: Architecture, budget: Budget) -> Architecture:
     return best
 
 
-def scaled(architecture: Architecture, factor: float) -> Architecture:
-    """The architecture with all widths multiplied by ``factor`` and rounded, each at least one channel."""
-    blocks = tuple(_scaled(block, factor) for block in architecture.blocks)
-    kept = {
-        "input_shape": architecture.input_shape,
-        "classes": architecture.classes,
-        "head": architecture.head,
-    }
-    return Architecture.make({**kept, "blocks": blocks})
+def scale_widths(architecture: Architecture, multiplier: float) -> Architecture:
+    """The architecture with all channels times ``multiplier``, rounded, at least one each."""
+    return Architecture.make(
+        {
+            "input_shape": architecture.input_shape,
+            "classes": architecture.classes,
+            "head": architecture.head,
+            "blocks": tuple(_scale_block(block, multiplier) for block in architecture.blocks),
+        }
+    )
 
 
-def _scaled(block: Block, factor: float) -> Block:
+def _scale_block(block: Block, multiplier: float) -> Block:
     match block:
         case Pool() | Repeat():
             return block
         case Residual():
-            return block.model_copy(update={"body": tuple(_unit(unit, factor) for unit in block.body)})
+            body = tuple(_scale_convolution(part, multiplier) for part in block.body)
+            return block.model_copy(update={"body": body})
         case _:
-            return _unit(block, factor)
+            return _scale_convolution(block, multiplier)
 
 
-def _unit(unit: Conv | Separable, factor: float) -> Conv | Separable:
-    channels = min(max(round(unit.channels * factor), 1), MAX_CHANNELS)
-    return unit.model_copy(update={"channels": channels})
+def _scale_convolution(block: Conv | Separable, multiplier: float) -> Conv | Separable:
+    channels = min(max(round(block.channels * multiplier), 1), MAX_CHANNELS)
+    return block.model_copy(update={"channels": channels})

@@ -1,20 +1,23 @@
-"""``python -m nas_mnist.report [WHAT...] [--study NAME]``: tables on screen, a page and pictures as files."""
+"""``python -m nas_mnist.report [WHAT...] [--study NAME]``: tables on screen, a page and figures as files."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.cli import STORAGE, STUDY, as_path, check_in_use, check_name, run
-from ..core.errors import stored_by_others
+from ..core.cli import as_path, check_in_use, check_name, run
+from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, REPORTS
+from ..core.errors import foreign_data
 from ..core.fileio import check_writable, new_folder
 from ..models.zoo import names as zoo_names
 
-REPORTS = Path("reports")
-ZOO = "zoo"  # stands for all of its networks
+if TYPE_CHECKING:
+    from .items import ReportItem
+
+ZOO = "zoo"  # stands for all networks of the zoo
 
 
 def report(
@@ -25,40 +28,50 @@ def report(
         ),
     ] = None,
     study: Annotated[list[str] | None, typer.Option(help="A study; may be given several times.")] = None,
-    storage: Annotated[str, typer.Option(help="Database URL of the studies.")] = STORAGE,
-    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Holds MNIST/raw.")] = None,
+    storage: Annotated[str, typer.Option(help="Database URL of the studies.")] = DEFAULT_STORAGE,
+    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder with MNIST/raw.")] = None,
 ) -> None:
     """Report a study (without arguments: nas_mnist), a result, or several of them side by side."""
     names = [name for one in what or [] for name in (zoo_names() if one == ZOO else [one])]
-    studies = [check_name("--study", name) for name in study or ([] if what else [STUDY])]
-    check_in_use("--storage", storage, STORAGE, bool(studies), "with a study")
+    studies = [check_name("--study", name) for name in study or ([] if what else [DEFAULT_STUDY])]
+    check_in_use("--storage", storage, DEFAULT_STORAGE, bool(studies), "with a study")
     data_folder = as_path(data_dir)
 
     from ..study.study import load_study
-    from .items import of_name, of_study
-    from .live import screen
-    from .page import compared
-    from .tables import compared_table, show
-    from .write import chapters_of, study_folder, write_report
+    from .comparison import comparison_rows
+    from .items import item_of_name, item_of_study
+    from .progress import make_console
+    from .sections import sections_of
+    from .tables import comparison_table, print_item
+    from .write import study_folder, write_report
 
     loaded = [load_study(storage, name) for name in studies]
     check_writable(REPORTS, "reports")
-    console = screen()
-    with stored_by_others(f"report: {', '.join([*names, *studies])}"):
-        subjects = [of_name(name, data_folder) for name in names]
-        subjects += [of_study(one, data_folder) for one in loaded]
-        chapters = chapters_of(subjects)
-        for subject in subjects:
-            show(console, subject)
-        if len(chapters) > 1:
-            console.print(compared_table(compared(chapters)))
-    if len(subjects) > 1 or not (loaded or Path(names[0]).is_dir()):
-        together = ZOO if what == [ZOO] else "-and-".join(subject.name for subject in subjects)
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", together)
-        folder = new_folder(REPORTS, name.lstrip(".-")[:80] or "report")
+    console = make_console()
+    with foreign_data(f"report: {', '.join([*names, *studies])}"):
+        items = [item_of_name(name, data_folder) for name in names]
+        items += [item_of_study(one, data_folder) for one in loaded]
+        sections = sections_of(items)
+        for item in items:
+            print_item(console, item)
+        if len(sections) > 1:
+            console.print(comparison_table(comparison_rows(sections)))
+    if len(items) == 1 and loaded:
+        folder = study_folder(REPORTS, loaded[0])
     else:
-        folder = study_folder(REPORTS, loaded[0]) if loaded else Path(names[0])
-    console.print(f"Written: {write_report(folder, subjects, chapters)}")
+        folder = _own_folder(items) or new_folder(REPORTS, _folder_name(what, items))
+    console.print(f"Written: {write_report(folder, sections)}")
+
+
+def _own_folder(items: list[ReportItem]) -> Path | None:
+    """The folder of a single result: its report is written there."""
+    return items[0].folder if len(items) == 1 else None
+
+
+def _folder_name(what: list[str] | None, items: list[ReportItem]) -> str:
+    """The name of a new folder for the report of these items."""
+    joined = ZOO if what == [ZOO] else "-and-".join(item.name for item in items)
+    return re.sub(r"[^A-Za-z0-9._-]", "-", joined).lstrip(".-")[:80] or "report"
 
 
 if __name__ == "__main__":

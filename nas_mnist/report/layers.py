@@ -1,20 +1,21 @@
-"""The layer table of an architecture, in the form in which published results print theirs."""
+"""The layer table of an architecture, in the form of the package torchsummary. Loads no torch."""
 
 from __future__ import annotations
 
 from math import prod
 
-from ..models.architecture import Architecture, Repeat
+from ..models.architecture import Architecture
+from ..models.blocks import Repeat
 from ..models.layers import ACTIVATIONS
 
-_FUNCTIONS = frozenset({"Add", *ACTIVATIONS.values()})  # no parameters, no rows: functions, not modules
+_FUNCTIONS = frozenset({"Add", *ACTIVATIONS.values()})  # functions, not modules: no parameters and no row
 _BYTES = 4  # float32
 _MEBIBYTE = 1 << 20
 _RULE = "=" * 64
 
 
 def table_rows(architecture: Architecture) -> list[tuple[str, str, int]]:
-    """Name, output shape and parameters of every layer that is a module, numbered from 1."""
+    """Name, output shape and number of parameters of every layer that is a module, numbered from 1."""
     modules = [layer for layer in architecture.layers if layer.kind not in _FUNCTIONS]
     return [
         (f"{layer.kind}-{number}", str([-1, *layer.out_shape]), layer.params)
@@ -23,18 +24,17 @@ def table_rows(architecture: Architecture) -> list[tuple[str, str, int]]:
 
 
 def shared_weights(architecture: Architecture) -> str:
-    """What is to be said of weights that several layers use; nothing where none do."""
+    """A remark about shared weights; empty if no layers share weights."""
     if any(isinstance(block, Repeat) for block in architecture.blocks):
-        return "A convolution without parameters has the weights of an earlier one, which count once."
+        return "A convolution with 0 parameters shares the weights of an earlier one; they are counted once."
     return ""
 
 
 def layer_table(architecture: Architecture) -> str:
     """The table and its totals as text.
 
-    "Forward/backward pass size" is every row's output and its gradient, "Params size" every parameter,
-    float32, in units of 2**20 bytes: the arithmetic of the package torchsummary, which printed the
-    published table.
+    The sizes follow torchsummary, which printed the published table: "Forward/backward pass size" counts
+    every row's output and its gradient, "Params size" every parameter; float32, in units of 2**20 bytes.
     """
     rows = table_rows(architecture)
     params = sum(row[2] for row in rows)

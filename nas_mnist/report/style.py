@@ -1,26 +1,36 @@
-"""What all figures share: size, colours, axes, and how they become files.
+"""The common style of all figures: size, colours, axes, and the conversion to PNG and SVG.
 
-Figures are 4.6 inches wide, so that their text stays legible on a telephone. Colours are those of Okabe and
-Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; whatever a colour says is also said
-by a line's weight, a marker or a word.
+Figures are 4.6 inches wide, so that their text stays legible on a phone. The colours are those of Okabe and
+Ito (jfly.uni-koeln.de/color), which colour-blind readers can distinguish. No figure relies on colour alone:
+line width, marker or label say the same.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 WIDTH = 4.6  # inches
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
-INK, SOFT, FAINT = "#1a2530", "#5b6874", "#d5dbe1"  # text and axes, details, grid lines; a page sets its own
-GREY = "#98a4b0"  # what matters less
-DARK = "#18222c"  # text on a colour, on every page
+INK, SOFT, FAINT = "#1a2530", "#5b6874", "#d5dbe1"  # text and axes, details, grid lines
+GREY = "#98a4b0"  # less important data
+DARK = "#18222c"  # text on a coloured background; the same in the light and the dark page
+_PAGE_COLOURS = {  # replaced in a page by its CSS colours, which depend on the light or dark scheme
+    INK: "currentColor",
+    SOFT: "var(--soft)",
+    FAINT: "var(--faint)",
+    BLUE: "var(--blue)",
+    SKY: "var(--sky)",
+    RED: "var(--red)",
+}
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -38,42 +48,64 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
 }
-styled = mpl.rc_context(_STYLE)  # a decorator
+styled = mpl.rc_context(_STYLE)  # decorates the functions that make a figure
 
 
 def new_axes(height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes; ``height`` in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def error_of(accuracy: float) -> float:
-    """In percent."""
+def error_percent(accuracy: float) -> float:
+    """The error in percent of an accuracy from 0 to 1."""
     return 100 * (1 - accuracy)
 
 
+def plot_errors(axes: Axes, curve: Mapping[int, float], colour: str, width: float, **options: Any) -> None:
+    """Plot the error in percent by epoch; ``curve`` holds accuracies from 0 to 1."""
+    epochs = sorted(curve)
+    marker = "." if len(epochs) == 1 else None
+    errors = [error_percent(curve[epoch]) for epoch in epochs]
+    axes.plot(epochs, errors, color=colour, linewidth=width, marker=marker, **options)
+
+
+def plot_required(axes: Axes, accuracy: float | None) -> None:
+    """Draw the line of the required accuracy, 0 to 1; None: nothing is required."""
+    if accuracy is not None:
+        error = error_percent(accuracy)
+        axes.axhline(error, color=RED, linestyle=":", linewidth=1.2, label=f"required, {error:.2g} %")
+
+
 def cost_axis(axes: Axes, name: str = "Parameters") -> None:
+    """Label the x axis of a cost, with at most five whole numbers."""
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def error_axis(axes: Axes, label: str) -> None:
+    """Label the y axis of errors; logarithmic where they differ by more than a factor of 3."""
     low, high = axes.dataLim.intervaly
-    if low > 0 and high > 3 * low:  # otherwise a logarithmic axis would have hardly a number on it
+    if low > 0 and high > 3 * low:  # below a factor of 3 a logarithmic axis would have hardly a number on it
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(
-            LogLocator(10, subs=(1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 5, 7))
-        )
+        subs = (1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 5, 7)
+        axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    elif low <= 0:  # somebody made no mistake
-        axes.set_ylim(-0.02 * (high or 1), 1.05 * high or 1)  # a line at zero is seen whole
+    elif low <= 0:  # an error of 0 has no logarithm
+        axes.set_ylim(-0.02 * (high or 1), 1.05 * high or 1)  # the line at 0 stays fully visible
     axes.set_ylabel(label)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
 
 
+def percent_ticks(axis: XAxis) -> None:
+    """Show the shares on an axis, 0 to 1, in percent."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+
+
 def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
-    """The figure on white."""
+    """The figure on a white background."""
     stream = io.BytesIO()
     _lay_out(figure)
     figure.savefig(stream, format="png", dpi=dots_per_inch, facecolor="white", metadata={"Software": None})
@@ -81,21 +113,19 @@ def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure on white; ``name`` keeps its parts' identifiers apart from those of other figures."""
+    """The figure on a white background; ``name`` makes its element ids differ from those of other figures."""
     return _svg(figure, name, facecolor="white")
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """The figure as an element of a page, without a background, in the page's text and grid colours."""
+    """The figure as an element of an HTML page: transparent, in the page's colours, without unused ids."""
     text = _svg(figure, name, transparent=True)
     text = text[text.index("<svg") :]
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'#([\w-]+)["\')]', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    names = {INK: "currentColor", SOFT: "var(--soft)", FAINT: "var(--faint)"}
-    names |= {BLUE: "var(--blue)", SKY: "var(--sky)", RED: "var(--red)"}
-    for colour, variable in names.items():
+    for colour, variable in _PAGE_COLOURS.items():
         text = text.replace(colour.lower(), variable)
     return text
 
@@ -109,7 +139,7 @@ def _svg(figure: Figure, name: str, **options: Any) -> str:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Find a place for everything, once: that takes longer than drawing it."""
+    """Run the constrained layout once: it takes longer than drawing."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")

@@ -1,4 +1,4 @@
-"""What is drawn, and what draws: an Optuna trial, a random generator, or what was drawn before."""
+"""Sources of parameter values: an Optuna trial, a random generator, or values that were drawn before."""
 
 from __future__ import annotations
 
@@ -8,53 +8,59 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 Value = bool | int | float | str
-Draws = dict[str, Value]  # by name
+Params = dict[str, Value]  # by name: "stage2.kernel"
 
 
-class Suggest(Protocol):
-    """What a space draws through: the two methods of an Optuna trial that it needs."""
+class TrialLike(Protocol):
+    """The two methods of an Optuna trial through which a space draws."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
 
     def suggest_categorical(self, name: str, choices: Sequence[Any], /) -> Any: ...
 
 
-class RandomDraws:
-    """Uniform random draws; every draw is kept in ``draws``."""
+class RandomSampler:
+    """Independent uniform draws, kept in ``params``; a name that was drawn before keeps its value."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.draws: Draws = {}
+        self.params: Params = {}
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         """A whole number from ``low`` to ``high`` inclusive."""
-        return self.draws.setdefault(name, self.rng.randrange(low, high + 1, step))  # type: ignore[return-value]
+        return self.params.setdefault(name, self.rng.randrange(low, high + 1, step))  # type: ignore[return-value]
 
     def suggest_categorical(self, name: str, choices: Sequence[Any], /) -> Any:
         """One of ``choices``."""
-        return self.draws.setdefault(name, self.rng.choice(choices))
+        return self.params.setdefault(name, self.rng.choice(choices))
 
 
-class Replay:
-    """Draws that were made before; raises `KeyError` for one that was not."""
+class FixedParams:
+    """Values given in advance; raises `KeyError` for a name without a value.
 
-    def __init__(self, draws: Mapping[str, Value]) -> None:
-        self.draws = draws
+    Unlike `optuna.trial.FixedTrial` it needs no Optuna and does not check values against a distribution.
+    """
+
+    def __init__(self, params: Mapping[str, Value]) -> None:
+        self.params = params
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:  # noqa: ARG002
-        """The stored draw."""
-        return self.draws[name]  # type: ignore[return-value]
+        """The given value."""
+        return self.params[name]  # type: ignore[return-value]
 
     def suggest_categorical(self, name: str, choices: Sequence[Any], /) -> Any:  # noqa: ARG002
-        """The stored draw."""
-        return self.draws[name]
+        """The given value."""
+        return self.params[name]
 
 
-def choose(suggest: Suggest, name: str, options: Sequence[Any]) -> Any:
-    """One of the options. A single one is no choice; whole numbers at equal distances are a range."""
+def suggest(trial: TrialLike, name: str, options: Sequence[Any]) -> Any:
+    """One of the options: a range for whole numbers at equal distances, else a categorical choice.
+
+    A single option is returned without a draw.
+    """
     if len(options) == 1:
         return options[0]
     step = options[1] - options[0] if all(type(option) is int for option in options) else 0
     if step > 0 and all(b - a == step for a, b in pairwise(options)):
-        return suggest.suggest_int(name, options[0], options[-1], step=step)
-    return suggest.suggest_categorical(name, options)
+        return trial.suggest_int(name, options[0], options[-1], step=step)
+    return trial.suggest_categorical(name, options)

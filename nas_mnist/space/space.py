@@ -1,7 +1,7 @@
 """The search space: read from a TOML file, and drawn from.
 
-A space draws through two methods, `suggest_int` and `suggest_categorical`, so that a live Optuna trial, a
-replayed trial and a plain random draw are the same code.
+A space draws through `suggest_int` and `suggest_categorical` alone. A live Optuna trial, fixed parameters and
+a random draw therefore run the same code.
 """
 
 from __future__ import annotations
@@ -11,91 +11,40 @@ import random
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from ..core.digest import digest
 from ..core.errors import InputError, explain
-from ..core.fileio import read_text
-from ..models.architecture import (
-    Activation,
-    Architecture,
-    Block,
-    Channels,
-    Classes,
-    InputShape,
-    Kernel,
-    Norm,
-    Padding,
-    Rate,
-    digest,
-)
+from ..core.fileio import parse_toml, read_text
+from ..models.architecture import Architecture
+from ..models.blocks import Block, Classes, Frozen, InputShape
 from ..models.cost import Budget, cost_of
-from ..models.width import widest
-from ..recipes.recipe import parse_toml
-from .encode import match
-from .sampling import Draws, RandomDraws, Suggest, choose
+from ..models.width import fit_width_multiplier
+from .options import (
+    Activations,
+    BlockKinds,
+    ChannelCounts,
+    Counts,
+    Downsamples,
+    Flags,
+    HeadOrders,
+    Kernels,
+    Norms,
+    Paddings,
+    Rates,
+    Shares,
+    Transitions,
+)
+from .sampling import Params, RandomSampler, TrialLike, suggest
 from .stages import stage_blocks
 
-BlockKind = Literal["conv", "separable", "residual", "residual_separable"]
-Downsample = Literal["none", "max", "average", "stride"]
-
 SPACES = ("default", "filled", "tiny")  # in the package
-MAX_OPTIONS = 1024  # values of one key
 
 
-def _as_options(value: Any) -> tuple[Any, ...]:
-    """A fixed value, a list or a range from TOML as the tuple of the values it allows."""
-    if isinstance(value, dict):
-        if not {"min", "max"} <= set(value) <= {"min", "max", "step"}:
-            raise ValueError("a range has the keys min, max and, if you like, step")
-        low, high, step = value["min"], value["max"], value.get("step", 1)
-        if not all(type(number) is int for number in (low, high, step)):
-            raise ValueError("min, max and step are whole numbers")
-        if step < 1:
-            raise ValueError("step is at least 1")
-        if high < low:
-            raise ValueError("the range is empty: max is below min")
-        if (high - low) // step >= MAX_OPTIONS:
-            raise ValueError(f"at most {MAX_OPTIONS} values")
-        return tuple(range(low, high + 1, step))
-    options = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not options:
-        raise ValueError("the list is empty: give at least one value")
-    if len(options) > MAX_OPTIONS:
-        raise ValueError(f"at most {MAX_OPTIONS} values")
-    distinct = [one for at, one in enumerate(options) if not any(_same(one, two) for two in options[:at])]
-    if len(distinct) < len(options):
-        raise ValueError("a value stands twice")
-    return options
-
-
-def _same(one: Any, two: Any) -> bool:
-    return isinstance(one, bool) == isinstance(two, bool) and bool(one == two)
-
-
-_read = BeforeValidator(_as_options)
-Flag = Annotated[bool, Field(strict=True)]
-Count = Annotated[int, Field(ge=0, le=16, strict=True)]
-Transition = Annotated[int, Field(ge=0, le=1024, strict=True)]
-
-BlockKinds = Annotated[tuple[BlockKind, ...], _read]
-ChannelCounts = Annotated[tuple[Channels, ...], _read]
-Kernels = Annotated[tuple[Kernel, ...], _read]
-Paddings = Annotated[tuple[Padding, ...], _read]
-Flags = Annotated[tuple[Flag, ...], _read]
-Norms = Annotated[tuple[Norm, ...], _read]
-Activations = Annotated[tuple[Activation, ...], _read]
-Rates = Annotated[tuple[Rate, ...], _read]
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class _Keys(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class NetworkSpace(_Keys):
-    """What every stage shares unless it says otherwise; drawn once for the whole network."""
+class NetworkSpace(Frozen):
+    """The defaults of all stages; one value of each key is drawn for the whole network."""
 
     bias: Flags = (False,)
     norm: Norms = ("before",)
@@ -104,26 +53,27 @@ class NetworkSpace(_Keys):
     middle: Flags = (False,)  # separable blocks: normalisation and activation after the depthwise part too
 
     @property
-    def drawn(self) -> tuple[str, ...]:
-        """The keys of which one value each is drawn."""
+    def drawn_keys(self) -> tuple[str, ...]:
+        """The keys with one value a network."""
         return tuple(NetworkSpace.model_fields)
 
 
-class StageSpace(_Keys):
-    """An optional 1x1 transition, some blocks of one kind, an optional down-sampling by two.
+class StageSpace(Frozen):
+    """An optional 1x1 transition, some blocks of one kind, repeats, an optional down-sampling by two.
 
-    ``repeats`` further blocks come behind those, as wide as what they read. They share the weights of the
-    last block so far where it, too, is as wide as what it reads; else they have one set of their own.
+    The ``repeats`` have as many channels as their input. They share the weights of the last block before them
+    if that block reads as many channels as it writes; else the first has its own weights and the others
+    share those.
     """
 
-    transition: Annotated[tuple[Transition, ...], _read] = (0,)
-    blocks: Annotated[tuple[Count, ...], _read]
+    transition: Transitions = (0,)
+    blocks: Counts
     block: BlockKinds = ("conv",)
     channels: ChannelCounts  # drawn for every block
-    repeats: Annotated[tuple[Count, ...], _read] = Field((0,), exclude_if=(0,).__eq__)
+    repeats: Counts = Field((0,), exclude_if=(0,).__eq__)  # excluded: digests of older spaces stay the same
     kernel: Kernels = (3,)
     padding: Paddings = ("same",)
-    downsample: Annotated[tuple[Downsample, ...], _read] = ("none",)
+    downsample: Downsamples = ("none",)
     bias: Flags | None = None
     norm: Norms | None = None
     activation: Activations | None = None
@@ -131,16 +81,16 @@ class StageSpace(_Keys):
     middle: Flags | None = None
 
     @property
-    def drawn(self) -> tuple[str, ...]:
-        """The keys of which one value each is drawn; those that are not here have the network's."""
+    def drawn_keys(self) -> tuple[str, ...]:
+        """The keys with one value a stage; a key of `NetworkSpace` that is None has the network's value."""
         own = [name for name in NetworkSpace.model_fields if getattr(self, name) is not None]
         return ("transition", "blocks", "repeats", "block", "kernel", "padding", "downsample", *own)
 
 
-class HeadSpace(_Keys):
-    """From maps to class scores. Kernel and padding count where the convolution comes before the pooling."""
+class HeadSpace(Frozen):
+    """From feature maps to class scores; kernel and padding are drawn for ``conv_then_pool`` only."""
 
-    order: Annotated[tuple[Literal["conv_then_pool", "pool_then_conv"], ...], _read] = ("conv_then_pool",)
+    order: HeadOrders = ("conv_then_pool",)
     kernel: Kernels = (1,)
     padding: Paddings = ("valid",)
     bias: Flags = (True,)
@@ -148,31 +98,30 @@ class HeadSpace(_Keys):
 
 
 class Survey(NamedTuple):
-    """What plain random draws from a space cost."""
+    """The costs of plain random draws from a space."""
 
     tried: int
-    feasible: int  # how many fit the budget
-    least: dict[str, int]  # that a candidate has, by what is limited
+    feasible: int  # draws that fit the budget
+    least: dict[str, int]  # the lowest cost among all draws, by the name of the limit
 
 
-class SearchSpace(_Keys):
-    """Every architecture that a search may draw.
+class SearchSpace(Frozen):
+    """All architectures that a search may draw.
 
-    With ``fill``, nearly every draw fits the budget: ``channels`` and ``transition`` are relative widths, and
-    all of a candidate's are multiplied with the largest number with which it stays within a drawn share of
-    the budget.
+    With ``fill``, ``channels`` and ``transition`` are relative widths: each candidate gets the largest width
+    multiplier that keeps it within a drawn share of the budget. Nearly every draw then fits.
     """
 
     input_shape: InputShape = (1, 28, 28)
     classes: Classes = 10
-    fill: Annotated[tuple[Share, ...], _read] | None = None  # shares of the budget
+    fill: Shares | None = None  # shares of the budget
     network: NetworkSpace = NetworkSpace()
     stages: tuple[StageSpace, ...] = Field(min_length=1, max_length=12)
     head: HeadSpace = HeadSpace()
 
     @classmethod
     def make(cls, data: object, where: str = "space") -> SearchSpace:
-        """Check what a TOML document says; raises `InputError` with file, key and value."""
+        """Check the content of a TOML document; raises `InputError` with file, key and value."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -185,82 +134,88 @@ class SearchSpace(_Keys):
 
     @classmethod
     def load(cls, name: str = "default") -> SearchSpace:
-        """The space called ``name`` in the package, or the one in a TOML file; raises `InputError`."""
+        """The preset called ``name``, or the space in a TOML file; raises `InputError`."""
         if name in SPACES:
-            return cls.from_toml(
-                resources.files("nas_mnist.space.presets").joinpath(f"{name}.toml").read_text()
-            )
+            presets = resources.files("nas_mnist.space.presets")
+            return cls.from_toml(presets.joinpath(f"{name}.toml").read_text())
         path = Path(name).expanduser()
         if not name.endswith(".toml") and not os.path.lexists(path):
             known = ", ".join(SPACES)
             raise InputError(f"space: {name!r} is not known (use {known} or a file ending in .toml)")
         return cls.from_toml(read_text(path, "space"), name)
 
+    @classmethod
+    def load_for(
+        cls, name: str, input_shape: tuple[int, int, int], classes: int, dataset: str
+    ) -> SearchSpace:
+        """A space for a data set: a preset takes its shape and classes, a file must already have them.
+
+        Raises `InputError` naming ``dataset`` where a file does not fit.
+        """
+        space = cls.load(name)
+        if name in SPACES:
+            return space.model_copy(update={"input_shape": input_shape, "classes": classes})
+        found, wanted = list(space.input_shape), list(input_shape)
+        if found != wanted:
+            raise InputError(f"space: input_shape {found} does not fit {dataset} (use {wanted})")
+        if space.classes != classes:
+            raise InputError(f"space: classes {space.classes} does not fit {dataset} (use {classes})")
+        return space
+
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly when the spaces are."""
         return digest(self)
 
-    def draw(self, suggest: Suggest, budget: Budget) -> Architecture:
-        """Draw every choice, then make the candidate; the budget counts where the space has ``fill``.
+    def draw(self, trial: TrialLike, budget: Budget) -> Architecture:
+        """Draw all parameters, then make the candidate; ``budget`` matters only with ``fill``.
 
-        Raises `InputError` where the choices do not make a network that exists (a map that shrinks
-        below one pixel); by then everything has been drawn.
+        Raises `InputError` where the parameters make no valid network (a map that shrinks below one pixel).
+        All parameters have been drawn by then, so that a sampler learns from the complete draw.
         """
-        share = None if self.fill is None else choose(suggest, "fill", self.fill)
-        network = _draw(suggest, "network", self.network, self.network.drawn)
+        share = None if self.fill is None else suggest(trial, "fill", self.fill)
+        network = _draw(trial, "network", self.network, self.network.drawn_keys)
         blocks: list[Block] = []
         for number, stage in enumerate(self.stages, 1):
             prefix = f"stage{number}"
-            drawn_once = _draw(suggest, prefix, stage, stage.drawn)
+            params = _draw(trial, prefix, stage, stage.drawn_keys)
             widths = [
-                choose(suggest, f"{prefix}.channels{place}", stage.channels)
-                for place in range(1, int(drawn_once["blocks"]) + 1)
+                suggest(trial, f"{prefix}.channels{place}", stage.channels)
+                for place in range(1, int(params["blocks"]) + 1)
             ]
-            blocks += stage_blocks(network | drawn_once, widths, blocks, self.input_shape[0])
-        drawn = Architecture.make(
+            blocks += stage_blocks(network | params, widths, blocks, self.input_shape[0])
+        architecture = Architecture.make(
             {
                 "input_shape": self.input_shape,
                 "classes": self.classes,
                 "blocks": blocks,
-                "head": _draw_head(suggest, self.head),
+                "head": _draw_head(trial, self.head),
             }
         )
-        return drawn if share is None else widest(drawn, budget.share(share))
-
-    def encode(self, architecture: Architecture) -> Draws:
-        """The draws that make this architecture; raises `InputError` where the space does not hold it.
-
-        A space with ``fill`` makes other widths with every budget; it is taken to hold none, and so is one in
-        which the architecture is not found within `matching.MATCHES` tries.
-        """
-        fits = architecture.input_shape == self.input_shape and architecture.classes == self.classes
-        draws = match(self, architecture) if self.fill is None and fits else None
-        if draws is None:
-            raise InputError(f"architecture {architecture.key}: not in this search space")
-        return draws
+        return architecture if share is None else fit_width_multiplier(architecture, budget.with_share(share))
 
     def survey(self, budget: Budget, tries: int, rng: random.Random) -> Survey:
-        """What plain random draws cost: counted, never built."""
+        """Count the costs of random draws, without building a network."""
         least: dict[str, int] = {}
         feasible = 0
         for _ in range(tries):
             try:
-                cost = cost_of(self.draw(RandomDraws(rng), budget))
+                cost = cost_of(self.draw(RandomSampler(rng), budget))
             except InputError:
                 continue
-            for what, needed in budget.limited(cost).items():
-                least[what] = min(least.get(what, needed), needed)
+            for name, value in budget.usage(cost).items():
+                least[name] = min(least.get(name, value), value)
             feasible += budget.fits(cost)
         return Survey(tries, feasible, least)
 
 
-def _draw(suggest: Suggest, prefix: str, keys: BaseModel, names: Sequence[str]) -> Draws:
-    return {name: choose(suggest, f"{prefix}.{name}", getattr(keys, name)) for name in names}
+def _draw(trial: TrialLike, prefix: str, keys: Frozen, names: Sequence[str]) -> Params:
+    """One value for each named key of a part of the space, drawn as ``prefix.name``."""
+    return {name: suggest(trial, f"{prefix}.{name}", getattr(keys, name)) for name in names}
 
 
-def _draw_head(suggest: Suggest, head: HeadSpace) -> Draws:
-    order = _draw(suggest, "head", head, ("order",))
-    before_pooling = order["order"] == "conv_then_pool"
-    shape = _draw(suggest, "head", head, ("kernel", "padding")) if before_pooling else {}
-    return order | shape | _draw(suggest, "head", head, ("bias", "norm"))
+def _draw_head(trial: TrialLike, head: HeadSpace) -> Params:
+    order = _draw(trial, "head", head, ("order",))
+    conv_first = order["order"] == "conv_then_pool"
+    shape = _draw(trial, "head", head, ("kernel", "padding")) if conv_first else {}
+    return order | shape | _draw(trial, "head", head, ("bias", "norm"))

@@ -1,4 +1,4 @@
-"""Which process runs a trial, and whether it no longer does."""
+"""The process that runs a trial: how it is stored, and whether it has ended."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 OWNER = "owner"  # user attribute of a trial: the process that runs it, and when it was last seen
-RETRY_OF, DEATHS = "retry_of", "deaths"  # user attributes of a trial: which one's candidate it tries again
-ABSENT = 3_600  # seconds; many times what an epoch takes, and more than clocks differ
+ABSENT_AFTER = 3_600  # seconds; many times an epoch, and more than the clocks of machines differ
 
 
-def myself() -> dict[str, Any]:
-    """This process: ``place`` (a machine since its start), ``pid``, ``started`` if known, ``seen`` (now)."""
+def this_process() -> dict[str, Any]:
+    """This process as stored in a trial.
+
+    ``place``: the machine since its start; ``pid``; ``started``: clock ticks since boot, or None; ``seen``:
+    now, in seconds since 1970.
+    """
     return {
         "place": _place(),
         "pid": os.getpid(),
@@ -27,33 +30,33 @@ def myself() -> dict[str, Any]:
 
 
 def is_gone(owner: Mapping[str, Any]) -> bool:
-    """Whether a process that `myself` described has ended.
+    """Whether a stored process has ended.
 
-    On this machine that is certain. One of another machine counts as gone when it was not seen for `ABSENT`
-    seconds.
+    On this machine the system knows. A process of another machine counts as gone when it was not seen for
+    `ABSENT_AFTER` seconds.
     """
     if owner.get("place") != _place():
-        return time.time() - float(owner.get("seen", 0)) > ABSENT
+        return time.time() - float(owner.get("seen", 0)) > ABSENT_AFTER
     pid = int(owner["pid"])
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # there is one, of another user
+        pass  # the process exists and belongs to another user
     return bool(owner["started"] != _started(pid))
 
 
 def is_alive(owner: Mapping[str, Any] | None) -> bool:
-    """Whether a process that `myself` described certainly runs: on this machine, and not gone."""
+    """Whether a stored process certainly runs: on this machine, and not gone."""
     return owner is not None and owner.get("place") == _place() and not is_gone(owner)
 
 
 @functools.cache
 def _place() -> str:
-    """The host's name, and a digest of it, of the boot and of the process namespace.
+    """The host's name, and a digest of the name, the boot and the process namespace.
 
-    Containers on one machine do not see each other's processes.
+    The namespace is needed because containers on one machine do not see each other's processes.
     """
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
@@ -64,7 +67,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in clock ticks since boot (Linux: ``man 5 proc``); None: unknown, or a zombie."""
+    """Start of a process in clock ticks since boot (Linux: ``man 5 proc``); None: unknown, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

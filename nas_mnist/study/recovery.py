@@ -10,29 +10,27 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ..models.cost import weighed_against
-from .objective import Verdict, values_of, verdict_of
-from .owner import DEATHS, OWNER, RETRY_OF, is_gone
+from .concurrency import DEATHS, RETRY_OF
+from .config import StudyConfig
+from .objective import objective_values
+from .owner import OWNER, is_gone
+from .verdict import Verdict, verdict_of
 
-UNSIGNED = 70  # seconds; a trial that nobody owns for so long, longer than any lock, died before it had drawn
+UNOWNED_AFTER = 70  # seconds, longer than any lock; a running trial without an owner is then taken over
 
 
 def recover(study: optuna.Study) -> None:
-    """End the trials whose process is gone, and put their candidates back into the queue, each one once.
+    """End the trials whose process is gone, and queue their candidates again, each one once.
 
-    A process of this machine is gone when the system says so. Of others Optuna's heartbeat decides, where
-    the storage has one, and when it was last seen (`is_gone`). A trial that nobody has owned for `UNSIGNED`
-    seconds died before it had drawn. One that had come to its end, and died before that was stored, gets
-    the end that it had. Whatever failed without an end and was not put back yet (its process died while it
-    recovered) is put back, too.
+    `is_gone` decides for processes of this machine, Optuna's heartbeat and `is_gone` for others. A trial
+    that has no owner after `UNOWNED_AFTER` seconds lost its process before it drew anything. A trial that had
+    come to its end keeps its value. Trials that failed before and were not queued again are queued, too: the
+    process that recovered them may have died.
     """
-    for trial in running(study):
-        owner = trial.user_attrs.get(OWNER)
-        started = trial.datetime_start or datetime.now()
-        waited = (datetime.now() - started).total_seconds()
-        if is_gone(owner) if owner else waited > UNSIGNED:
-            with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
-                study.tell(trial.number, **_end_of(study, trial))
+    for trial in filter(_is_abandoned, running_trials(study)):
+        config = StudyConfig.from_metadata(study.user_attrs)
+        with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
+            study.tell(trial.number, **_outcome(study, trial, config))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
@@ -44,7 +42,7 @@ def recover(study: optuna.Study) -> None:
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial, died: bool = False) -> None:
-    """Put the draws of a trial that did not come to an end into the queue, if it had or was given any."""
+    """Queue the draws of an interrupted trial again, if it had any; ``died``: its process is gone."""
     draws = trial.system_attrs.get("fixed_params", {}) | trial.params
     if draws:
         deaths = trial.user_attrs.get(DEATHS, 0) + died
@@ -52,27 +50,32 @@ def requeue(study: optuna.Study, trial: FrozenTrial, died: bool = False) -> None
 
 
 def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
-    """`requeue` for a trial whose process died, unless that happened to the same candidate before."""
+    """`requeue` for a trial whose process died, unless a process died on the same candidate before."""
     if not trial.user_attrs.get(DEATHS):
         requeue(study, trial, died=True)
 
 
-def running(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that some process runs, or ran when it died."""
+def running_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that a process runs, or ran when it died."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def _end_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    """How the trial of a dead process is told: as it would have been, where it had come to its end."""
+def _is_abandoned(trial: FrozenTrial) -> bool:
+    if owner := trial.user_attrs.get(OWNER):
+        return is_gone(owner)
+    started = trial.datetime_start or datetime.now()
+    return (datetime.now() - started).total_seconds() > UNOWNED_AFTER
+
+
+def _outcome(study: optuna.Study, trial: FrozenTrial, config: StudyConfig) -> dict[str, Any]:
+    """The arguments of `Study.tell` for a dead process's trial, as `Objective` would have ended it."""
     verdict, last = verdict_of(trial), trial.last_step
-    identity = study.user_attrs.get("identity", {})
-    if last and last == (identity.get("search_epochs") or identity.get("epochs")) and verdict is None:
+    if last == config.candidate_epochs and verdict is None:
         verdict = Verdict.TRAINED
         study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
-    against = weighed_against(identity.get("objective"))
-    if verdict is Verdict.TRAINED and last:
-        return {"values": values_of(trial, trial.intermediate_values[last], against)}
-    if against and verdict and last:  # as `Objective` would have ended it
+    if verdict is None or (verdict is Verdict.TRAINED and not last):
+        return {"state": TrialState.FAIL}
+    if last and (verdict is Verdict.TRAINED or config.cost_metric):
         accuracy = 0.0 if verdict is Verdict.FAILED else trial.intermediate_values[last]
-        return {"values": values_of(trial, accuracy, against)}
-    return {"state": TrialState.FAIL if verdict in (None, Verdict.TRAINED) else TrialState.PRUNED}
+        return {"values": objective_values(trial, accuracy, config.cost_metric)}
+    return {"state": TrialState.PRUNED}

@@ -1,8 +1,7 @@
-"""From a study to typed rows and a pandas table."""
+"""A study as typed rows, its winner, and its Pareto front."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from ..models.cost import Budget, weighed_against
-from .objective import ARCHITECTURE, RECIPE, Verdict, verdict_of
-from .pruner import rungs
+from .config import StudyConfig
+from .importance import param_importances
+from .objective import ARCHITECTURE, RECIPE
+from .verdict import Verdict, verdict_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FINAL_IMAGES = "final_images"  # of a study: how many finalists are trained on, an epoch; None or absent: all
-FINALS = "finals"  # user attribute of a study: validation accuracies of finalists, by key, by seed
-ENOUGH_TO_COMPARE = 10  # trained candidates; with fewer, importances say nothing
-
+# User attributes of a study.
+FINALS = "finals"  # validation accuracies of finalists, by key, by seed
+FINAL_IMAGES = "final_images"  # training images of finalists, an epoch; None or absent: all
 
 Finals = Mapping[str, Mapping[str, float]]
 
@@ -40,10 +39,10 @@ class TrialRow:
     peak_memory: int | None  # bytes of activations for one image, float32
     epochs: int  # finished
     images: int  # trained on
-    validation_accuracy: float | None  # after the last of them that was scored, 0 to 1
+    validation_accuracy: float | None  # at the last evaluation, 0 to 1
     validation_loss: float | None  # nats an image
     seconds: float  # of training
-    key: str | None  # of the architecture, and of the recipe where the search chooses that
+    key: str | None  # of the architecture, and of the recipe where the search varies it
     architecture: dict[str, Any] | None
     recipe: dict[str, Any] | None  # that it was trained with
 
@@ -91,155 +90,120 @@ def seeds_of(row: TrialRow, finals: Finals) -> list[float]:
     return list(finals.get(row.key or "", {}).values())
 
 
-def accuracies_of(row: TrialRow, finals: Finals, short: bool) -> list[float]:
-    """The validation accuracies by which a candidate is judged: the search's, then those of further seeds.
+def accuracies_of(row: TrialRow, finals: Finals, low_fidelity: bool) -> list[float]:
+    """The validation accuracies that rank a candidate: the search's, then those of further seeds.
 
-    ``short``: the search trained for fewer epochs than those, and counts only where there are none.
+    With ``low_fidelity`` (`StudyConfig`) the search's accuracy counts only without further seeds.
     """
     further = seeds_of(row, finals)
-    return further if short and further else [row.validation_accuracy or 0.0, *further]
+    return further if low_fidelity and further else [row.validation_accuracy or 0.0, *further]
 
 
-def winner_of(rows: list[TrialRow], finals: Finals, short: bool = False) -> TrialRow | None:
-    """The best candidate, by the mean over its seeds among those that were trained with the most seeds.
+def winner_of(rows: list[TrialRow], finals: Finals, low_fidelity: bool = False) -> TrialRow | None:
+    """The candidate with the highest mean over its seeds, among those with the most seeds.
 
-    The best of many noisy scores is too good; so a candidate that was trained once does not beat one whose
-    mean is known. None where no candidate was trained to the end. ``short`` as in `accuracies_of`.
+    The best of many noisy scores is too good, so a candidate with one seed does not beat one whose mean is
+    known. None where no candidate was trained to the end. ``low_fidelity`` as in `accuracies_of`.
     """
     trained = best_rows(rows, len(rows))
     if not trained:
         return None
     most = max(len(seeds_of(row, finals)) for row in trained)
     known = [row for row in trained if len(seeds_of(row, finals)) == most]
-    return max(known, key=lambda row: (fmean(accuracies_of(row, finals, short)), -(row.n_params or 0)))
+    return max(known, key=lambda row: (fmean(accuracies_of(row, finals, low_fidelity)), -(row.n_params or 0)))
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Everything that a report tells of a study."""
+    """Everything that a report says of a study."""
 
     name: str
     rows: list[TrialRow]
     curves: dict[int, dict[int, float]]  # trial -> epoch -> validation accuracy
     importances: dict[str, float]
-    facts: dict[str, Any]  # the study's user attributes: space, recipe, data, identity, winner...
+    metadata: dict[str, Any]  # the study's user attributes: space, recipe, data, identity, winner...
 
     @classmethod
     def read(cls, study: optuna.Study) -> StudyResults:
-        """Of a study that may still be running."""
-        rows, curves = trial_rows(study), learning_curves(study)
-        matters = importances(study, candidate_epochs(study.user_attrs))
-        return cls(study.study_name, rows, curves, matters, dict(study.user_attrs))
+        """The results so far; the study may still be running."""
+        metadata = dict(study.user_attrs)
+        epochs = StudyConfig.from_metadata(metadata).candidate_epochs
+        importances = param_importances(study, epochs)
+        return cls(study.study_name, trial_rows(study), learning_curves(study), importances, metadata)
+
+    @property
+    def config(self) -> StudyConfig:
+        """The settings that the study was made with."""
+        return StudyConfig.from_metadata(self.metadata)
 
     @property
     def winner(self) -> TrialRow | None:
         """The best candidate that was trained to the last epoch (`winner_of`)."""
-        return winner_of(self.rows, self.finals, self.short)
+        return winner_of(self.rows, self.finals, self.low_fidelity)
 
     @property
     def finals(self) -> Finals:
-        """Validation accuracies of candidates that were trained again, by key, by seed."""
-        stored: Finals = self.facts.get(FINALS, {})
+        """Validation accuracies of finalists, by key, by seed."""
+        stored: Finals = self.metadata.get(FINALS, {})
         return stored
 
     @property
-    def short(self) -> bool:
+    def low_fidelity(self) -> bool:
         """Whether candidates were trained for fewer epochs, or on fewer images, than finalists and winner."""
-        return trained_shortly(self.facts)
+        return self.config.low_fidelity
 
     @property
     def epochs(self) -> int:
-        """For which candidates are trained."""
-        return candidate_epochs(self.facts)
+        """Epochs of a candidate that is not stopped early."""
+        return self.config.candidate_epochs
 
     @property
     def images(self) -> int | None:
-        """That candidates are trained on, an epoch; None: all."""
-        part: int | None = self.facts.get("identity", {}).get("search_images")
-        return part
+        """Training images of candidates, an epoch; None: all."""
+        return self.config.search_images
 
     @property
     def final_images(self) -> int | None:
-        """That finalists are trained on, an epoch; None: all."""
-        part: int | None = self.facts.get(FINAL_IMAGES)
-        return part
+        """Training images of finalists, an epoch; None: all."""
+        stored: int | None = self.metadata.get(FINAL_IMAGES)
+        return stored
 
     @property
-    def against(self) -> str | None:
-        """The cost that accuracy was weighed against; None in a search for the best alone."""
-        return weighed_against(self.facts.get("identity", {}).get("objective"))
+    def cost_metric(self) -> str | None:
+        """The field of a row that is minimised beside the accuracy; None: accuracy alone."""
+        return self.config.cost_metric
 
     @property
     def front(self) -> list[TrialRow]:
-        """The best for every such cost; empty in a search for the best alone."""
-        return pareto_front(self.rows, self.against) if self.against else []
+        """The best candidate for every cost; empty where no cost is minimised."""
+        return pareto_front(self.rows, self.cost_metric) if self.cost_metric else []
 
     @property
     def counts(self) -> Counter[Verdict]:
-        """How many trials ended in which way."""
+        """The number of ended trials by verdict."""
         return Counter(row.verdict for row in self.rows)
 
 
-def trained_shortly(facts: Mapping[str, Any]) -> bool:
-    """Whether a study's candidates are trained for fewer epochs, or on fewer images, than its finalists."""
-    identity = facts.get("identity", {})
-    return bool(identity.get("search_epochs") or identity.get("search_images"))
-
-
-def candidate_epochs(facts: Mapping[str, Any]) -> int:
-    """For which a study's candidates are trained, by its facts."""
-    return int(facts["identity"].get("search_epochs") or facts["recipe"]["epochs"])
-
-
-def budget_of(identity: Mapping[str, Any]) -> Budget:
-    """The budget that a study was made with."""
-    return Budget(identity["max_params"], identity.get("max_macs"), identity.get("max_memory"))
-
-
-def pareto_front(rows: list[TrialRow], against: str = "n_params") -> list[TrialRow]:
-    """The trained candidates that no other beats in both a cost and accuracy; the smallest first."""
+def pareto_front(rows: list[TrialRow], cost_metric: str = "n_params") -> list[TrialRow]:
+    """The trained candidates that no other one beats in both cost and accuracy; the cheapest first."""
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
-    costs = [getattr(row, against) or 0 for row in trained]
-    return [trained[at] for at in unbeaten(costs, [row.validation_accuracy or 0.0 for row in trained])]
+    costs = [getattr(row, cost_metric) or 0 for row in trained]
+    return [trained[at] for at in pareto_indices(costs, [row.validation_accuracy or 0.0 for row in trained])]
 
 
-def unbeaten(costs: Sequence[int], accuracies: Sequence[float]) -> list[int]:
-    """The positions of what nothing else beats in both; the cheapest first."""
+def pareto_indices(costs: Sequence[int], accuracies: Sequence[float]) -> list[int]:
+    """The indices of the candidates that no other one beats in both; the cheapest first."""
     front: list[int] = []
-    for at in sorted(range(len(costs)), key=lambda at: (costs[at], -accuracies[at])):
-        if not front or accuracies[at] > accuracies[front[-1]]:
-            front.append(at)
+    for index in sorted(range(len(costs)), key=lambda index: (costs[index], -accuracies[index])):
+        if not front or accuracies[index] > accuracies[front[-1]]:
+            front.append(index)
     return front
 
 
 def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
-    """Validation accuracy (0 to 1) by epoch, by trial number, of every trial that has ended with some."""
+    """Validation accuracy (0 to 1) by epoch, by trial number, of every ended trial that was evaluated."""
     ended = (trial for trial in study.get_trials(deepcopy=False) if verdict_of(trial))
     return {trial.number: dict(trial.intermediate_values) for trial in ended if trial.intermediate_values}
-
-
-def importances(study: optuna.Study, epochs: int) -> dict[str, float]:
-    """How much each draw matters for the accuracy at the second look, of shares that add up to 1.
-
-    That is after a tenth of 20 ``epochs``. Half of the candidates come as far (`stopping.rungs`), and before
-    that accuracies say little. By Optuna's
-    default evaluator, PED-ANOVA (arxiv.org/abs/2304.10255). Empty below `ENOUGH_TO_COMPARE` candidates.
-    """
-    rung = rungs(epochs)[:2][-1]
-    known = [trial for trial in study.get_trials(deepcopy=False) if rung in trial.intermediate_values]
-    if len(known) < ENOUGH_TO_COMPARE:
-        return {}
-    plain = optuna.create_study(direction="maximize")
-    for trial in known:
-        plain.add_trial(
-            optuna.trial.create_trial(
-                params=trial.params,
-                distributions=trial.distributions,
-                value=trial.intermediate_values[rung],
-            )
-        )
-    with warnings.catch_warnings(action="ignore"):  # of choices that few candidates have
-        return dict(optuna.importance.get_param_importances(plain))
 
 
 def to_frame(rows: list[TrialRow]) -> pd.DataFrame:
@@ -248,5 +212,5 @@ def to_frame(rows: list[TrialRow]) -> pd.DataFrame:
 
     names = [name for name in TrialRow.__slots__ if name not in ("architecture", "recipe")]
     frame = pd.DataFrame([asdict(row) for row in rows], columns=names)
-    whole = ("n_params", "excess", "macs", "peak_memory")  # numbers, and nothing where there is no network
+    whole = ("n_params", "excess", "macs", "peak_memory")  # integers, or empty where there is no network
     return frame.astype(dict.fromkeys(whole, "Int64"))

@@ -1,9 +1,8 @@
-"""A trained network with its preprocessing, as a safetensors file and back. No pickle, no code from files.
+"""A trained network with its preprocessing, as a safetensors file and back; nothing in a file is executed.
 
-The file's metadata has one entry, ``classifier``: JSON with the ``architecture``, with the mean and the
-standard deviation of the training images' bytes as ``mean`` and ``std``, and with the name of their ``data``
-set (``mnist`` where it is not said). (One, because the order of several
-entries would differ from one writing to the next.)
+The file's metadata has one entry, ``classifier``. It is JSON with the ``architecture``, the ``mean`` and the
+``std`` of the training images' bytes, and the name of their ``data`` set (default ``mnist``). One entry,
+because safetensors writes several entries in a random order.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core.errors import InputError, explain
-from ..models.architecture import MAX_JSON_BYTES, Architecture
+from ..core.fileio import MAX_TEXT_BYTES
+from ..data.normalize import Normalizer
+from ..models.architecture import Architecture
 from ..models.cost import cost_of
 from ..models.network import Network
-from .evaluate import Normalizer
 
-MAX_FILE_BYTES = 1 << 28  # 256 MiB, far above any network that fits `Architecture`'s exercise
+MAX_FILE_BYTES = 1 << 28  # 256 MiB
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Classifier:
 
     model: Network  # on the CPU
     normalizer: Normalizer
-    data: str = "mnist"  # the data set that it was trained on: what `data.load` takes, up to a colon
+    data: str = "mnist"  # the data set of its training, as `data.dataset.load` takes it, up to a colon
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Classifier:
 
     def to_bytes(self) -> bytes:
         """The safetensors file."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.model.numbers().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in self.model.unique_tensors().items()}
         architecture = self.model.architecture.model_dump(mode="json")
         normalizer = {"mean": self.normalizer.mean, "std": self.normalizer.std}
         about = {"architecture": architecture, **normalizer, "data": self.data}
@@ -52,7 +52,7 @@ class Classifier:
 
     @classmethod
     def load(cls, path: Path) -> Classifier:
-        """From a safetensors file; raises `InputError` where it does not hold such a network."""
+        """A classifier from a safetensors file; raises `InputError` for any other file."""
         if not path.is_file():
             raise InputError(f"weights: {path} does not exist, or is no file")
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -63,7 +63,7 @@ class Classifier:
                 if (wanted := 4 * cost_of(about.architecture).params) > path.stat().st_size:
                     raise InputError(f"weights: fewer bytes than the {wanted:,} of this architecture")
                 model = Network(about.architecture)
-                _fill(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                _load_tensors(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"weights: {path} is not a safetensors file ({reason})") from None
@@ -73,7 +73,7 @@ class Classifier:
 
 
 class WithPreprocessing(nn.Module):
-    """A classifier as one module: pixels (N, C, H, W) from 0 to 255, of any number type, to class scores."""
+    """A classifier as one module: pixels (N, C, H, W) from 0 to 255, of any dtype, to class scores."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -95,16 +95,16 @@ class _About(BaseModel):
 
 
 def _read_about(text: str) -> _About:
-    if len(text) > MAX_JSON_BYTES:
-        raise InputError(f"metadata 'classifier' is larger than {MAX_JSON_BYTES:,} bytes")
+    if len(text) > MAX_TEXT_BYTES:
+        raise InputError(f"metadata 'classifier' is larger than {MAX_TEXT_BYTES:,} bytes")
     try:
         return _About.model_validate_json(text)
     except ValidationError as error:
         raise InputError(f"metadata 'classifier': {explain(error)}") from None
 
 
-def _fill(model: Network, tensors: dict[str, Tensor]) -> None:
-    wanted = model.numbers()
+def _load_tensors(model: Network, tensors: dict[str, Tensor]) -> None:
+    wanted = model.unique_tensors()
     if set(tensors) != set(wanted):
         name = min(set(tensors) ^ set(wanted))
         raise InputError(f"{name!r} is {'not expected' if name in tensors else 'missing'}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..core.errors import InputError
-from ..core.process_pool import cores, threads_of
+from ..core.process_pool import available_cores, threads_per_process
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -35,7 +35,7 @@ def describe_device(device: torch.device, workers: int = 1) -> str:
     if device.type == "cuda":
         sharing.insert(0, torch.cuda.get_device_name(device))
     if device.type == "cpu":
-        threads = threads_of(workers) if workers > 1 else torch.get_num_threads()
+        threads = threads_per_process(workers) if workers > 1 else torch.get_num_threads()
         sharing.append(f"{threads} thread{'s' * (threads > 1)}{' each' * (workers > 1)}")
     return f"{device.type} ({', '.join(sharing)})" if sharing else device.type
 
@@ -51,7 +51,7 @@ def describe_processor() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {cores()} cores, {bfloat16_unit() or 'no'} bfloat16"
+    return f"{name}, {available_cores()} cores, {bfloat16_unit() or 'no'} bfloat16"
 
 
 def bfloat16_unit() -> str | None:

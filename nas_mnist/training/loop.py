@@ -1,13 +1,14 @@
-"""Training: a generator of epoch results. Knows neither Optuna nor the console.
+"""Training: a generator of epoch results, which knows neither Optuna nor the console.
 
-Whoever iterates decides whether to report, to stop or to draw a bar. Images stay on the device as bytes,
-and the host waits for the device once an epoch.
+The caller iterates, and may report, prune or stop after every epoch. Images stay on the device as bytes, and
+the host waits for the device once an epoch.
 """
 
 from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,10 +16,11 @@ import torch
 
 from ..core.errors import InputError, NoResultError
 from ..data.dataset import Images
-from ..models.network import Network, side_by_side, take_apart
+from ..engine.backend import Engine, resolve_engine
+from ..models.network import Network, stack_models, unstack_models
 from ..recipes.recipe import Recipe
 from .evaluate import Score, Scorer
-from .step import Step
+from .step import TrainStep
 
 
 class TrainingError(NoResultError):
@@ -30,7 +32,7 @@ _NO_DEVICE = ("CUBLAS_STATUS_", "CUDNN_STATUS_")
 
 
 def device_failure(error: RuntimeError | MemoryError) -> str | None:
-    """What torch says of the device with this error; None: nothing, the program is wrong."""
+    """The reason if an error of torch's is a failure of the device, else None."""
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
         return "out of memory"
@@ -44,10 +46,10 @@ class EpochResult:
 
     epoch: int  # 1 is the first
     train_loss: float  # mean over the epoch's batches, nats an image
-    learning_rate: float  # at the newest step
-    seconds: float  # of training since the result before, scoring not included; its share of a joint training
+    learning_rate: float  # of the newest step
+    seconds: float  # of training, without scoring; of networks trained together, an equal share
     images: int  # trained on
-    score: Score | None  # of the result so far (averaged weights where the recipe averages)
+    score: Score | None  # of the network so far (its averaged weights if the recipe averages)
 
 
 def train(
@@ -57,30 +59,25 @@ def train(
     *,
     seed: int,
     score_on: Images | None = None,
-    scored: Container[int] | None = None,
-    plain: bool = False,
-    teacher: Network | None = None,
+    eval_epochs: Container[int] | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[EpochResult]:
     """Train ``model`` on ``data``, both on one device; yields one result an epoch.
 
-    ``plain`` trains with torch's own modules in float32: slower, to hold the fast ways against.
-    ``teacher`` is what the recipe names, trained (`teaching`), on the same device.
-
     ``seed`` decides the order of images, augmentation and dropout (torch's global generator is seeded).
-    Every epoch is scored on ``score_on``, or those of ``scored`` and the last. With the last result the model
-    holds the weights that were scored: the running average where the recipe keeps one. Raises `TrainingError`
-    when the loss is not finite, or the device fails or is out of memory, and `InputError` for fewer images
-    than one batch.
+    The last epoch and those in ``eval_epochs`` (None: every epoch) are scored on ``score_on``. With the last
+    result the model holds the weights that were scored: the averaged ones if the recipe averages.
+
+    ``engine``: ``"auto"`` trains by our kernels if there are some, ``"torch"`` by torch's modules; None: as
+    the environment variable NAS_MNIST_ENGINE says, else ``"auto"``. Warns if ``"auto"`` has to do without
+    kernels because llvmlite cannot be loaded.
+
+    Raises `TrainingError` when the loss is not finite, or the device fails or is out of memory, and
+    `InputError` for fewer images than one batch and for an unknown engine.
     """
-    together = train_together(
-        *([model], data, recipe),
-        seeds=[seed],
-        score_on=score_on,
-        scored=scored,
-        plain=plain,
-        teacher=teacher,
-    )
-    for (result,) in together:
+    for (result,) in train_together(
+        *([model], data, recipe), seeds=[seed], score_on=score_on, eval_epochs=eval_epochs, engine=engine
+    ):
         yield result
 
 
@@ -91,18 +88,17 @@ def train_together(
     *,
     seeds: Sequence[int],
     score_on: Images | None = None,
-    scored: Container[int] | None = None,
-    plain: bool = False,
-    teacher: Network | None = None,
+    eval_epochs: Container[int] | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[list[EpochResult]]:
-    """Train networks of one architecture, a seed each, as one network of their copies; as `train` does.
+    """Train networks of one architecture, a seed each, side by side as one network; otherwise as `train`.
 
-    This is for CUDA, where one network of this size leaves the device mostly idle: most kernels of a step
-    then do the work of all. Yields their results after every epoch; losses are those of separate trainings
-    but for rounding and for dropout, which draws from one generator for all.
+    This is for CUDA: one network of this size leaves the device mostly idle, and most kernels of a step do
+    the work of all networks. Yields the results of all networks after every epoch. Losses are those of
+    separate trainings but for rounding and for dropout, which draws from one generator for all.
     """
     try:
-        yield from _train(models, data, recipe, seeds, score_on, scored, plain, teacher)
+        yield from _train(models, data, recipe, seeds, score_on, eval_epochs, engine)
     except (RuntimeError, MemoryError) as error:
         reason = None if isinstance(error, NoResultError) else device_failure(error)
         if reason is None:
@@ -116,32 +112,35 @@ def _train(
     recipe: Recipe,
     seeds: Sequence[int],
     score_on: Images | None,
-    scored: Container[int] | None,
-    plain: bool,
-    teacher: Network | None,
+    eval_epochs: Container[int] | None,
+    engine: Engine | None,
 ) -> Iterator[list[EpochResult]]:
-    recipe = recipe.fitted(len(data))
+    recipe = recipe.scaled_to(len(data))
     check_enough(data, recipe)
     device = data.images.device
-    model = side_by_side(models)
+    engine, note = resolve_engine(engine, device)
+    if note:
+        warnings.warn(note, stacklevel=2)
+    model = stack_models(models)
     torch.manual_seed(seeds[0])  # dropout draws from the global generator
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    step = Step(model, data, recipe, generators, plain, teacher)
-    scorer = Scorer(step.result, device, plain)
-    scorers = [scorer] if scorer.together or len(models) == 1 else [Scorer(one, device) for one in models]
+    step = TrainStep(model, data, recipe, generators, engine)
+    scorer = Scorer(step.result, device, engine)
+    together = scorer.together or len(models) == 1
+    scorers = [scorer] if together else [Scorer(one, device, engine) for one in models]
     for epoch in range(1, recipe.epochs + 1):
         results = _train_epoch(step, epoch)
         last = epoch == recipe.epochs
-        if last or len(scorers) > 1:
-            take_apart(step.result, models)
-        if score_on is not None and (last or scored is None or epoch in scored):
-            scores = [score for one in scorers for score in one.judge(score_on, step.normalize)]
+        if last or not together:
+            unstack_models(step.result, models)
+        if score_on is not None and (last or eval_epochs is None or epoch in eval_epochs):
+            scores = [score for one in scorers for score in one.evaluate(score_on, step.normalize)]
             results = [replace(result, score=score) for result, score in zip(results, scores, strict=True)]
         yield results
 
 
-def _train_epoch(step: Step, epoch: int) -> list[EpochResult]:
-    """One epoch's results, by copy, without scores."""
+def _train_epoch(step: TrainStep, epoch: int) -> list[EpochResult]:
+    """Train for one epoch; the results of all networks, without scores."""
     started = time.perf_counter()
     step.begin_epoch()
     step.run(step.steps)
@@ -149,11 +148,11 @@ def _train_epoch(step: Step, epoch: int) -> list[EpochResult]:
     seconds = (time.perf_counter() - started) / len(losses)
     if not all(map(math.isfinite, losses)):
         raise TrainingError(f"loss not finite in epoch {epoch}")
-    images, rate = step.steps * step.recipe.batch_size, float(step.rates[step.done - 1])
-    return [EpochResult(epoch, loss / step.steps, rate, seconds, images, None) for loss in losses]
+    images, lr = step.steps * step.recipe.batch_size, step.lr
+    return [EpochResult(epoch, loss / step.steps, lr, seconds, images, None) for loss in losses]
 
 
 def check_enough(data: Images, recipe: Recipe) -> None:
-    """Raise `InputError` where the images do not fill one batch."""
-    if len(data) < recipe.fitted(len(data)).batch_size:
+    """Raise `InputError` if the images do not fill one batch."""
+    if len(data) < recipe.scaled_to(len(data)).batch_size:
         raise InputError(f"recipe: batch_size {recipe.batch_size} is more than the {len(data):,} images")

@@ -1,4 +1,8 @@
-"""Results as files: JSON, CSV and weights, each written whole, nothing lost."""
+"""Final trainings as files: ``result.json``, ``epochs.csv`` and the weights, each written whole.
+
+A folder holds the runs of one architecture, recipe and data set, one run a seed. Further seeds of the same
+training go into the same folder. reports/README.md documents the files.
+"""
 
 from __future__ import annotations
 
@@ -11,101 +15,134 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.fileio import new_folder, write_bytes
-from ..data.dataset import DataSet
+from ..core.errors import InputError
+from ..core.fileio import new_folder, numbered_folders, read_text, write_bytes
+from ..core.versions import versions
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
 from ..recipes.recipe import Recipe
-from ..report.items import read_result
-from .classifier import Classifier
-from .final import MAX_PARAMS, Run, requirements, summarise, versions
+from .verdict import MAX_PARAMS, requirements, summarise
 
-MADE_BY = ("device", "versions", "command")  # told again of a run that was added later
+if TYPE_CHECKING:
+    from ..data.dataset import DataSet
+    from .final import Run
+
+RESULT = "result.json"
+MAX_RESULT_BYTES = 1 << 28  # the confusion matrix of 1,000 classes has a million numbers
 CSV_COLUMNS = (
-    "seed",
-    "epoch",
-    "train_loss",
-    "test_loss",
-    "test_accuracy",
-    "learning_rate",
-    "seconds",
-    "images",
+    *("seed", "epoch", "train_loss", "test_loss"),
+    *("test_accuracy", "learning_rate", "seconds", "images"),
+)
+_FIELDS = frozenset(
+    {
+        *("name", "key", "architecture", "recipe", "data", "device"),
+        *("versions", "test_accuracy", "requirements", "runs"),
+    }
 )
 
 
-class Results:
-    """The results of one architecture in a folder; every run is in its files as soon as it is done.
+class RunStore:
+    """The runs of one training in a folder; every run is in the files as soon as it is added."""
 
-    The files are ``result.json``, whose fields the README documents, ``epochs.csv`` and a
-    ``weights-seed-N.safetensors`` a run.
-    """
+    def __init__(self, parent: Path, name: str, metadata: dict[str, Any], given: Path | None = None) -> None:
+        """Continue a folder of the same training, else make a new one with the first run.
 
-    def __init__(self, parent: Path, name: str, facts: dict[str, Any], held: Path | None = None) -> None:
-        """A new folder in ``parent``, made with the first run; or ``held``, which `add` adds to.
-
-        ``facts`` are those of `facts_of` and whatever else is told.
+        Searched are ``given`` and then ``parent/name``, ``parent/name-2``... ``metadata``: see `metadata_of`.
         """
-        self.parent, self.name, self.facts, self.held = parent, name, facts, held
-        self.continues = held is not None
-        self.added = 0  # runs
+        self.parent, self.name, self.metadata = parent, name, metadata
+        self._folder = self._find(given)
+
+    def _find(self, given: Path | None) -> Path | None:
+        for folder in [*([given] if given else []), *numbered_folders(self.parent, self.name)]:
+            with contextlib.suppress(InputError):
+                stored = read_result(folder / RESULT)
+                if _same_training(stored, self.metadata) and _has_weights(folder, stored):
+                    return folder
+        return None
 
     @property
     def folder(self) -> Path:
-        """Where they lie; only after the first run."""
-        assert self.held is not None
-        return self.held
+        """The folder; only after the first run."""
+        assert self._folder is not None
+        return self._folder
 
     @property
     def result(self) -> dict[str, Any]:
-        """What ``result.json`` holds; only after the first run."""
-        return read_result(self.folder / "result.json")
+        """The content of ``result.json``; only after the first run."""
+        return read_result(self.folder / RESULT)
 
     @property
     def seeds(self) -> set[int]:
-        """Those that are there."""
-        there = self.held is not None and (self.held / "result.json").exists()
-        return {run["seed"] for run in self.result["runs"]} if there else set()
+        """The seeds that the folder has."""
+        if self._folder is None or not (self._folder / RESULT).exists():
+            return set()
+        return {int(run["seed"]) for run in self.result["runs"]}
 
     def add(self, run: Run) -> None:
-        """Keep a run; one of this seed that is there already stays instead."""
-        if self.held is None:
-            self.held = new_folder(self.parent, self.name)
-        with _alone_in(self.folder):
-            self._add(run)
+        """Store a run; a run of the same seed that is there already stays instead."""
+        from .classifier import Classifier
 
-    def _add(self, run: Run) -> None:
-        first = not (self.folder / "result.json").exists()
-        held = self.facts | {"runs": []} if first else self.result  # which somebody else may add to, too
-        if run.seed in (one["seed"] for one in held["runs"]):
-            self.added += 1
-            return
-        by = {"by": {name: self.facts[name] for name in MADE_BY}} if self.continues else {}
-        runs = sorted([*held["runs"], _run_dict(run) | by], key=lambda one: one["seed"])
-        weights = Classifier(run.model, run.normalizer, held["data"]["name"].partition(":")[0]).to_bytes()
-        write_bytes(self.folder / f"weights-seed-{run.seed}.safetensors", weights)
-        write_bytes(self.folder / "epochs.csv", epochs_csv(runs).encode())
-        result = json.dumps(held | judged(held, runs) | {"runs": runs}, indent=2)
-        write_bytes(self.folder / "result.json", f"{result}\n".encode())
-        self.added += 1
+        if self._folder is None:
+            self._folder = new_folder(self.parent, self.name)
+        with _locked(self.folder):
+            is_new = not (self.folder / RESULT).exists()
+            stored = self.metadata | {"runs": []} if is_new else self.result  # others may add runs as well
+            if run.seed in (one["seed"] for one in stored["runs"]):
+                return
+            runs = sorted([*stored["runs"], self._run_record(run, stored)], key=lambda one: one["seed"])
+            record = {
+                **stored,
+                "command": self.metadata.get("command", stored.get("command")),
+                **summary_fields(stored, runs),
+                "runs": runs,
+            }
+            weights = Classifier(run.model, run.normalizer, stored["data"]["name"].partition(":")[0])
+            write_bytes(self.folder / weights_file(run.seed), weights.to_bytes())
+            write_bytes(self.folder / "epochs.csv", epochs_csv(runs).encode())
+            write_bytes(self.folder / RESULT, f"{json.dumps(record, indent=2)}\n".encode())
+
+    def _run_record(self, run: Run, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """A run as stored; with ``by`` if it was made on another machine or by other versions."""
+        made_by = {name: self.metadata[name] for name in ("device", "versions")}
+        differs = any(stored[name] != value for name, value in made_by.items())
+        return run_record(run) | ({"by": made_by} if differs else {})
+
+
+def _same_training(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a stored result is of the same network, recipe, data and engine, and not of a search."""
+    same = all(stored[name] == wanted[name] for name in ("key", "recipe"))
+    same_data = stored["data"].get("fingerprint") == wanted["data"]["fingerprint"]
+    same_engine = bool(stored.get("plain")) == bool(wanted.get("plain"))
+    return same and same_data and same_engine and ("trial" in stored) == ("trial" in wanted)
+
+
+def _has_weights(folder: Path, stored: Mapping[str, Any]) -> bool:
+    """Whether the weights of every run are there; published results come without them."""
+    return all((folder / weights_file(run["seed"])).is_file() for run in stored["runs"])
+
+
+def weights_file(seed: int) -> str:
+    """The name of the file with the weights of one seed."""
+    return f"weights-seed-{seed}.safetensors"
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process adds to a folder of results."""
-    place = os.open(folder, os.O_RDONLY)
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process adds a run to the folder."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(place)
+        os.close(handle)
 
 
-def facts_of(
+def metadata_of(
     name: str, architecture: Architecture, recipe: Recipe, data: DataSet, device: str, budget: int
 ) -> dict[str, Any]:
-    """What is known of a training before it begins."""
+    """The fields of ``result.json`` that are known before the training; ``budget`` counts parameters."""
     return {
         "name": name,
         "key": architecture.key,
@@ -124,17 +161,30 @@ def facts_of(
     }
 
 
-def judged(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What some runs come to."""
+def summary_fields(metadata: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields ``test_accuracy`` and ``requirements`` of some runs."""
     summary = summarise([run["test_accuracy"] for run in runs])
-    architecture, epochs = Architecture.make(facts["architecture"]), facts["recipe"]["epochs"]
-    budget = Budget(facts.get("budget", MAX_PARAMS))
-    met = requirements(architecture, epochs, summary.mean, facts["data"]["name"], budget)
+    architecture, epochs = Architecture.make(metadata["architecture"]), metadata["recipe"]["epochs"]
+    budget = Budget(metadata.get("budget", MAX_PARAMS))
+    met = requirements(architecture, epochs, summary.mean, metadata["data"]["name"], budget)
     return {"test_accuracy": asdict(summary), "requirements": [asdict(requirement) for requirement in met]}
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """A ``result.json``; raises `InputError` if the file is not one."""
+    text = read_text(path, "result", MAX_RESULT_BYTES)
+    try:
+        result = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"result: {path} is not JSON ({error})") from None
+    if not isinstance(result, dict) or not set(result) >= _FIELDS or not result["runs"]:
+        missing = ", ".join(sorted(_FIELDS - set(result))) if isinstance(result, dict) else "all fields"
+        raise InputError(f"result: {path} lacks {missing or 'runs'} (use a file that reproduce has written)")
+    return result
+
+
 def epochs_csv(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One line an epoch of every run; a test column is empty where that epoch was not scored."""
+    """One line an epoch of every run; the test columns are empty for epochs that were not scored."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -143,7 +193,8 @@ def epochs_csv(runs: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def _run_dict(run: Run) -> dict[str, Any]:
+def run_record(run: Run) -> dict[str, Any]:
+    """A run as one of ``runs`` in ``result.json``."""
     best = run.best_on_test
     return {
         "seed": run.seed,
@@ -155,22 +206,18 @@ def _run_dict(run: Run) -> dict[str, Any]:
         if best and best.score
         else None,
         "seconds": round(run.seconds, 3),
-        "epochs": _epoch_dicts(run),
-        "confusion": run.judgement.confusion,
-        "mistakes": [mistake._asdict() for mistake in run.judgement.mistakes],
+        "epochs": [
+            {
+                "epoch": epoch.epoch,
+                "train_loss": epoch.train_loss,
+                "test_loss": epoch.score.loss if epoch.score else None,
+                "test_accuracy": epoch.score.accuracy if epoch.score else None,
+                "learning_rate": epoch.learning_rate,
+                "seconds": round(epoch.seconds, 3),
+                "images": epoch.images,
+            }
+            for epoch in run.epochs
+        ],
+        "confusion": run.evaluation.confusion,
+        "mistakes": [mistake._asdict() for mistake in run.evaluation.mistakes],
     }
-
-
-def _epoch_dicts(run: Run) -> list[dict[str, Any]]:
-    return [
-        {
-            "epoch": epoch.epoch,
-            "train_loss": epoch.train_loss,
-            "test_loss": epoch.score.loss if epoch.score else None,
-            "test_accuracy": epoch.score.accuracy if epoch.score else None,
-            "learning_rate": epoch.learning_rate,
-            "seconds": round(epoch.seconds, 3),
-            "images": epoch.images,
-        }
-        for epoch in run.epochs
-    ]

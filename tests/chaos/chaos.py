@@ -1,16 +1,21 @@
-"""Kill a search at random moments, continue it each time, and hold what is left against what was promised.
+"""Kill a search at random moments, continue it each time, and check the promises of the storage.
 
     python tests/chaos/chaos.py --storage sqlite --kills 50 --json chaos.json
 
-A search with tiny networks on 5,000 images is started again and again with the same command and killed
-(SIGKILL) at a random moment, while it starts or while it trains: all of its processes, or its first process
-alone, after which the workers must end by themselves, or one worker, after which the others must go on. Once
-all candidates are trained, it is killed while it trains the winner again and writes the report. At the end it
-may finish. Then the storage alone is asked: is every trial that was ever seen finished still there with its
-value, was no candidate trained to the end twice, is no trial left running, is the total reached, is the
-database intact? And the folder of reports: is everything in it whole? With PostgreSQL the server is stopped
-during a search, too, as by a power cut: the search must end in one line, and go on when the server is back,
-from two folders at once, as on two machines. Exit code 1 where anything is otherwise.
+A search with tiny networks on 5,000 images is started again and again with the same command, and killed
+(SIGKILL) at a random moment while it starts or trains. A kill hits all processes; or the first process alone,
+after which the workers must end by themselves; or one worker, after which the others must go on. Once all
+candidates are trained, the search is killed while it trains the winner and writes the report. In the end it
+may finish.
+
+Then the storage is checked. Every trial that was ever seen finished is still there with its value. No
+candidate was trained to the end twice. No trial is left running. The total is reached, and the database is
+intact. All files in the folder of reports are whole.
+
+With PostgreSQL the server is also stopped during a search, as by a power cut. The search must end in one line
+and, when the server is back, go on from two folders at once, as on two machines.
+
+Exit code 1 where a check fails.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from servers import PostgreSQL, Watcher, postgresql
+from servers import Dashboard, PostgreSQL, postgresql
 
 from nas_mnist.core.errors import InputError
 from nas_mnist.study.storage import open_storage
@@ -68,21 +73,21 @@ STORAGES = ("sqlite", "journal", "postgresql")
 
 @dataclass
 class Chaos:
-    """One search, its storage, and what was seen of it."""
+    """One search, its storage, and the observations so far."""
 
     folder: Path
     url: str
     server: PostgreSQL | None
     trials: int
     workers: int
-    watched: bool  # by somebody with a dashboard
-    watcher: Watcher | None = None
+    with_dashboard: bool  # open all the time
+    dashboard: Dashboard | None = None
     starts: int = 0
     kills: int = 0
-    killed: Counter[str] = field(default_factory=Counter)  # what, each time
+    killed: Counter[str] = field(default_factory=Counter)  # kills by their target
     lost: int = 0  # finished trials that changed or vanished
     repeated: int = 0  # candidates that were trained to the end again
-    seen: dict[int, Any] = field(default_factory=dict)  # what must never change again
+    seen: dict[int, Any] = field(default_factory=dict)  # trials that had ended, which must not change
     wrong: list[str] = field(default_factory=list)
 
     def start(self, place: str = ".", *, retrain: bool = False) -> subprocess.Popen[bytes]:
@@ -108,7 +113,7 @@ class Chaos:
         """What all searches have printed."""
         return self.folder / "log.txt"
 
-    def torment(self, kills: int, longest: float, rng: random.Random) -> None:
+    def kill_at_random(self, kills: int, longest: float, rng: random.Random) -> None:
         """Kill and continue, until it comes to its end or all kills are done."""
         while self.kills < kills:
             began, running = datetime.now(), self.start()
@@ -154,7 +159,7 @@ class Chaos:
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
 
-    def torment_the_end(self, kills: int, rng: random.Random) -> None:
+    def kill_the_end(self, kills: int, rng: random.Random) -> None:
         """Kill it while it trains the winner again and reports; then let it come to its end."""
         for _ in range(kills):
             running = self.start(retrain=True)
@@ -211,28 +216,28 @@ class Chaos:
         """Remember every trial that has ended with a verdict; open the dashboard once there is a study."""
         stored = self.stored()
         self.seen |= {number: was for number, was in _finished(stored).items() if number not in self.seen}
-        if self.watched and stored and self.watcher is None:
-            self.watcher = Watcher(self.url, self.folder)
-            self.watcher.start()
+        if self.with_dashboard and stored and self.dashboard is None:
+            self.dashboard = Dashboard(self.url, self.folder)
+            self.dashboard.start()
 
     def close_the_dashboard(self) -> None:
-        """Nobody looks any more."""
-        if self.watcher is not None and not self.watcher.over.is_set():
-            self.watcher.stop()
-            self.wrong += self.watcher.wrong[:5]
-            if not self.watcher.looks:
+        """Close it, and keep its complaints."""
+        if self.dashboard is not None and not self.dashboard.over.is_set():
+            self.dashboard.stop()
+            self.wrong += self.dashboard.wrong[:5]
+            if not self.dashboard.looks:
                 self.wrong.append("the dashboard showed nothing")
 
     def stored(self) -> list[FrozenTrial]:
-        """What the storage holds; empty before there is a study."""
+        """The trials in the storage; empty before there is a study."""
         try:
             storage = open_storage(self.url, create=False)
             return optuna.load_study(study_name="nas_mnist", storage=storage).get_trials(deepcopy=False)
         except (InputError, KeyError):
             return []
 
-    def judge(self) -> None:
-        """Hold what is stored against what was promised."""
+    def check(self) -> None:
+        """Check all promises on the stored trials."""
         stored = self.stored()
         now, found = _finished(stored), self.wrong
         changed = {number: was for number, was in self.seen.items() if now.get(number) != was}
@@ -260,7 +265,7 @@ class Chaos:
         found += self.damage()
 
     def damage(self) -> list[str]:
-        """What the storage's own check says."""
+        """The complaints of the storage's own check."""
         if self.server is not None:
             complaint = self.server.check()
             return [complaint] if complaint else []
@@ -330,21 +335,21 @@ def storage(name: str, folder: Path) -> Iterator[tuple[str, PostgreSQL | None]]:
 
 
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Everything, on one storage; what happened."""
+    """All kills on one storage; returns the result of all checks."""
     rng, began = random.Random(asked.seed), time.monotonic()
     trials = asked.trials or 5 * asked.kills + 5
     with storage(asked.storage, folder) as (url, server):
         chaos = Chaos(folder, url, server, trials, asked.workers, asked.dashboard)
         try:
-            chaos.torment(asked.kills, asked.longest, rng)
+            chaos.kill_at_random(asked.kills, asked.longest, rng)
             if server is not None:
                 chaos.close_the_dashboard()
                 chaos.take_the_server_away(server, asked.longest / 2)
             chaos.finish(1_800)
-            chaos.torment_the_end(max(1, asked.kills // 5), rng)
+            chaos.kill_the_end(max(1, asked.kills // 5), rng)
         finally:
             chaos.close_the_dashboard()
-        chaos.judge()
+        chaos.check()
         stored = chaos.stored()
     found: dict[str, Any] = {
         "storage": asked.storage,
@@ -359,13 +364,13 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "trials": dict(Counter(trial.state.name.lower() for trial in stored)),
         "seconds": round(time.monotonic() - began),
     }
-    if chaos.watcher is not None:
-        found["dashboard_looks"] = chaos.watcher.looks
+    if chaos.dashboard is not None:
+        found["dashboard_looks"] = chaos.dashboard.looks
     return found | {"complaints": chaos.wrong}
 
 
 def main() -> int:
-    """Parse, torment, print."""
+    """Parse, kill, check, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

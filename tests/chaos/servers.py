@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, and a dashboard that somebody looks at all the time."""
+"""A PostgreSQL server of our own, and a dashboard that is read all the time."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _program(name: str) -> str:
     return program
 
 
-class Watcher(threading.Thread):
-    """Opens a study in optuna-dashboard, again and again, and keeps what went wrong."""
+class Dashboard(threading.Thread):
+    """optuna-dashboard, from which a study is read again and again; keeps the errors."""
 
     def __init__(self, url: str, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -99,7 +99,7 @@ class Watcher(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        """Look twice a second at the list of studies and at the first study's trials."""
+        """Read all studies and their trials twice a second."""
         until = time.monotonic() + READY_WITHIN
         while not self.over.wait(0.5):
             try:

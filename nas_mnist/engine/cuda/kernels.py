@@ -1,6 +1,11 @@
-"""Convolutions as `writer` has them: what `convolve` does in other tiles.
+"""Kernels for CUDA alone: convolutions in other tiles than a CPU's, and the rest of a training step.
 
-Tiles are of equal size: where they do not fit, the last two overlap, and what is in both is computed twice.
+Output tiles have equal sizes. Where they do not fit, the last two overlap, and both compute the same numbers
+there.
+
+Every function returns the address or handle of a kernel. "map" stands for the five arguments of a
+`MapPointer`. "per model" and "per block" pointers are two arguments: a pointer, and the bytes from one to the
+next. Numbers have the kernel's ``dtype``, if not said otherwise.
 """
 
 from __future__ import annotations
@@ -8,289 +13,292 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 from math import e, log, log2
-from typing import Any
 
-from llvmlite import ir
+from ..kernels.affine import EDGE, bilinear
+from ..kernels.compile import DType, compile_kernel
+from ..kernels.map_pointer import MapPointer
+from ..kernels.values import Float, Index, Int, IntVector, Vector
+from ..kernels.writer import Writer
+from .writer import BlockWriter
 
-from ..convolve import Operand
-from ..vectors import Kind, compile_kernel
-from ..warping import EDGE, mixed
-from ..writer import INDEX, Value, Writer
 
-
-def tile(count: int, most: int) -> tuple[int, int]:
-    """How large tiles are, and how many."""
+def equal_tiles(count: int, most: int) -> tuple[int, int]:
+    """The size of tiles of at most ``most``, and their number."""
     tiles = -(-count // most)
     return -(-count // tiles), tiles
 
 
-def _first(w: Writer, number: Value, size: int, count: Value) -> Value:
-    """Where a tile begins."""
-    return w.smaller(w.mul(number, size), w.add(count, -size))
+def _tile_start(w: Writer, number: Int, size: int, count: Int) -> Index:
+    return w.minimum(number * size, count - size)
+
+
+def _row_of_pixels(
+    w: Writer, source: MapPointer, start: Index, kernel: int, stride: int, pixels: int
+) -> list[Vector]:
+    """All pixels of a row that neighbouring outputs read."""
+    return [source.load(start + i * w.lanes) for i in range((pixels - 1) * stride + kernel)]
 
 
 @cache
-def take(kind: Kind) -> int:
-    """Numbers from the addresses (int64) that stand in an array, a vector of them at a time."""
+def gather_pointers(dtype: DType) -> int:
+    """Numbers from anywhere.
 
-    def write(w: Writer) -> None:
-        addresses, target, vectors = (w.argument() for _ in range(3))
-        with w.spread(vectors) as (vector,):
-            at = w.mul(vector, w.lanes)
-            w.store(w.from_anywhere(addresses, at), target, at)
-
-    return compile_kernel(write, kind)
-
-
-@cache
-def dense(kernel: int, stride: int, outputs: int, pixels: int, kind: Kind) -> int:
-    """A convolution of all channels, in tiles of ``outputs`` channels, at most four, of ``pixels``.
-
-    Weights lie as (tile, input, ky, kx, 4).
+    Arguments: pointers (vectors, lanes), int64; target (vectors, lanes); vectors.
     """
 
     def write(w: Writer) -> None:
-        source, target = Operand(w), Operand(w)
-        weights, bias = w.of_copy(), w.of_copy()
-        inputs, channels, height, width, tiles, across = (w.argument() for _ in range(6))
-        with w.spread(across, tiles) as (number, tile):
-            channel, pixel = _first(w, tile, outputs, channels), _first(w, number, pixels, width)
-            starts = [w.one(bias, w.add(channel, output)) for output in range(outputs)]
-            first = w.mul(tile, inputs)
+        pointers, target, vectors = (w.argument() for _ in range(3))
+        with w.parallel_for(vectors) as (vector,):
+            at = vector * w.lanes
+            w.store(w.gather_pointers(pointers, at), target, at)
+
+    return compile_kernel(write, dtype)
+
+
+@cache
+def dense(kernel: int, stride: int, outputs: int, pixels: int, dtype: DType) -> int:
+    """A convolution of all channels, in tiles of ``outputs`` channels (at most four) and ``pixels``.
+
+    Arguments: map with its padding; map of the output; per model weights (tile, input, ky, kx, 4); per model
+    bias (outputs,); inputs; outputs; height and width of the output; tiles of channels; tiles of a row.
+    """
+
+    def write(w: Writer) -> None:
+        source, target = MapPointer(w), MapPointer(w)
+        weights, bias = w.per_model_ptr(), w.per_model_ptr()
+        inputs, channels, height, width, channel_tiles, pixel_tiles = (w.argument() for _ in range(6))
+        with w.parallel_for(pixel_tiles, channel_tiles) as (pixel_tile, tile):
+            channel = _tile_start(w, tile, outputs, channels)
+            pixel = _tile_start(w, pixel_tile, pixels, width)
+            start = [w.load_splat(bias, channel + output) for output in range(outputs)]
             with w.rows(height) as row:
-                sums = [[w.variable(start) for _ in range(pixels)] for start in starts]
-                for one, beside in w.tiles(inputs, (4, 1) if kernel == 1 else (1,)):
-                    for extra, ky in product(range(beside), range(kernel)):
-                        given = w.add(one, extra)
-                        line = source.at(given, w.add(w.mul(row, stride), ky), w.mul(pixel, stride))
-                        reads = [
-                            source.load(w.add(line, place * w.lanes))
-                            for place in range((pixels - 1) * stride + kernel)
-                        ]
-                        at = w.mul(w.add(first, given), 4 * kernel**2)
+                sums = [[w.variable(value) for _ in range(pixels)] for value in start]
+                for first_input, unroll in w.unrolled_loops(inputs, (4, 1) if kernel == 1 else (1,)):
+                    for extra, ky in product(range(unroll), range(kernel)):
+                        input_ = first_input + extra
+                        line = source.at(input_, row * stride + ky, pixel * stride)
+                        read = _row_of_pixels(w, source, line, kernel, stride, pixels)
+                        at = (tile * inputs + input_) * (4 * kernel**2)
                         for kx in range(kernel):
-                            factors = w.four(weights, w.add(at, 4 * (ky * kernel + kx)))
-                            for output, place in product(range(outputs), range(pixels)):
-                                product_ = w.times(reads[place * stride + kx], factors[output])
-                                w.increase(sums[output][place], product_)
-                for output, place in product(range(outputs), range(pixels)):
-                    to = target.at(w.add(channel, output), row, w.add(pixel, place))
-                    target.store(w.get(sums[output][place]), to)
+                            factors = w.load_four(weights, at + 4 * (ky * kernel + kx))
+                            for output, i in product(range(outputs), range(pixels)):
+                                sums[output][i].add(read[i * stride + kx] * factors[output])
+                for output, i in product(range(outputs), range(pixels)):
+                    target.store(sums[output][i].get(), target.at(channel + output, row, pixel + i))
 
-    return compile_kernel(write, kind)
+    return compile_kernel(write, dtype)
 
 
 @cache
-def depthwise(kernel: int, stride: int, turned: bool, kind: Kind) -> int:
-    """A convolution of every channel by itself.
+def depthwise(kernel: int, stride: int, flipped: bool, dtype: DType) -> int:
+    """A convolution of every channel by itself; with ``flipped`` weights for the backward pass.
 
-    ``turned``: with weights turned by half a turn, as the way back reads them.
+    Arguments: map with its padding; map of the output; per model weights (C, ky, kx); per model bias (C,); C;
+    height and width of the output.
     """
 
     def write(w: Writer) -> None:
-        source, target = Operand(w), Operand(w)
-        weights, bias = w.of_copy(), w.of_copy()
+        source, target = MapPointer(w), MapPointer(w)
+        weights, bias = w.per_model_ptr(), w.per_model_ptr()
         channels, height, width = (w.argument() for _ in range(3))
-        with w.spread(channels) as (channel,):
-            of = w.mul(channel, kernel**2)
-            in_order = [w.one(weights, w.add(of, place)) for place in range(kernel**2)]
-            factors = dict(
-                zip(product(range(kernel), repeat=2), in_order[:: -1 if turned else 1], strict=True)
-            )
-            start = w.one(bias, channel)
+        with w.parallel_for(channels) as (channel,):
+            factors = [w.load_splat(weights, channel * kernel**2 + place) for place in range(kernel**2)]
+            if flipped:
+                factors.reverse()
+            start = w.load_splat(bias, channel)
             with w.rows(height) as row:
-                for pixel, pixels in w.tiles(width, w.beside):
+                for pixel, pixels in w.unrolled_loops(width, w.unroll):
                     sums = [w.variable(start) for _ in range(pixels)]
                     for ky in range(kernel):
-                        line = source.at(channel, w.add(w.mul(row, stride), ky), w.mul(pixel, stride))
-                        reads = [
-                            source.load(w.add(line, place * w.lanes))
-                            for place in range((pixels - 1) * stride + kernel)
-                        ]
-                        for kx, place in product(range(kernel), range(pixels)):
-                            read = reads[place * stride + kx]
-                            w.increase(sums[place], w.times(read, factors[ky, kx]))
-                    for place in range(pixels):
-                        target.store(w.get(sums[place]), target.at(channel, row, w.add(pixel, place)))
+                        line = source.at(channel, row * stride + ky, pixel * stride)
+                        read = _row_of_pixels(w, source, line, kernel, stride, pixels)
+                        for kx, i in product(range(kernel), range(pixels)):
+                            sums[i].add(read[i * stride + kx] * factors[ky * kernel + kx])
+                    for i in range(pixels):
+                        target.store(sums[i].get(), target.at(channel, row, pixel + i))
 
-    return compile_kernel(write, kind)
+    return compile_kernel(write, dtype)
 
 
 @cache
-def dense_gradient(kernel: int, stride: int, outputs: int, beside: int, kind: Kind) -> int:
-    """A part's share in the gradient of a dense convolution's weights, (outputs, inputs, ky, kx).
+def dense_weight_gradient(kernel: int, stride: int, outputs: int, unroll: int, dtype: DType) -> int:
+    """A block's sums for the gradient of a dense convolution's weights.
 
-    In tiles of ``outputs`` times ``beside`` input channels.
+    A warp sums for ``outputs`` by ``unroll`` inputs.
+
+    Arguments: map of the input with its padding; map of the output's gradient; per block weights' gradient
+    (outputs, inputs, ky, kx); inputs; outputs; height and width of the output; tiles of outputs; tiles of
+    inputs.
     """
 
     def write(w: Writer) -> None:
-        source, gradient = Operand(w), Operand(w)
-        into = w.of_part()
-        inputs, channels, height, width, tiles, across = (w.argument() for _ in range(6))
-        places = list(product(range(outputs), range(beside), range(kernel), range(kernel)))
-        with w.spread(tiles, across) as (tile, other):
-            channel, one = _first(w, tile, outputs, channels), _first(w, other, beside, inputs)
-            sums = {place: w.variable(w.zero) for place in places}
+        source, gradient, target = MapPointer(w), MapPointer(w), w.per_block_ptr()
+        inputs, channels, height, width, output_tiles, input_tiles = (w.argument() for _ in range(6))
+        weights = list(product(range(outputs), range(unroll), range(kernel), range(kernel)))
+        with w.parallel_for(output_tiles, input_tiles) as (tile, input_tile):
+            channel = _tile_start(w, tile, outputs, channels)
+            input_ = _tile_start(w, input_tile, unroll, inputs)
+            sums = {weight: w.variable() for weight in weights}
             with w.rows(height) as row:
-                for pixel, pixels in w.tiles(width, w.beside):
+                for pixel, pixels in w.unrolled_loops(width, w.unroll):
                     d = [
-                        [
-                            gradient.load(gradient.at(w.add(channel, output), row, w.add(pixel, place)))
-                            for place in range(pixels)
-                        ]
+                        [gradient.load(gradient.at(channel + output, row, pixel + i)) for i in range(pixels)]
                         for output in range(outputs)
                     ]
-                    for extra, ky in product(range(beside), range(kernel)):
-                        at = w.add(w.mul(row, stride), ky)
-                        line = source.at(w.add(one, extra), at, w.mul(pixel, stride))
-                        reads = [
-                            source.load(w.add(line, place * w.lanes))
-                            for place in range((pixels - 1) * stride + kernel)
-                        ]
-                        for output, kx, place in product(range(outputs), range(kernel), range(pixels)):
-                            read = reads[place * stride + kx]
-                            w.increase(sums[output, extra, ky, kx], w.times(read, d[output][place]))
-            for (output, extra, ky, kx), variable in sums.items():
-                filter_ = w.add(w.mul(w.add(channel, output), inputs), one, extra)
-                w.add_up(w.get(variable), into, w.add(w.mul(filter_, kernel**2), ky * kernel + kx))
+                    for extra, ky in product(range(unroll), range(kernel)):
+                        line = source.at(input_ + extra, row * stride + ky, pixel * stride)
+                        read = _row_of_pixels(w, source, line, kernel, stride, pixels)
+                        for output, kx, i in product(range(outputs), range(kernel), range(pixels)):
+                            sums[output, extra, ky, kx].add(read[i * stride + kx] * d[output][i])
+            for (output, extra, ky, kx), total in sums.items():
+                filter_ = (channel + output) * inputs + (input_ + extra)
+                w.reduce_into(total.get(), target, filter_ * kernel**2 + (ky * kernel + kx))
 
-    return compile_kernel(write, kind)
+    return compile_kernel(write, dtype)
 
 
 @cache
-def collect(adds: bool, kind: Kind) -> int:
-    """The sums of all parts, for several gradients at once; ``adds``: to what is there.
+def reduce_blocks(adds: bool, dtype: DType) -> int:
+    """Writes the sums over all blocks to several gradients, a chunk each, or ``adds`` them.
 
-    ``table`` (int64) has a row for each: the parts' sums (copies, parts, count), where they go, how far
-    copies are apart there in bytes, the count, and the parts.
+    Arguments: a table (chunks, 5), int64. Its rows: pointer to the blocks' sums (models, blocks, N); pointer
+    to the gradient (N,); bytes from model to model there; N; blocks of a model.
     """
 
-    def write(w: Any) -> None:
+    def write(w: BlockWriter) -> None:
         table = w.argument()
-        row = w.mul(w.chunk, 5)
-        source, target, apart, count, parts = (w.read_whole(table, w.add(row, at)) for at in range(5))
-        target, first = w.add(target, w.mul(w.copy, apart)), w.mul(w.copy, w.mul(parts, count))
-        with w.spread(count) as (place,):
-            total = w.total(parts, lambda part: w.load(source, w.add(first, w.mul(part, count), place)))
-            w.store(w.plus(total, w.load(target, place)) if adds else total, target, place)
+        sums, target, stride, count, blocks = (w.load_index(table, w.chunk * 5 + at) for at in range(5))
+        target, first = target + w.model * stride, w.model * (blocks * count)
+        with w.parallel_for(count) as (place,):
+            total = w.sum_over(blocks, lambda block: w.load(sums, first + block * count + place))
+            w.store(total + w.load(target, place) if adds else total, target, place)
 
-    return compile_kernel(write, kind, lanes=1)
+    return compile_kernel(write, dtype, lanes=1)
 
 
 @cache
-def pictures(kind: Kind) -> int:
-    """The images of a step, mapped and normalised: what `warp.Warp` makes, a lane each.
+def augmented_images(dtype: DType) -> int:
+    """The images of a step, mapped and normalised: those of `PaddedImages`, an image a lane.
 
-    Of every network ``count`` images; a group that is not full has its last one again.
+    A batch tile that is not full repeats its last image.
+
+    Arguments: map of the result; images (N, C, H + 4, W + 4) with zeros around, uint8; positions (B,), int64;
+    lines (B, 3, 2), as `PaddedImages.prepare_maps` gives them; the two numbers factor and constant of a
+    normalisation; C; H; W; count of a model's images. B is models * count.
     """
 
-    def write(w: Any) -> None:
-        target = Operand(w)
-        images, picked, lines, normal = (w.argument() for _ in range(4))
+    def write(w: BlockWriter) -> None:
+        target = MapPointer(w)
+        images, positions, lines, normal = (w.argument() for _ in range(4))
         channels, height, width, count = (w.argument() for _ in range(4))
-        wide, tall = w.add(width, sum(EDGE)), w.add(height, sum(EDGE))
-        number = _images(w, count)
-        position = w.gathered(INDEX, picked, number)
-        own = w.times_and_plus(position, w.mul(channels, w.mul(wide, tall)), None, 0)
-        numbers = [
-            w.gathered(w.number, lines, w.times_and_plus(number, 6, None, place)) for place in range(6)
-        ]
+        full_width, full_height = width + sum(EDGE), height + sum(EDGE)
+        number = _image_numbers(w, count)
+        start = w.gather_indices(positions, number) * (channels * (full_width * full_height))
+        numbers = [w.gather(lines, number * 6 + place) for place in range(6)]
         first, right, down = numbers[:2], numbers[2:4], numbers[4:]
-        factor, constant = w.one(normal), w.one(normal, 1)
-        limits = [w.number_of(width), w.number_of(height)]
-        with w.spread(channels) as (channel,), w.rows(height) as y:
-            line = [w.plus(one, w.times(w.number_of(y), by)) for one, by in zip(first, down, strict=True)]
-            corner = w.add(w.mul(w.mul(channel, wide), tall), w.mul(wide, EDGE[0]), EDGE[0])
-            start = w.times_and_plus(own, 1, None, corner)
+        factor, constant = w.load_splat(normal), w.load_splat(normal, 1)
+        limits = [w.to_float(width), w.to_float(height)]
+        with w.parallel_for(channels) as (channel,), w.rows(height) as y:
+            line = [one + w.to_float(y) * by for one, by in zip(first, down, strict=True)]
+            corner = start + (channel * full_width * full_height + full_width * EDGE[0] + EDGE[0])
 
-            def made(x: Value) -> ir.Value:
-                places = [
-                    w.plus(one, w.times(w.number_of(x), by)) for one, by in zip(line, right, strict=True)
-                ]
-                return w.plus(w.times(mixed(w, images, places, limits, wide, start), factor), constant)
+            def value(x: Int) -> Vector:
+                places = [one + w.to_float(x) * by for one, by in zip(line, right, strict=True)]
+                return bilinear(w, images, places, limits, full_width, corner) * factor + constant
 
-            for begin, pixels in w.tiles(width, w.beside):
-                xs = [w.add(begin, place) for place in range(pixels)]
-                for x, value in [(x, made(x)) for x in xs]:
-                    target.store(value, target.at(channel, y, x))
+            for first_pixel, pixels in w.unrolled_loops(width, w.unroll):
+                xs = [first_pixel + i for i in range(pixels)]
+                for x, pixel in [(x, value(x)) for x in xs]:
+                    target.store(pixel, target.at(channel, y, x))
 
-    return compile_kernel(write, kind)
+    return compile_kernel(write, dtype)
 
 
-def _images(w: Any, count: Value) -> ir.Value:
-    """The numbers of a group's images among all, of which every network has ``count``."""
-    number = w.least(w.count_from(w.mul(w.group_of_copy, w.lanes)), w.add(count, -1))
-    return w.times_and_plus(number, 1, None, w.mul(w.copy, count))
+def _image_numbers(w: BlockWriter, count: Int) -> IntVector:
+    """The numbers of a batch tile's images among those of all models, of which each has ``count``."""
+    return w.minimum(w.iota(w.model_tile * w.lanes), count - 1) + w.model * count
 
 
 @cache
-def cross_entropy(kind: Kind) -> int:
-    """The loss of scores (classes, 1, 1), a part's share in the mean of its network's, and its gradient.
+def cross_entropy(dtype: DType) -> int:
+    """The mean loss of class scores, and the scores' gradient.
 
-    ``numbers``: what every class is asked for, what the label is besides, and an image's share in the mean.
+    Arguments: map of the scores (classes, 1, 1); map of their gradient; labels (models * count,), int64;
+    classes; count of a model's images; three numbers: the target of every class, what the label's target has
+    on top, and an image's share in the mean; image mask (tiles, lanes); per block the loss.
     """
 
-    def write(w: Any) -> None:
-        source, target = Operand(w), Operand(w)
-        labels, classes, count, numbers, there, losses = (*(w.argument() for _ in range(5)), w.of_part())
-        label = w.number_of(w.gathered(INDEX, labels, _images(w, count)))
-        every, more, share = (w.one(numbers, place) for place in range(3))
-        share = w.times(share, w.load(there, w.mul(w.group, w.lanes)))
-        with w.spread(1):
-            most = w.variable(source.load(source.at(0, 0)))
-            with w.loop(classes) as one:
-                w.put(most, w.largest(w.get(most), source.load(source.at(one, 0))))
-            total, wanted = w.variable(w.zero), w.variable(w.zero)
+    def write(w: BlockWriter) -> None:
+        source, target = MapPointer(w), MapPointer(w)
+        labels, classes, count, numbers, mask = (w.argument() for _ in range(5))
+        losses = w.per_block_ptr()
+        label = w.to_float(w.gather_indices(labels, _image_numbers(w, count)))
+        every_class, label_extra, share = (w.load_splat(numbers, place) for place in range(3))
+        share = share * w.load(mask, w.batch_tile * w.lanes)
+        with w.parallel_for(1):
+            largest = w.variable(source.load(source.at(0, 0)))
+            with w.loop(classes) as number:
+                largest.set(w.maximum(largest.get(), source.load(source.at(number, 0))))
+            total, expected = w.variable(), w.variable()
 
-            def parts(one: Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-                score = w.minus(source.load(source.at(one, 0)), w.get(most))
-                of_label = w.choose(label, "==", w.number_of(one), more, w.zero)
-                return score, w.power_of_two(w.times(score, w.constant(log2(e)))), w.plus(every, of_label)
+            def terms(number: Index) -> tuple[Vector, Vector, Vector]:
+                """A class's score less the largest, its exponential, and its target."""
+                score = source.load(source.at(number, 0)) - largest.get()
+                extra: Float = w.select(label.equals(w.to_float(number)), label_extra, 0.0)
+                return score, w.exp2(score * log2(e)), every_class + extra
 
-            with w.loop(classes) as one:
-                score, power, asked = parts(one)
-                w.increase(total, power)
-                w.increase(wanted, w.times(score, asked))
-            logarithm = w.times(w.binary_logarithm(w.get(total)), w.constant(log(2)))
-            w.add_up(w.times(w.minus(logarithm, w.get(wanted)), share), losses)
-            inverse = w.over(w.constant(1.0), w.get(total))
-            with w.loop(classes) as one:
-                _, power, asked = parts(one)
-                change = w.minus(w.times(power, inverse), asked)
-                target.store(w.times(change, share), target.at(one, 0))
+            with w.loop(classes) as number:
+                score, exponential, wanted = terms(number)
+                total.add(exponential)
+                expected.add(score * wanted)
+            loss = w.log2(total.get()) * log(2) - expected.get()
+            w.reduce_into(loss * share, losses)
+            inverse = 1.0 / total.get()
+            with w.loop(classes) as number:
+                _, exponential, wanted = terms(number)
+                target.store((exponential * inverse - wanted) * share, target.at(number, 0))
 
-    return compile_kernel(write, kind)
-
-
-@cache
-def descend(nesterov: bool, kind: Kind) -> int:
-    """What `optimizers.SGD` does, a vector of numbers at a time; ``rates`` are those of all steps."""
-
-    def write(w: Writer) -> None:
-        trained, gradient, average, decay, momentum, rates, done, vectors = (w.argument() for _ in range(8))
-        keep, rate = w.one(momentum), w.one(rates, w.read_whole(done, 0))
-        with w.spread(vectors) as (vector,):
-            at = w.mul(vector, w.lanes)
-            weights = w.load(trained, at)
-            change = w.plus(w.load(gradient, at), w.times(weights, w.load(decay, at)))
-            mean = w.plus(w.times(w.load(average, at), keep), change)
-            w.store(mean, average, at)
-            ahead = w.plus(change, w.times(mean, keep)) if nesterov else mean
-            w.store(w.minus(weights, w.times(ahead, rate)), trained, at)
-
-    return compile_kernel(write, kind)
+    return compile_kernel(write, dtype)
 
 
 @cache
-def follow(kind: Kind) -> int:
-    """Moves averaged numbers towards the newest ones; ``shares`` are those of all steps."""
+def sgd_step(nesterov: bool, dtype: DType) -> int:
+    """A step of `engine.sgd.SGD`.
+
+    Arguments: weights; gradient; momentum buffer; weight decay (vectors, lanes) each; pointer to the
+    momentum; learning rates of all steps; pointer to the step's index, int64; vectors.
+    """
 
     def write(w: Writer) -> None:
-        averaged, newest, shares, done, vectors = (w.argument() for _ in range(5))
-        share = w.one(shares, w.read_whole(done, 0))
-        with w.spread(vectors) as (vector,):
-            at = w.mul(vector, w.lanes)
-            before = w.load(averaged, at)
-            w.store(w.plus(before, w.times(w.minus(w.load(newest, at), before), share)), averaged, at)
+        weights, gradient, buffer, decay, momentum, lr_table, step_index, vectors = (
+            w.argument() for _ in range(8)
+        )
+        factor, lr = w.load_splat(momentum), w.load_splat(lr_table, w.load_index(step_index))
+        with w.parallel_for(vectors) as (vector,):
+            at = vector * w.lanes
+            weight = w.load(weights, at)
+            d = w.load(gradient, at) + weight * w.load(decay, at)
+            mean = w.load(buffer, at) * factor + d
+            w.store(mean, buffer, at)
+            w.store(weight - (d + mean * factor if nesterov else mean) * lr, weights, at)
 
-    return compile_kernel(write, kind)
+    return compile_kernel(write, dtype)
+
+
+@cache
+def ema_update(dtype: DType) -> int:
+    """Moves an exponential moving average towards the newest numbers.
+
+    Arguments: average; newest numbers (vectors, lanes) each; alphas of all steps; pointer to the step's
+    index, int64; vectors.
+    """
+
+    def write(w: Writer) -> None:
+        averages, newest, alphas, step_index, vectors = (w.argument() for _ in range(5))
+        alpha = w.load_splat(alphas, w.load_index(step_index))
+        with w.parallel_for(vectors) as (vector,):
+            at = vector * w.lanes
+            average = w.load(averages, at)
+            w.store(average + (w.load(newest, at) - average) * alpha, averages, at)
+
+    return compile_kernel(write, dtype)

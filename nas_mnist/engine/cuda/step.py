@@ -1,84 +1,132 @@
-"""A training step on CUDA as launches of kernels of our own: what `step.Step` does there.
+"""A training step on CUDA as launches of our own kernels.
 
-torch's operations for small numbers take longer to launch than to run, and there would be about 60 of them.
+Torch's operations on small tensors take longer to launch than to run, and there would be about 60 of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ...data.dataset import Images
+from ...data.normalize import Normalizer
 from ...recipes.recipe import Recipe
-from ...training.optim import Numbers
-from ..warp import Warp
+from ..batches import Batches, TorchImages
+from ..flat_parameters import FlatParameters
+from ..padded_images import PaddedImages, fits_32_bits
+from ..sgd import StepTables
 from . import kernels
-from .launch import Launch, run
-from .network import GpuNetwork
+from .backbone import Backbone
+from .launch import CudaDType, Launch, run
 from .writer import WARP
 
 
-class Learner:
-    """Makes a step's images, runs the network forward, finds the loss, and runs it back."""
-
-    def __init__(self, network: GpuNetwork, warp: Warp, count: int, smoothing: float) -> None:
-        """``count``: images a step for every network side by side."""
-        self.body = body = network.body(count, learns=True)
-        copies, kind, device = body.copies, body.kind, body.kind.device
-        channels, height, width = body.plan.image.shape
-        classes = body.scores.shape[0]
-        self.picked = torch.zeros((1, copies * count), dtype=torch.long, device=device)  # positions of images
-        self.lines = warp.unchanged(copies * count)[None]  # how they are mapped, as `Warp.lines` says
-        self.labels = torch.zeros(copies * count, dtype=torch.long, device=device)
-        self.losses = kind.zeros((body.groups, 1))
-        normal = torch.tensor(warp.normal, device=device)
-        asked = [smoothing / classes, 1 - smoothing, 1 / count]
-        numbers = kind.zeros((3,))
-        numbers.copy_(torch.tensor(asked))
-        self.memory = warp, normal, numbers
-        target = body.outcomes[body.plan.image].maps
-        data = [one.data_ptr() for one in (warp.images, self.picked, self.lines, normal)]
-        arguments = [*target.arguments, *data, channels, height, width, count]
-        self.pictures = [
-            Launch(kind, kernels.pictures(kind), arguments, channels, body.groups, body.rows(height), copies)
-        ]
-        losses = [self.losses.data_ptr(), self.losses.element_size()]
-        data = [self.labels.data_ptr(), classes, count, numbers.data_ptr(), body.there.data_ptr()]
-        arguments = [*body.scores.arguments, *body.out_gradient.arguments, *data, *losses]
-        self.loss = [Launch(kind, kernels.cross_entropy(kind), arguments, 1, body.groups, 1, copies)]
-
-    def __call__(self) -> Tensor:
-        """The mean losses (copies,) of the images that are ``picked``; gradients are where they belong."""
-        run(self.pictures)
-        self.body.run_forward()
-        run(self.loss)
-        self.body.run_backward()
-        return self.losses.view(self.body.copies, -1).sum(1)
-
-
-class Descent:
-    """`optimizers.SGD`, and the average of weights; the learning rates are those of all steps."""
+class FusedTrainStep:
+    """Forward and backward passes of one training; a `backend.Trainer`."""
 
     def __init__(
-        self, network: GpuNetwork, numbers: Numbers, recipe: Recipe, rates: Tensor, done: Tensor
+        self,
+        backbone: Backbone,
+        parameters: FlatParameters,
+        data: Images,
+        normalize: Normalizer,
+        recipe: Recipe,
     ) -> None:
-        kind = network.kind
-        self.average = torch.zeros_like(numbers.gradient)  # of gradients
-        decay, momentum = torch.zeros_like(numbers.gradient), kind.zeros((1,)).fill_(recipe.momentum)
-        decay[: len(numbers.weights)] = recipe.weight_decay
-        parts = (numbers.trained, numbers.gradient, self.average, decay, momentum, rates, done)
-        self.kind, self.done = kind, done
-        self.memory: tuple[Tensor, ...] = parts
-        arguments = [*(one.data_ptr() for one in parts), len(numbers.gradient) // WARP]
-        kernel = kernels.descend(recipe.nesterov, kind)
-        self.launches = [Launch(kind, kernel, arguments, arguments[-1], 1)]
+        """``backbone``: for training, on as many images as a batch has."""
+        self.backbone, self.parameters, self.data = backbone, parameters, data
+        workspace = backbone.workspace
+        images = workspace.models * workspace.count
+        self.picked = torch.zeros((1, images), dtype=torch.long, device=data.images.device)
+        self.labels = torch.zeros(images, dtype=torch.long, device=data.images.device)
+        self.loader: PaddedImages | TorchImages = TorchImages(data.images, normalize)
+        self._image_launches: list[Launch] = []
+        if fits_32_bits(data.images):
+            self._load_by_kernel(PaddedImages(data.images, normalize))
+        self.map_shape = self.loader.map_shape
+        self._loss_launches = self._cross_entropy(recipe.label_smoothing)
 
-    def follow(self, averaged: Tensor, newest: Tensor, shares: Tensor) -> None:
-        """After every step, move averaged numbers towards the newest ones by their share in that step."""
-        self.memory = *self.memory, averaged, newest, shares
-        parts = (averaged, newest, shares, self.done)
-        arguments = [*(one.data_ptr() for one in parts), len(newest) // WARP]
-        self.launches.append(Launch(self.kind, kernels.follow(self.kind), arguments, arguments[-1], 1))
+    def _load_by_kernel(self, loader: PaddedImages) -> None:
+        backbone, workspace, self.loader = self.backbone, self.backbone.workspace, loader
+        channels, height, width = backbone.plan.image.shape
+        self.maps = torch.zeros((1, self.picked.numel(), 3, 2), device=self.picked.device)
+        self.maps[..., 1, 0] = self.maps[..., 2, 1] = 1  # images as they are, until there are other maps
+        target = backbone.maps[backbone.plan.image].maps
+        data = [one.data_ptr() for one in (loader.images, self.picked, self.maps, loader.normal)]
+        arguments = [*target.arguments, *data, channels, height, width, workspace.count]
+        kernel = kernels.augmented_images(workspace.dtype)
+        workspace.launch(kernel, arguments, channels, workspace.row_chunks(height))
+        self._image_launches = workspace.take_launches()
+
+    def _cross_entropy(self, smoothing: float) -> list[Launch]:
+        backbone, workspace = self.backbone, self.backbone.workspace
+        classes, count = backbone.scores.shape[0], workspace.count
+        self.block_losses = workspace.zeros((workspace.tiles, 1))
+        constants = workspace.keep(workspace.zeros((3,)))
+        constants.copy_(torch.tensor([smoothing / classes, 1 - smoothing, 1 / count]))
+        tensors = [self.labels.data_ptr(), classes, count, constants.data_ptr(), workspace.mask.data_ptr()]
+        losses = [self.block_losses.data_ptr(), self.block_losses.element_size()]
+        maps = [*backbone.scores.arguments, *backbone.score_gradient.arguments]
+        workspace.launch(kernels.cross_entropy(workspace.dtype), [*maps, *tensors, *losses], 1)
+        return workspace.take_launches()
+
+    def prepare_maps(self, maps: Tensor) -> Tensor:
+        """Affine maps (N, 2, 3) in the form that `Batches` hold."""
+        return self.loader.prepare_maps(maps)
+
+    def losses(self, batches: Batches, step: Tensor) -> Tensor:
+        """Mean losses (models,) of a step's batch; leaves the gradient in ``parameters``."""
+        torch.index_select(batches.order, 0, step, out=self.picked)
+        torch.index_select(self.data.labels, 0, self.picked[0], out=self.labels)
+        if isinstance(self.loader, TorchImages):
+            maps = batches.maps if batches.maps is None else batches.maps.index_select(0, step)[0]
+            backbone = self.backbone
+            images = self.loader(self.picked[0], maps)
+            backbone.workspace.put(images, backbone.maps[backbone.plan.image].maps.values)
+        elif batches.maps is not None:
+            torch.index_select(batches.maps, 0, step, out=self.maps)
+        run(self._image_launches)
+        self.backbone.run_forward()
+        run(self._loss_launches)
+        self.backbone.run_backward()
+        return self.block_losses.view(self.backbone.workspace.models, -1).sum(1)
+
+    def sgd(self, recipe: Recipe, tables: StepTables, ema: Tensor | None) -> FusedSGD:
+        """The optimiser for the recipe's SGD, with the EMA ``ema`` of the parameters."""
+        return FusedSGD(self.backbone.workspace.dtype, self.parameters, recipe, tables, ema)
+
+
+class FusedSGD:
+    """`engine.sgd.SGD`: two launches for all parameters."""
+
+    def __init__(
+        self,
+        dtype: CudaDType,
+        parameters: FlatParameters,
+        recipe: Recipe,
+        tables: StepTables,
+        ema: Tensor | None = None,
+    ) -> None:
+        """``ema``: the flat parameters of the averaged network, updated after every step."""
+        self.momentum_buffer = torch.zeros_like(parameters.gradient)
+        decay = torch.zeros_like(parameters.gradient)
+        decay[: len(parameters.weights)] = recipe.weight_decay
+        momentum = dtype.zeros((1,)).fill_(recipe.momentum)
+        tensors = parameters.trained, parameters.gradient, self.momentum_buffer, decay, momentum
+        kernel = kernels.sgd_step(recipe.nesterov, dtype)
+        self._launches = [_flat_launch(dtype, kernel, (*tensors, tables.lr_table, tables.step_index))]
+        if ema is not None:
+            averaged = ema, parameters.all, tables.ema_alphas, tables.step_index
+            self._launches.append(_flat_launch(dtype, kernels.ema_update(dtype), averaged))
+        self._memory = parameters, tables, ema, decay, momentum
 
     def step(self) -> None:
         """Take one step."""
-        run(self.launches)
+        run(self._launches)
+
+
+def _flat_launch(dtype: CudaDType, kernel: int, tensors: Sequence[Tensor]) -> Launch:
+    """A launch for all numbers of flat tensors; as many as the first one has."""
+    vectors = len(tensors[0]) // WARP
+    return Launch(dtype, kernel, [*(one.data_ptr() for one in tensors), vectors], vectors, 1)

@@ -1,9 +1,10 @@
-"""Kernels for CUDA: a warp's 32 threads are a vector's lanes, 32 images side by side.
+"""Writes kernels for CUDA: the 32 threads of a warp are the lanes of a vector.
 
-So what is written for a processor's vectors (`writer.Writer`) is a kernel for CUDA, too. What differs is who
-does the work: there a few threads, one group of images after the other; here thousands of warps at once, of
-which each does one turn of the outermost loops (`spread`), for one group, and for some rows of its maps.
-LLVM makes PTX of a kernel, and the driver the machine's code: nobody needs a compiler, nor cuDNN.
+So a kernel that is written for a CPU's vectors (`kernels.writer`) is a kernel for CUDA, too. The work is
+divided in another way. A CPU has a few threads, each with one batch tile after the other. Here thousands of
+warps run at once. Each runs one iteration of the outermost loops (`parallel_for`), for one batch tile and
+some rows of its maps. LLVM makes PTX of a kernel, and the driver makes machine code of PTX: neither CUDA's
+compiler nor cuDNN is needed.
 """
 
 from __future__ import annotations
@@ -15,68 +16,72 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 
-from ..vectors import ROW, optimised
-from ..writer import FLOATS, INDEX, LANE, Value, Writer
+from ..kernels.compile import ROW, kernel_name, optimised
+from ..kernels.values import INDEX, LANE, Index, Int, IntVector, Vector, as_ir
+from ..kernels.writer import Writer
 
 WARP = 32  # threads
-TOGETHER = 4  # warps a block
-_GLOBAL = 1  # memory that all threads share, in LLVM's terms
-_NEWEST = (9, 0)  # PTX for it runs on what is newer
-_EVERYONE = ir.Constant(LANE, -1)
+WARPS_PER_BLOCK = 4
+_GLOBAL = 1  # LLVM's number of the memory that all threads share
+_NEWEST = (9, 0)  # a newer device runs the PTX for this compute capability
+_ALL_THREADS = ir.Constant(LANE, -1)
 
 
-class WideWriter(Writer):
-    """Writes kernels that run as parts: a group of images, and some rows of its maps.
+class BlockWriter(Writer):
+    """Writes kernels that run as blocks: one batch tile and a chunk of its maps' rows, of one model.
 
-    A part's number counts the rows first, then a network's groups, then networks side by side.
+    The first two arguments are the number of chunks, and of a model's batch tiles. A block's number counts
+    the chunks first, then a model's batch tiles, then the models.
     """
 
-    beside = (4, 2, 1)
+    unroll = (4, 2, 1)
 
-    def __init__(self, module: ir.Module, name: str, kind: np.dtype[Any], lanes: int) -> None:
-        super().__init__(module, name, kind, lanes)
-        self.part = self.group
-        self.chunks, a_copy = self.argument(), self.argument()
-        self.group, self.chunk = self.divided(self.part, self.chunks)
-        self.copy, self.group_of_copy = self.divided(self.group, a_copy)
+    def __init__(self, module: ir.Module, name: str, dtype: np.dtype[Any], lanes: int) -> None:
+        super().__init__(module, name, dtype, lanes)
+        self.block = self.batch_tile
+        self.chunks, tiles_per_model = self.argument(), self.argument()
+        self.batch_tile, self.chunk = self.divmod(self.block, self.chunks)
+        self.model, self.model_tile = self.divmod(self.batch_tile, tiles_per_model)
 
-    def divided(self, one: ir.Value, other: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Quotient and remainder, of numbers below 2 ** 31."""
-        short = [self.builder.trunc(value, LANE) for value in (one, other)]
+    def divmod(self, one: Index, other: Int) -> tuple[Index, Index]:
+        """Quotient and remainder, of integers below 2 ** 31."""
+        short = [self.builder.trunc(as_ir(value), LANE) for value in (one, other)]
         found = self.builder.udiv(*short), self.builder.urem(*short)
-        quotient, rest = (self.builder.zext(value, INDEX) for value in found)
-        return quotient, rest
+        quotient, remainder = (self.index(self.builder.zext(value, INDEX)) for value in found)
+        return quotient, remainder
 
-    def of_copy(self) -> Value:
-        return self.add(self.argument(), self.mul(self.copy, self.argument()))
+    def per_model_ptr(self) -> Index:
+        """The next two arguments: a pointer, and the bytes from model to model."""
+        return self.argument() + self.model * self.argument()
 
-    def of_part(self) -> Value:
-        return self.add(self.argument(), self.mul(self.part, self.argument()))
+    def per_block_ptr(self) -> Index:
+        """The next two arguments: a pointer, and the bytes from block to block."""
+        return self.argument() + self.block * self.argument()
 
     @contextmanager
-    def rows(self, height: Value) -> Iterator[Value]:
-        most = self.add(height, self.chunks, -1)
-        each, _ = self.divided(most, self.chunks)
-        start = self.mul(self.chunk, each)
-        with self.loop(self.smaller(self.add(start, each), height), start) as row:
+    def rows(self, height: Int) -> Iterator[Index]:
+        rows, _ = self.divmod(self.chunks + height - 1, self.chunks)
+        start = self.chunk * rows
+        with self.loop(self.minimum(start + rows, height), start) as row:
             yield row
 
-    def add_up(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
-        """Put the sum of all lanes to a number in memory: every part has its own."""
-        self.builder.store(self._sum(value), self._place(address, offset, self.number))
+    def reduce_into(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
+        """Write the sum of all lanes: every block has a place of its own."""
+        self.builder.store(self._sum(value), self._place(pointer, offset, self.float_type))
 
-    def add_up_wide(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
-        """Put the sum of all lanes to a float64 in memory."""
-        self.builder.store(self._wide_sum(value), self._wide_place(address, offset))
+    def reduce_into_f64(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
+        """Write the sum of all lanes as float64."""
+        self.builder.store(self._sum_f64(value), self._place(pointer, offset, ir.DoubleType()))
 
 
-class WarpWriter(WideWriter):
-    """Writes them for CUDA; in kernels of one lane, all threads of a warp do the same."""
+class WarpWriter(BlockWriter):
+    """Writes them for CUDA. In kernels of one lane all threads of a warp compute the same."""
 
-    space = _GLOBAL
+    address_space = _GLOBAL
 
-    def _vector_type(self) -> ir.Type:
-        return self.number
+    def _lanes_of(self, kind: ir.Type) -> ir.Type:
+        """A vector is one number of every thread."""
+        return kind
 
     def _begin(self, name: str) -> None:
         kind = ir.FunctionType(ir.VoidType(), [INDEX] * ROW)
@@ -84,141 +89,115 @@ class WarpWriter(WideWriter):
         function.calling_convention = "ptx_kernel"
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.thread = self._register("tid.x")
-        warps = self.builder.mul(self._register("ctaid.x"), ir.Constant(INDEX, TOGETHER))
-        self.item = self.builder.add(warps, self._register("tid.y"))
-        self.items = self.builder.mul(self._register("nctaid.x"), ir.Constant(INDEX, TOGETHER))
-        self.group = self._register("ctaid.y")
+        self.item = self._register("ctaid.x") * WARPS_PER_BLOCK + self._register("tid.y")
+        self.items = self._register("nctaid.x") * WARPS_PER_BLOCK
+        self.batch_tile = self._register("ctaid.y")
 
-    def _register(self, name: str) -> ir.Value:
-        called = f"llvm.nvvm.read.ptx.sreg.{name}"
-        kind = ir.FunctionType(LANE, [])
-        function = self.module.globals.get(called) or ir.Function(self.module, kind, called)
-        return self.builder.zext(self.builder.call(function, []), INDEX)
+    def _register(self, name: str) -> Index:
+        function = self._declared(f"llvm.nvvm.read.ptx.sreg.{name}", ir.FunctionType(LANE, []))
+        return self.index(self.builder.zext(self.builder.call(function, []), INDEX))
 
-    def argument(self) -> ir.Value:
-        self._taken += 1
-        return self.function.args[self._taken - 1]
+    def argument(self) -> Index:
+        self.argument_count += 1
+        return self.index(self.function.args[self.argument_count - 1])
 
     @contextmanager
-    def spread(self, *counts: Value) -> Iterator[list[Value]]:
-        whole: Value = 1
+    def parallel_for(self, *counts: Int) -> Iterator[list[Index]]:
+        total: Int = 1
         for count in counts:
-            whole = self.mul(whole, count)
-        with self.loop(whole, self.item, self.items) as item:
-            rest: Value = item
-            places: list[Value] = []
+            total = total * count
+        with self.loop(total, self.item, self.items) as item:
+            rest, places = item, list[Index]()
             for count in reversed(counts[1:]):
-                rest, place = self.divided(rest, self.whole(count))
+                rest, place = self.divmod(rest, count)
                 places.insert(0, place)
             yield [rest, *places]
 
-    def total(self, count: Value, term: Callable[[Value], ir.Value]) -> ir.Value:
-        total = self.variable(self.zero)
+    def sum_over(self, count: Int, term: Callable[[Index], Vector]) -> Vector:
+        total = self.variable()
         with self.loop(count, self.thread, WARP) as at:
-            self.increase(total, term(at))
-        return self._sum(self.get(total))
+            total.add(term(at))
+        return self._vector(self._sum(total.get()))
 
-    # A vector is one number a thread.
+    # Memory.
 
-    def load(self, address: Value, offset: Value = 0) -> ir.Value:
-        return self.builder.load(self._lane_of(address, offset), align=self._align)
+    def load(self, pointer: Int, offset: Int = 0) -> Vector:
+        return self._vector(self.builder.load(self._place_of_thread(pointer, offset), align=self._align))
 
-    def store(self, value: ir.Value, address: Value, offset: Value = 0) -> None:
-        self._meet()
-        self.builder.store(value, self._lane_of(address, offset), align=self._align)
+    def store(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
+        self._synchronise()
+        self.builder.store(value.ir, self._place_of_thread(pointer, offset), align=self._align)
 
-    def store_of(self, kind: np.dtype[Any], value: ir.Value, address: Value, offset: Value = 0) -> None:
-        self._meet()
-        super().store_of(kind, value, address, offset)
+    def store_as(self, dtype: np.dtype[Any], value: Vector, pointer: Int, offset: Int = 0) -> None:
+        self._synchronise()
+        super().store_as(dtype, value, pointer, offset)
 
-    def _meet(self) -> None:
-        """Where all threads write the same number: none does before all have read what was there."""
+    def _synchronise(self) -> None:
+        """In kernels of one lane: no thread overwrites a number before all have read it."""
         if self.lanes == 1:
-            name, kind = "llvm.nvvm.bar.warp.sync", ir.FunctionType(ir.VoidType(), [LANE])
-            function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
-            self.builder.call(function, [_EVERYONE])
+            function = self._declared("llvm.nvvm.bar.warp.sync", ir.FunctionType(ir.VoidType(), [LANE]))
+            self.builder.call(function, [_ALL_THREADS])
 
-    def _lane_of(self, address: Value, offset: Value) -> ir.Value:
-        place = self._place(address, offset, self.number)
-        return place if self.lanes == 1 else self.builder.gep(place, [self.thread], inbounds=True)
+    def _place_of_thread(self, pointer: Int, offset: Int) -> ir.Value:
+        place = self._place(pointer, offset, self.float_type)
+        return place if self.lanes == 1 else self.builder.gep(place, [as_ir(self.thread)], inbounds=True)
 
-    def bytes_at(self, address: Value, offsets: ir.Value, count: int) -> list[ir.Value]:
-        start = self.builder.inttoptr(self.whole(address), ir.IntType(8).as_pointer(self.space))
-        first = self.builder.gep(start, [offsets])
+    def load_bytes(self, pointer: Int, offsets: IntVector, count: int) -> list[Vector]:
+        first = self.builder.gep(self._pointer(pointer, ir.IntType(8)), [offsets.ir])
         places = [self.builder.gep(first, [ir.Constant(LANE, number)]) for number in range(count)]
-        return [self.builder.uitofp(self.builder.load(place), self.number) for place in places]
+        return [self._vector(self.builder.uitofp(self.builder.load(one), self.float_type)) for one in places]
 
-    def from_anywhere(self, addresses: Value, offset: Value) -> ir.Value:
-        place = self.read_whole(addresses, self.add(offset, self.thread))
-        return self.builder.load(self.builder.inttoptr(place, self.number.as_pointer(self.space)))
+    def gather_pointers(self, pointers: Int, offset: Int) -> Vector:
+        address = self.load_index(pointers, offset + self.thread)
+        return self._vector(self.builder.load(self._pointer(address, self.float_type)))
 
-    def gathered(self, kind: ir.Type, address: Value, places: ir.Value) -> ir.Value:
-        start = self.builder.inttoptr(self.whole(address), kind.as_pointer(self.space))
-        value = self.builder.load(self.builder.gep(start, [places]))
+    def _gather(self, kind: ir.Type, pointer: Int, offsets: IntVector) -> ir.Value:
+        value = self.builder.load(self.builder.gep(self._pointer(pointer, kind), [offsets.ir]))
         return self.builder.trunc(value, LANE) if kind == INDEX else value
 
-    def count_from(self, start: Value) -> ir.Value:
-        return self.builder.trunc(self.add(start, self.thread), LANE)
+    # Vectors.
 
-    def whole_of(self, value: ir.Value) -> ir.Value:
-        return self.builder.fptosi(value, LANE)
+    def iota(self, start: Int) -> IntVector:
+        return IntVector(self.builder, self.builder.trunc(as_ir(start + self.thread), LANE))
 
-    def _one_of(self, kind: np.dtype[Any]) -> ir.Type:
-        return FLOATS[kind]
-
-    def _everywhere(self, number: ir.Value) -> ir.Value:
-        return number
-
-    def constant(self, value: float) -> ir.Value:
-        return ir.Constant(self.number, value)
-
-    def power_of_two(self, value: ir.Value) -> ir.Value:
+    def exp2(self, value: Vector) -> Vector:
         return self._approximate("ex2", value)
 
-    def binary_logarithm(self, value: ir.Value) -> ir.Value:
+    def log2(self, value: Vector) -> Vector:
         return self._approximate("lg2", value)
 
-    def _approximate(self, name: str, value: ir.Value) -> ir.Value:
+    def _approximate(self, name: str, value: Vector) -> Vector:
         """A function of float32 that the device computes to about the last digit."""
-        name, kind = f"llvm.nvvm.{name}.approx.f", ir.FunctionType(self.number, [self.number])
-        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
-        return self.builder.call(function, [value])
+        kind = ir.FunctionType(self.float_type, [self.float_type])
+        function = self._declared(f"llvm.nvvm.{name}.approx.f", kind)
+        return self._vector(self.builder.call(function, [value.ir]))
 
-    def _intrinsic(self, name: str, kind: ir.FunctionType) -> ir.Function:
-        name = f"llvm.{name}.{'f64' if isinstance(self.number, ir.DoubleType) else 'f32'}"
-        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+    def _sum(self, value: Vector) -> ir.Value:
+        for distance in (16, 8, 4, 2, 1):
+            value = value + self._from_thread(value.ir, distance)
+        return value.ir
 
-    def _sum(self, value: ir.Value) -> ir.Value:
-        for apart in (16, 8, 4, 2, 1):
-            value = self.plus(value, self._from(value, apart))
-        return value
-
-    def _from(self, value: ir.Value, apart: int) -> ir.Value:
-        """The number of the thread whose place differs by so much in the binary system."""
-        if isinstance(self.number, ir.FloatType):
-            bits = self.builder.bitcast(value, LANE)
-            return self.builder.bitcast(self._shuffled(bits, apart), self.number)
+    def _from_thread(self, value: ir.Value, distance: int) -> Vector:
+        """The number of the thread whose place differs in this one binary digit."""
+        if isinstance(self.float_type, ir.FloatType):
+            bits = self._shuffle(self.builder.bitcast(value, LANE), distance)
+            return self._vector(self.builder.bitcast(bits, self.float_type))
         bits = self.builder.bitcast(value, INDEX)
         halves = [self.builder.trunc(self.builder.lshr(bits, ir.Constant(INDEX, by)), LANE) for by in (0, 32)]
-        low, high = (self.builder.zext(self._shuffled(half, apart), INDEX) for half in halves)
+        low, high = (self.builder.zext(self._shuffle(half, distance), INDEX) for half in halves)
         whole = self.builder.or_(low, self.builder.shl(high, ir.Constant(INDEX, 32)))
-        return self.builder.bitcast(whole, self.number)
+        return self._vector(self.builder.bitcast(whole, self.float_type))
 
-    def _shuffled(self, bits: ir.Value, apart: int) -> ir.Value:
-        name, kind = "llvm.nvvm.shfl.sync.bfly.i32", ir.FunctionType(LANE, [LANE] * 4)
-        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
-        return self.builder.call(
-            function, [_EVERYONE, bits, ir.Constant(LANE, apart), ir.Constant(LANE, WARP - 1)]
-        )
+    def _shuffle(self, bits: ir.Value, distance: int) -> ir.Value:
+        function = self._declared("llvm.nvvm.shfl.sync.bfly.i32", ir.FunctionType(LANE, [LANE] * 4))
+        last = ir.Constant(LANE, WARP - 1)
+        return self.builder.call(function, [_ALL_THREADS, bits, ir.Constant(LANE, distance), last])
 
 
-def name_of(write: Callable[[Any], None]) -> str:
-    """The kernel's name: that of the function that writes it, or of the one around it."""
-    return write.__qualname__.partition(".")[0]
-
-
-def ptx(write: Callable[[Any], None], number: np.dtype[Any], lanes: int, capability: tuple[int, int]) -> str:
-    """A kernel's code for CUDA devices from this compute capability on."""
+def ptx(
+    write: Callable[[Any], None], dtype: np.dtype[Any], lanes: int, capability: tuple[int, int]
+) -> tuple[str, int]:
+    """A kernel's code for CUDA devices from this compute capability on, and its number of arguments."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     triple = "nvptx64-nvidia-cuda"
@@ -227,7 +206,7 @@ def ptx(write: Callable[[Any], None], number: np.dtype[Any], lanes: int, capabil
     )
     module = ir.Module()
     module.triple, module.data_layout = triple, str(machine.target_data)
-    writer = WarpWriter(module, name_of(write), number, lanes)
+    writer = WarpWriter(module, kernel_name(write), dtype, lanes)
     write(writer)
-    writer.end()
-    return str(machine.emit_assembly(optimised(module, machine)))
+    writer.finish()
+    return str(machine.emit_assembly(optimised(module, machine))), writer.argument_count

@@ -1,15 +1,24 @@
-"""Named architectures, as data files."""
+"""Named architectures as data files: NAME.json, and NAME.safetensors with trained weights."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 from ...core.errors import InputError
-from ...core.fileio import read_text
 from ..architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named architecture, its recipe and its results."""
+
+    name: str
+    about: str
+    architecture: Architecture
+    recipe: str  # the name of the recipe that it is trained with by default
+    test_accuracies: tuple[float, ...] = ()  # MNIST, this recipe, last epoch, one a seed; 0 to 1
 
 
 def names() -> list[str]:
@@ -18,32 +27,15 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A named architecture and the name of the recipe that it is trained with unless another is asked for."""
-
-    name: str
-    about: str
-    architecture: Architecture
-    recipe: str
-    test_accuracies: tuple[float, ...] = ()  # of MNIST with that recipe, last epoch, a seed each; 0 to 1
-    budget: int | None = None  # of parameters, in the search that found it
-
-
 def load(name: str) -> Entry:
-    """The entry called ``name`` in the zoo, or an architecture in a JSON file; raises `InputError`."""
-    if name.endswith(".json"):
-        text = read_text(Path(name), name)
-        try:
-            architecture = Architecture.from_json(text)
-        except InputError as error:
-            raise InputError(f"{name}: {str(error).removeprefix('architecture: ')}") from None
-        return Entry(Path(name).stem, "", architecture, "default")
-    if name not in names():
-        known = ", ".join(names())
-        raise InputError(
-            f"architecture: {name!r} is not known (use {known}, a .json file or a folder of results)"
-        )
+    """The network called ``name``; raises `InputError` with the known names."""
+    if name not in (known := names()):
+        raise InputError(f"architecture: {name!r} is not known (use {', '.join(known)})")
     stored = json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text())
-    architecture, measured = Architecture.make(stored["architecture"]), tuple(stored["test_accuracies"])
-    return Entry(name, stored["about"], architecture, stored["recipe"], measured)
+    return Entry(
+        name=name,
+        about=stored["about"],
+        architecture=Architecture.make(stored["architecture"]),
+        recipe=stored["recipe"],
+        test_accuracies=tuple(stored["test_accuracies"]),
+    )

@@ -1,0 +1,1 @@
+"""Networks on a CPU by kernels of our own, compiled while the program runs."""

@@ -1,0 +1,326 @@
+"""A network forward and backward on CUDA, as launches of our own kernels.
+
+It computes the same as `engine.cpu`, stage by stage, in float32. Here every kernel does one thing for all
+images, and results that a later kernel reads are stored. Networks of one architecture may run side by side,
+each with weights and images of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models.layers import Layer
+from ..kernels import convolution, pointwise
+from ..maps import TiledMaps
+from ..stages import BackbonePlan, FeatureMapSpec, Stage
+from . import kernels
+from .feature_map import FeatureMap
+from .kernels import equal_tiles
+from .launch import CudaDType, Launch, run
+from .workspace import Workspace
+from .writer import WARP
+
+_OUTPUTS, _PIXELS = 4, 7  # of a dense convolution's tile, at most
+_WEIGHT_GRADIENT_TILE = {1: (8, 8), 3: (4, 1), 5: (2, 1), 7: (1, 1)}  # outputs, inputs; by kernel size
+
+
+class Backbone:
+    """A plan for one number of images a network, with the memory and the launches for it, head included."""
+
+    def __init__(
+        self,
+        plan: BackbonePlan,
+        count: int,
+        models: int,
+        dtype: CudaDType,
+        gradients: Mapping[Tensor, Tensor] | None,
+    ) -> None:
+        """``gradients``: the places of the parameters' gradients; None: for evaluation.
+
+        Raises `InputError` if the images are more than a launch can take.
+        """
+        self.plan, self.gradients = plan, gradients
+        self.workspace = Workspace(count, models, dtype)
+        self.maps = {spec: self._feature_map(spec, producer) for spec, producer in self._producers()}
+        training = gradients is not None
+        specs = list(self.maps) if training else []
+        self.dropouts = [self.maps[one] for one in specs if one.epilogue.dropout]
+        norms: list[Any] = [one.norm for one in specs if one.norm is not None]
+        self.batch_counts: list[Tensor] = [norm.num_batches_tracked for norm in norms]
+        self._read: dict[tuple[FeatureMapSpec, int], TiledMaps] = {}
+        # Rows of `kernels.reduce_blocks`: of every weight's first gradient, then of the second ones...
+        self._block_gradients: list[list[list[int]]] = []
+        self._weights_of = self._gather_weights()
+        classes = plan.head.layer.out_shape[0]
+        self.scores = self.workspace.maps((classes, 1, 1))
+        self.score_gradient = self.workspace.maps((classes, 1, 1))
+        self.forward_launches = self._forward()
+        self.backward_launches = self._backward() if training else []
+
+    def _producers(self) -> list[tuple[FeatureMapSpec, Layer | None]]:
+        """Every stored feature map, and the convolution that writes it, if one does."""
+        found: list[tuple[FeatureMapSpec, Layer | None]] = [(self.plan.image, None)]
+        for stage in self.plan.stages:
+            layers = [layer for layer, _ in stage.convolutions]
+            found.append((stage.target, layers[0] if layers else None))
+        return found
+
+    def _feature_map(self, spec: FeatureMapSpec, producer: Layer | None) -> FeatureMap:
+        training = self.gradients is not None
+        return FeatureMap(self.workspace, spec, producer, self._readers.count(spec), training)
+
+    @cached_property
+    def _readers(self) -> list[FeatureMapSpec]:
+        """The feature map that each reader reads; the head is one."""
+        return [self.plan.last, *(source for stage in self.plan.stages for source in stage.sources)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (models * N, classes) of images (models * N, C, H, W), network by network."""
+        self.workspace.put(images, self.maps[self.plan.image].maps.values)
+        self.run_forward()
+        values: Tensor = self.scores.values.view(self.workspace.models, -1, self.scores.shape[0], WARP)
+        return values.transpose(2, 3).flatten(1, 2)[:, : self.workspace.count].flatten(0, 1).clone()
+
+    def run_forward(self) -> None:
+        """From the image's maps to `scores`."""
+        for feature_map in self.dropouts:
+            feature_map.draw_dropout()
+        if self.batch_counts:
+            torch._foreach_add_(self.batch_counts, 1)
+        run(self.forward_launches)
+
+    def run_backward(self) -> None:
+        """From `score_gradient` to the gradients of all parameters."""
+        run(self.backward_launches)
+
+    # Launches of the forward pass.
+
+    def _forward(self) -> list[Launch]:
+        plan, workspace = self.plan, self.workspace
+        for stage in plan.stages:
+            target = self.maps[stage.target]
+            for index, source in enumerate(stage.sources):
+                if stage.convolutions:
+                    (one,) = stage.convolutions
+                    self._convolve(*one, self._input(source, one[0].padding), target.maps)
+                else:
+                    self.maps[source].read(target.maps, adds=index > 0)
+            target.batchnorm_affine()
+        layer, module = plan.head.layer, plan.head.convolution
+        pool = pointwise.global_average_pool(workspace.dtype)
+        if plan.head.averages_first:
+            self.pooled = workspace.maps((plan.last.shape[0], 1, 1))
+            self._pool(pool, self._input(plan.last, 0), self.pooled)
+            self._convolve(layer, module, self.pooled, self.scores)
+        else:
+            self.pooled = workspace.maps(layer.out_shape)
+            self._convolve(layer, module, self._input(plan.last, layer.padding), self.pooled)
+            self._pool(pool, self.pooled, self.scores)
+        return workspace.take_launches()
+
+    def _input(self, source: FeatureMapSpec, pad: int) -> TiledMaps:
+        """The maps after their epilogue, with zeros around."""
+        feature_map = self.maps[source]
+        if source.epilogue.is_identity and not pad:
+            return feature_map.maps
+        if (source, pad) not in self._read:
+            self._read[source, pad] = self.workspace.maps(source.read_shape, pad)
+            feature_map.read(self._read[source, pad])
+        return self._read[source, pad]
+
+    def _pool(self, kernel: int, source: TiledMaps, target: TiledMaps) -> None:
+        channels, *size = (source if source.size != [1, 1] else target).shape
+        share = self.workspace.keep(self.workspace.zeros((1,)).fill_(1 / (size[0] * size[1])))
+        more = [channels, *size, share.data_ptr()]
+        self.workspace.launch(kernel, [*source.arguments, *target.arguments, *more], channels)
+
+    def _convolve(self, layer: Layer, module: nn.Conv2d, source: TiledMaps, target: TiledMaps) -> None:
+        weights = self._weights(layer, module)
+        channels = layer.in_shape[0], layer.out_shape[0]
+        self._launch_convolution(layer, layer.stride, False, source, target, weights, channels)
+
+    def _convolve_backward(
+        self, layer: Layer, module: nn.Conv2d, gradient: TiledMaps, into: TiledMaps
+    ) -> None:
+        """From the output's gradient, with zeros around and between, to the input's."""
+        weights = self._weights(layer, module, flipped=True)
+        channels = layer.out_shape[0], layer.in_shape[0]
+        self._launch_convolution(layer, 1, True, gradient, into, weights, channels)
+
+    def _launch_convolution(
+        self,
+        layer: Layer,
+        stride: int,
+        flipped: bool,
+        source: TiledMaps,
+        target: TiledMaps,
+        weights: Sequence[int],
+        channels: tuple[int, int],
+    ) -> None:
+        workspace, kernel, (height, width) = self.workspace, layer.kernel[0], target.size
+        inputs, outputs = channels
+        data = [*source.padded_arguments, *target.arguments, *weights]
+        chunks = workspace.row_chunks(height)
+        if layer.groups > 1:
+            address = kernels.depthwise(kernel, stride, flipped, workspace.dtype)
+            workspace.launch(address, [*data, outputs, height, width], outputs, chunks)
+            return
+        pixels, across = equal_tiles(width, _PIXELS)
+        channels_of_tile, tiles = equal_tiles(outputs, _OUTPUTS)
+        address = kernels.dense(kernel, stride, channels_of_tile, pixels, workspace.dtype)
+        more = [inputs, outputs, height, width, tiles, across]
+        workspace.launch(address, [*data, *more], tiles * across, chunks)
+
+    # Weights.
+
+    def _weights(self, layer: Layer, module: nn.Conv2d, flipped: bool = False) -> list[int]:
+        """A kernel's arguments for weights and biases."""
+        weight, size = module.weight, module.weight.element_size()
+        assert weight.is_contiguous()
+        bias = [self._no_bias.data_ptr(), 0]
+        if module.bias is not None and not flipped:
+            bias = [module.bias.data_ptr(), layer.out_shape[0] * size]
+        if layer.groups > 1:
+            return [*self.workspace.strided(weight), *bias]
+        return [*self.workspace.strided(self._weights_of[module, flipped]), *bias]
+
+    def _gather_weights(self) -> dict[tuple[nn.Module, bool], Tensor]:
+        """Weights in the order of `kernels.dense`, as they are and flipped; gathered in every pass."""
+        workspace, head = self.workspace, self.plan.head
+        convolutions = [one for stage in self.plan.stages for one in stage.convolutions]
+        addresses: dict[tuple[nn.Module, bool], Tensor] = {}
+        for layer, module in [(head.layer, head.convolution), *convolutions]:
+            for flipped in (False,) if self.gradients is None else (False, True):
+                if layer.groups == 1 and (module, flipped) not in addresses:
+                    addresses[module, flipped] = self._in_tiles(module.weight, flipped)
+        sizes = [one.numel() for one in addresses.values()]
+        missing = -sum(sizes) % WARP
+        pointers = torch.cat([*addresses.values(), next(iter(addresses.values()))[:1].expand(missing)])
+        gathered = workspace.zeros((len(pointers),))
+        workspace.keep((pointers, gathered))
+        vectors = len(pointers) // WARP
+        arguments = [pointers.data_ptr(), gathered.data_ptr(), vectors]
+        workspace.launch_once(kernels.gather_pointers(workspace.dtype), arguments, vectors)
+        return dict(zip(addresses, gathered[: sum(sizes)].split(sizes), strict=True))
+
+    def _in_tiles(self, weight: Tensor, flipped: bool) -> Tensor:
+        """Addresses of weights in the order (model, tile, input, ky, kx, 4); those beyond a tile are unused.
+
+        ``flipped``: turned by half a turn with inputs and outputs exchanged, as the backward pass reads them.
+        """
+        models = self.workspace.models
+        count = torch.arange(weight.numel(), device=weight.device)
+        places = count.view(models, -1, *weight.shape[1:]) * weight.element_size() + weight.data_ptr()
+        if flipped:
+            places = places.flip(3, 4).transpose(1, 2)
+        outputs, tiles = equal_tiles(places.shape[1], _OUTPUTS)
+        starts = [min(number * outputs, places.shape[1] - outputs) for number in range(tiles)]
+        parts = [places[:, start : start + outputs].permute(0, 2, 3, 4, 1) for start in starts]
+        together = torch.stack(parts, dim=1)
+        padded = together[..., :1].repeat_interleave(_OUTPUTS, dim=-1)
+        padded[..., :outputs] = together
+        return padded.flatten()
+
+    @cached_property
+    def _no_bias(self) -> Tensor:
+        head, stages = self.plan.head.layer, self.plan.stages
+        layers = [head, *(layer for stage in stages for layer, _ in stage.convolutions)]
+        return self.workspace.zeros((max(max(one.in_shape[0], one.out_shape[0]) for one in layers),))
+
+    # Launches of the backward pass.
+
+    def _backward(self) -> list[Launch]:
+        plan, workspace = self.plan, self.workspace
+        layer, module = plan.head.layer, plan.head.convolution
+        spread = pointwise.global_average_pool_backward(workspace.dtype)
+        whole = workspace.maps(plan.last.read_shape)
+        if plan.head.averages_first:
+            self._weight_gradient(layer, module, self.pooled, self.score_gradient)
+            gradient = workspace.maps(self.pooled.shape)
+            self._convolve_backward(layer, module, self.score_gradient, gradient)
+            self._pool(spread, gradient, whole)
+        else:
+            gradient = workspace.gradient_maps(layer)
+            self._pool(spread, self.score_gradient, gradient)
+            self._weight_gradient(layer, module, self._input(plan.last, layer.padding), gradient)
+            self._convolve_backward(layer, module, gradient, whole)
+        self.maps[plan.last].backward(whole)
+        for stage in reversed(plan.stages):
+            self._stage_backward(stage)
+        self._reduce_blocks()
+        return workspace.take_launches()
+
+    def _stage_backward(self, stage: Stage) -> None:
+        assert self.gradients is not None
+        gradient = self.maps[stage.target].batchnorm_backward(self.gradients)
+        sources = [self.maps[source] for source in stage.sources if source is not self.plan.image]
+        if not stage.convolutions:
+            for source in sources:
+                source.backward(gradient)
+            return
+        ((layer, module),) = stage.convolutions
+        self._weight_gradient(layer, module, self._input(stage.sources[0], layer.padding), gradient)
+        for source in sources:
+            if source.epilogue.is_identity and source.readers == 1:
+                self._convolve_backward(layer, module, gradient, source.gradient)
+            else:
+                into = self.workspace.maps(source.spec.read_shape)
+                self._convolve_backward(layer, module, gradient, into)
+                source.backward(into)
+
+    def _weight_gradient(
+        self, layer: Layer, module: nn.Conv2d, source: TiledMaps, gradient: TiledMaps
+    ) -> None:
+        workspace, kernel, (height, width) = self.workspace, layer.kernel[0], gradient.size
+        inputs, outputs = layer.in_shape[0], layer.out_shape[0]
+        data = [*source.padded_arguments, *gradient.arguments]
+        count = module.weight[0].numel() * outputs
+        if layer.groups > 1:
+            items = outputs * kernel
+            chunks = workspace.chunks(items, height)
+            address = convolution.depthwise_weight_gradient(kernel, layer.stride, workspace.dtype)
+            more = [*self._block_sums(module.weight, count, chunks), outputs, height, width]
+        else:
+            most_outputs, most_inputs = _WEIGHT_GRADIENT_TILE[kernel]
+            outputs_of_tile, tiles = equal_tiles(outputs, most_outputs)
+            inputs_of_tile, across = equal_tiles(inputs, most_inputs)
+            items = tiles * across
+            chunks = workspace.chunks(items, height)
+            address = kernels.dense_weight_gradient(
+                kernel, layer.stride, outputs_of_tile, inputs_of_tile, workspace.dtype
+            )
+            sums = self._block_sums(module.weight, count, chunks)
+            more = [*sums, inputs, outputs, height, width, tiles, across]
+        workspace.launch(address, [*data, *more], items, chunks)
+        if module.bias is not None:
+            chunks = workspace.chunks(outputs, height)
+            more = [outputs, height, width, *self._block_sums(module.bias, outputs, chunks)]
+            address = pointwise.channel_sums(workspace.dtype)
+            workspace.launch(address, [*gradient.arguments, *more], outputs, chunks)
+
+    def _block_sums(self, parameter: Tensor, count: int, chunks: int) -> list[int]:
+        """A kernel's arguments for the sums of all blocks, which `_reduce_blocks` adds up in the end."""
+        assert self.gradients is not None
+        workspace, into = self.workspace, self.gradients[parameter]
+        sums = workspace.keep(workspace.zeros((workspace.tiles * chunks, count)))
+        row = [sums.data_ptr(), into.data_ptr(), count * sums.element_size(), count]
+        # A repeated block's gradient is added in a later launch.
+        uses = sum(into.data_ptr() == one[1] for rows in self._block_gradients for one in rows)
+        if uses == len(self._block_gradients):
+            self._block_gradients.append([])
+        self._block_gradients[uses].append([*row, len(sums) // workspace.models])
+        return [sums.data_ptr(), count * sums.element_size()]
+
+    def _reduce_blocks(self) -> None:
+        workspace = self.workspace
+        for uses, rows in enumerate(self._block_gradients):
+            table = torch.tensor(rows, dtype=torch.int64, device=workspace.dtype.device)
+            workspace.keep(table)
+            items = max(count for *_, count, _ in rows)
+            kernel = kernels.reduce_blocks(uses > 0, workspace.dtype)
+            workspace.launch(kernel, [table.data_ptr()], items, len(rows), per_model=True)

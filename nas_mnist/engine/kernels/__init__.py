@@ -1,0 +1,1 @@
+"""The kernels: loops over feature maps, written as LLVM and compiled when they are first used."""

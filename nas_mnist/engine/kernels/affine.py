@@ -1,0 +1,74 @@
+"""Kernels that augment images: they read between an image's pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from .compile import LANES, compile_kernel
+from .values import Int, IntVector, Vector
+from .writer import Writer
+
+# Zeros before and behind an image: neighbours of pixels just outside, and bytes that are read with them.
+EDGE = 1, 3
+
+
+def bilinear(
+    w: Writer,
+    source: Int,
+    places: Sequence[Vector],
+    limits: Sequence[Vector],
+    row_bytes: Int,
+    corner: Int | IntVector,
+) -> Vector:
+    """The values at places (x, y), by lane, between four pixels; 0 outside of the image.
+
+    ``source``: pointer to uint8; ``limits``: width and height; ``row_bytes``: of an image with its zeros;
+    ``corner``: the offset of an image's first pixel, for all lanes or by lane.
+    """
+    wholes, fractions = [], []
+    for place, limit in zip(places, limits, strict=True):
+        clipped = w.clip(place, -1.0, limit)
+        below = w.floor(clipped)
+        wholes.append(w.to_int(below))
+        fractions.append(clipped - below)
+    offsets = wholes[1] * row_bytes + wholes[0] + corner
+    rows = []
+    for start in (source, source + row_bytes):
+        left, right = w.load_bytes(start, offsets, 2)
+        rows.append(left + fractions[0] * (right - left))
+    return rows[0] + fractions[1] * (rows[1] - rows[0])
+
+
+@cache
+def warp_images() -> int:
+    """Picks an image, maps it and normalises it; the batch tile is the image's place in the batch.
+
+    Arguments: images (N, C, H + 4, W + 4) with zeros around, uint8; positions (B,), int64; lines (B, 3, 2),
+    as `PaddedImages.prepare_maps` gives them; images (B, stride); the two numbers factor and constant of a
+    normalisation; C; H; W; the stride, at least C * H * W + `LANES`. Numbers are float32.
+    """
+
+    def write(w: Writer) -> None:
+        images, positions, lines, target, normal = (w.argument() for _ in range(5))
+        channels, height, width, stride = (w.argument() for _ in range(4))
+        full_width, full_height = width + sum(EDGE), height + sum(EDGE)
+        source = images + w.load_index(positions, w.batch_tile) * (channels * (full_width * full_height))
+        start = w.batch_tile * stride
+        numbers = [w.load_splat(lines, w.batch_tile * 6 + place) for place in range(6)]
+        first, right, down = numbers[:2], numbers[2:4], numbers[4:]
+        factor, constant = w.load_splat(normal), w.load_splat(normal, 1)
+        limits = [w.to_float(width), w.to_float(height)]
+        with w.loop(channels) as channel, w.loop(height) as y:
+            line = [one + w.to_float(y) * by for one, by in zip(first, down, strict=True)]
+            corner = channel * full_width * full_height + full_width * EDGE[0] + EDGE[0]
+            row = start + (channel * height + y) * width
+            with w.loop(width, step=LANES) as x:  # the next row overwrites what is too much
+                across = w.to_float(w.iota(x))
+                places = [one + across * by for one, by in zip(line, right, strict=True)]
+                value = bilinear(w, source, places, limits, full_width, corner)
+                w.store(value * factor + constant, target, row + x)
+
+    return compile_kernel(write, np.dtype(np.float32))

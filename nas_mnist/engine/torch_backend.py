@@ -1,0 +1,85 @@
+"""The backend that runs everywhere: torch's modules, autograd and `grid_sample`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.dataset import Images
+from ..data.normalize import Normalizer
+from ..models.network import Network
+from ..recipes.recipe import Recipe
+from .batches import Batches, TorchImages
+from .flat_parameters import FlatParameters
+from .sgd import SGD, StepTables
+
+CPU_BATCH, GPU_BATCH = 256, 2_000  # images a forward pass in evaluation, at most
+
+
+class TorchBackend:
+    """A network, or several side by side, by torch's modules; a `backend.Backend`."""
+
+    evaluates_together = False
+
+    def __init__(self, network: Network, device: torch.device, recordable: bool = False) -> None:
+        self.network, self.recordable = network, recordable
+        self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+
+    def reserve_threads(self) -> AbstractContextManager[None]:
+        """Nothing: there are no threads but torch's."""
+        return nullcontext()
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Class scores (1, N, classes) of normalised images (N, C, H, W), in evaluation mode."""
+        scores: Tensor = self.network(images)
+        return scores[None]
+
+    def trainer(
+        self, parameters: FlatParameters, data: Images, normalize: Normalizer, recipe: Recipe
+    ) -> TorchTrainer:
+        """The forward and backward passes of a training, by autograd."""
+        return TorchTrainer(self.network, parameters, data, normalize, recipe)
+
+
+class TorchTrainer:
+    """Forward and backward passes of one training; a `backend.Trainer`."""
+
+    def __init__(
+        self,
+        network: Network,
+        parameters: FlatParameters,
+        data: Images,
+        normalize: Normalizer,
+        recipe: Recipe,
+    ) -> None:
+        self.network, self.parameters, self.labels = network, parameters, data.labels
+        self.smoothing = recipe.label_smoothing
+        self.images = TorchImages(data.images, normalize)
+        self.map_shape = self.images.map_shape
+
+    def prepare_maps(self, maps: Tensor) -> Tensor:
+        """Affine maps (N, 2, 3) in the form that `Batches` hold."""
+        return self.images.prepare_maps(maps)
+
+    def losses(self, batches: Batches, step: Tensor) -> Tensor:
+        """Mean losses (copies,) of a step's batch; leaves the gradient in ``parameters``."""
+        picked, maps = batches.at(step)
+        copies = self.network.copies
+        images = self.images(picked, maps)  # (copies * N, C, H, W)
+        beside = images.unflatten(0, (copies, -1)).transpose(0, 1).flatten(1, 2)  # (N, copies * C, H, W)
+        scores = self.network(beside).unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
+        each = F.cross_entropy(
+            scores, self.labels[picked], label_smoothing=self.smoothing, reduction="none"
+        )  # (copies * N,)
+        losses = each.view(copies, -1).mean(1)
+        self.parameters.zero_grad()
+        losses.sum().backward()
+        self.parameters.collect_gradients()
+        return losses.detach()
+
+    def sgd(self, recipe: Recipe, tables: StepTables, ema: Tensor | None) -> SGD:
+        """The optimiser for the recipe's SGD, with the EMA ``ema`` of the parameters."""
+        return SGD(self.parameters, recipe, tables, ema)

@@ -1,0 +1,119 @@
+"""Everything that a search can be asked for, in one frozen model.
+
+The command and the Python API make a `SearchConfig`, workers get it, and the settings that a study stores
+are derived from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..core.cli import check_data_dir, check_in_use, check_name
+from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, REPORTS
+from ..core.errors import InputError, explain
+from ..core.fileio import check_new, check_writable
+from ..core.process_pool import MAX_WORKERS
+from ..models.cost import OBJECTIVES, Budget, cost_metric_of
+from ..recipes.recipe import load_recipe
+from ..space.space import SearchSpace
+
+FINALISTS = 2  # candidates, unless another number is given
+
+
+class SearchConfig(BaseModel):
+    """The options of a search, validated once. The field names are those of the options.
+
+    Raises `InputError` through `make`, pydantic's `ValidationError` through the constructor; both name the
+    option, its value and what is allowed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    trials: int = Field(50, ge=1, le=100_000)  # candidates to train
+    max_params: int = Field(20_000, ge=1, le=10**9)
+    max_macs: int | None = Field(None, ge=1, le=10**12)  # multiply-adds for one image
+    max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes of activations for one image, float32
+    objective: str = "accuracy"  # one of `OBJECTIVES`
+    space: str = "default"  # a preset or a TOML file
+
+    recipe: str = "default"  # packaged, or a TOML file; fields that differ behind a colon
+    epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS)  # None: the recipe's
+    search_recipe: bool = False  # draw some training choices for every candidate, around the recipe
+    search_epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS - 1)  # of candidates; None: as finalists
+    search_images: int | None = Field(None, ge=0, le=10**9)  # of candidates, an epoch; 0: all; None: usual
+    finalists: int | None = Field(None, ge=1, le=100)  # trained again with other seeds; None: usual
+    finalist_seeds: int = Field(1, ge=1, le=100)  # further seeds for each of them
+    retrain: bool = True  # train the winner on all images and read the test images
+    seed: int = Field(0, ge=0, le=2**31 - 1)  # of draws, weights and order
+    timeout: float | None = Field(None, gt=0, le=1e6)  # minutes; no candidate begins later
+
+    dataset: str = "mnist"
+    data_dir: Path | None = None
+    study: str = DEFAULT_STUDY
+    storage: str = DEFAULT_STORAGE
+    device: str = "auto"
+    engine: Literal["auto", "torch"] | None = None  # None: NAS_MNIST_ENGINE, else auto
+    workers: int | None = Field(None, ge=1, le=MAX_WORKERS)  # None: one a core on a CPU, else one
+
+    quiet: bool = False
+    json_file: Path | None = None  # a copy of the summary
+
+    @classmethod
+    def make(cls, **options: Any) -> Self:
+        """Validate options; raises `InputError` with one line."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            message = explain(error)
+            field = message.partition(":")[0]
+            if field in cls.model_fields:
+                message = f"--{field.replace('_', '-')}{message.removeprefix(field)}"
+            raise InputError(message) from None
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, name: str) -> str:
+        if name not in OBJECTIVES:
+            raise ValueError(f"--objective: {name[:40]!r} (use {', '.join(OBJECTIVES)})")
+        return name
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> Self:
+        check_name("--study", self.study)
+        check_data_dir(str(self.data_dir) if self.data_dir else None, self.dataset)
+        for option, value in (
+            ("--finalists", None if self.finalists in (None, 1) else self.finalists),
+            ("--search-epochs", self.search_epochs),
+            ("--search-images", self.search_images or None),
+        ):
+            check_in_use(option, value, None, self.retrain, "without --no-retrain")
+        where = "with --finalists of 2 and more" if self.retrain else "without --no-retrain"
+        check_in_use("--finalist-seeds", self.finalist_seeds, 1, self.finalist_count > 1, where)
+        SearchSpace.load(self.space)
+        epochs = self.epochs or load_recipe(self.recipe).epochs
+        if self.search_epochs is not None and self.search_epochs >= epochs:
+            raise ValueError(
+                f"--search-epochs: {self.search_epochs} (use up to {epochs - 1}: finalists have {epochs})"
+            )
+        check_writable(REPORTS, "reports")
+        if self.json_file is not None:
+            check_new(self.json_file, "--json")
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        """The limits of a candidate's cost."""
+        return Budget(self.max_params, self.max_macs, self.max_memory)
+
+    @property
+    def cost_metric(self) -> str | None:
+        """The cost that is minimised beside the accuracy; None: accuracy alone."""
+        return cost_metric_of(self.objective)
+
+    @property
+    def finalist_count(self) -> int:
+        """The candidates that are trained again; 1: none is."""
+        return (self.finalists or FINALISTS) if self.retrain else 1

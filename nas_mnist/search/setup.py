@@ -1,0 +1,133 @@
+"""From the options of a search to what they mean on this machine and for this data set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from ..core.errors import InputError
+from ..core.process_pool import auto_workers
+from ..models.cost import Budget
+from ..recipes.recipe import Recipe, load_recipe
+from ..space.space import SearchSpace
+from ..training.jobs import Source
+from .config import SearchConfig
+
+if TYPE_CHECKING:
+    from ..data.dataset import DataSet, Images
+    from ..study.config import StudyConfig
+
+USUAL_IMAGES = 4_000  # of candidates, an epoch, if the training split has at least twice as many
+FINALIST_FACTOR = 5  # finalists are trained on so many times as many images as candidates
+# Shares of the budget that the spaces 'filled' and 'tiny' draw in a search for networks of all sizes.
+FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+
+@dataclass(frozen=True)
+class SearchSetup:
+    """A validated search: plain data for the parent and its workers."""
+
+    config: SearchConfig
+    source: Source  # data set and device
+    space: SearchSpace  # for the shape and the classes of the data
+    recipe: Recipe  # of finalists and winner
+    workers: int
+    images: int | None  # of candidates, an epoch; None: the whole training split
+    note: str = ""  # one line about the engine, for people
+
+    @property
+    def candidate_recipe(self) -> Recipe:
+        """The recipe of candidates, which may have fewer epochs."""
+        few = self.config.search_epochs
+        return self.recipe if few is None else self.recipe.with_epochs(few)
+
+    @property
+    def budget(self) -> Budget:
+        """The limits of a candidate's cost."""
+        return self.config.budget
+
+    def finalist_images(self, train_images: int) -> int | None:
+        """Images of finalists, an epoch; None: all ``train_images`` of the training split."""
+        images = None if self.images is None else FINALIST_FACTOR * self.images
+        return None if images is None or images >= train_images else images
+
+    def study_config(self, data: DataSet) -> StudyConfig:
+        """The settings that the study stores and with which alone it continues."""
+        from ..study.config import StudyConfig
+
+        config = self.config
+        return StudyConfig(
+            space=self.space.digest,
+            recipe=self.recipe.digest,
+            data=f"{data.name.partition(':')[0]} {data.fingerprint}",
+            split=data.split_fingerprint,
+            epochs=self.recipe.epochs,
+            search_epochs=config.search_epochs,
+            search_images=self.images,
+            search_recipe=config.search_recipe or None,
+            objective=config.objective if config.cost_metric else None,
+            **asdict(self.budget),
+        )
+
+
+def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
+    """Load the data and fit space, recipe and device to them; writes nothing.
+
+    Raises `InputError` for a device, data set or space that cannot be used.
+    """
+    from ..data.dataset import load
+    from ..engine.backend import resolve_engine
+    from ..training.device import pick_device
+    from ..training.loop import check_enough
+
+    device = pick_device(config.device)
+    engine, note = resolve_engine(config.engine, device)
+    data = load(config.dataset, config.data_dir)
+    space = SearchSpace.load_for(config.space, data.shape, data.classes, data.name)
+    if config.cost_metric and config.space in ("filled", "tiny"):
+        space = space.model_copy(update={"fill": FRONT_FILL})
+    recipe = load_recipe(config.recipe)
+    recipe = recipe if config.epochs is None else recipe.with_epochs(config.epochs)
+    train_data, _ = data.split()
+    images = config.search_images or None
+    check_enough(_checked_part(train_data, images, data.classes), recipe)
+    if config.search_images is None:
+        images = _default_images(config, train_data, recipe)
+    setup = SearchSetup(
+        config=config,
+        source=Source(data.name, config.data_dir, device.type, engine),
+        space=space,
+        recipe=recipe,
+        workers=config.workers or auto_workers(device.type),
+        images=images,
+        note=note,
+    )
+    return setup, data
+
+
+def _default_images(config: SearchConfig, train_data: Images, recipe: Recipe) -> int | None:
+    """The images of candidates unless they are given: as the study has them, else a part of many images."""
+    from ..study.study import stored_search_images
+
+    enough = len(train_data) >= 2 * USUAL_IMAGES and recipe.scaled_to(USUAL_IMAGES).batch_size <= USUAL_IMAGES
+    all_only = not config.retrain or config.search_epochs is not None or config.cost_metric is not None
+    part = enough and not all_only and not _lacks_classes(train_data, USUAL_IMAGES)
+    return stored_search_images(config.storage, config.study, USUAL_IMAGES if part else None)
+
+
+def _checked_part(train_data: Images, images: int | None, classes: int) -> Images:
+    """The images that candidates train on; raises `InputError` for too few, too many or a missing class."""
+    if images is None:
+        return train_data
+    if not classes <= images < len(train_data):
+        most = len(train_data) - 1
+        raise InputError(
+            f"--search-images: {images:,} (use all, or {classes:,} to {most:,}: {most + 1:,} train)"
+        )
+    if _lacks_classes(train_data, images):
+        raise InputError(f"--search-images: {images:,} (use more: a class is not among so few)")
+    return train_data.sample(images)
+
+
+def _lacks_classes(train_data: Images, images: int) -> bool:
+    return len(train_data.sample(images).labels.unique()) < len(train_data.labels.unique())

@@ -1,0 +1,63 @@
+"""SQLite files: checked before they are written, and safe for several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+
+from ..core.errors import InputError
+
+LOCK_TIMEOUT = 60  # seconds that a process waits for its turn
+_OPTUNA_TABLES = ("stud", "trial", "version_info", "alembic_version")  # prefixes of their names
+
+
+def check_database(file: Path, create: bool) -> None:
+    """Raise `InputError` for another program's database, and without ``create`` for one without studies.
+
+    Nothing is written. The file is read through SQLite and not by `open`: closing it would drop the locks
+    that SQLite holds for this process (sqlite.org/howtocorrupt.html).
+    """
+    if not file.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error as error:
+        raise InputError(f"storage: {file} is no readable SQLite database ({error})") from None
+    others = [name for name in tables if not name.startswith(_OPTUNA_TABLES)]
+    if "studies" not in tables and (others or not create):
+        found = ", ".join(sorted(others)[:5]) or "nothing"
+        raise InputError(f"storage: {file} holds no studies, but {found} (use another file)")
+
+
+def share_between_processes(engine: Engine) -> None:
+    """Configure all connections of an engine for several processes."""
+    event.listen(engine, "connect", _use_write_ahead_log)
+    event.listen(engine, "begin", _begin_immediate)
+    engine.dispose()  # connections that were opened before are not configured
+
+
+def _use_write_ahead_log(connection: Any, _: Any) -> None:
+    """One disk write an attribute instead of several, and readers never wait (sqlite.org/wal.html).
+
+    With ``synchronous=NORMAL`` a power cut may lose the newest attributes, never the database.
+    """
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+    connection.isolation_level = None  # `_begin_immediate` begins transactions, not the driver
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Take the write lock at the beginning of every transaction.
+
+    Python's driver takes it at the first write, so that two workers could both read that a trial waits and
+    both take it (docs.sqlalchemy.org/en/21/dialects/sqlite.html).
+    """
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,79 @@
+"""Test accuracies over seeds as one summary, and the exercise's requirements. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.defaults import MAX_EPOCHS
+from ..models.architecture import Architecture
+from ..models.cost import Budget, cost_of
+
+MIN_ACCURACY, MAX_PARAMS = 0.994, 20_000  # the exercise: at least 99.4 %, fewer than 20,000 parameters
+EXERCISE = Budget(MAX_PARAMS)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The accuracies of several runs, as shares from 0 to 1."""
+
+    runs: int
+    mean: float
+    std: float | None  # sample standard deviation; None for a single run
+    interval: tuple[float, float] | None  # 95 %, Student's t; None for a single run
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One requirement, the value that was reached, and the verdict."""
+
+    what: str
+    got: str
+    met: bool
+
+
+def summarise(accuracies: Sequence[float]) -> Summary:
+    """Mean, sample standard deviation and the 95 % confidence interval of the mean, within 0 to 1."""
+    mean = statistics.fmean(accuracies)
+    if len(accuracies) < 2:
+        return Summary(len(accuracies), mean, None, None)
+    from scipy.stats import t
+
+    std = statistics.stdev(accuracies)
+    half = float(t.ppf(0.975, len(accuracies) - 1)) * std / math.sqrt(len(accuracies))
+    return Summary(len(accuracies), mean, std, (max(mean - half, 0.0), min(mean + half, 1.0)))
+
+
+def required_accuracy(dataset: str) -> float | None:
+    """The accuracy that the exercise requires of MNIST, 0 to 1; None for other data sets."""
+    return MIN_ACCURACY if dataset.startswith("mnist") else None
+
+
+def requirements(
+    architecture: Architecture, epochs: int, accuracy: float, dataset: str, budget: Budget = EXERCISE
+) -> list[Requirement]:
+    """The exercise's requirements and the limits of a search's own ``budget``.
+
+    The accuracy is required of MNIST only. A limit of the budget that is also the exercise's has one row.
+    """
+    cost = cost_of(architecture)
+    params, costs = cost.params, budget.usage(cost)
+    met = accuracy >= MIN_ACCURACY
+    misleading = (round(accuracy, 4) >= MIN_ACCURACY) != met
+    reached = f"{accuracy:.4%}" if misleading else f"{accuracy:.2%}"
+    all_convolutional = all(layer.kind != "Linear" for layer in architecture.layers)
+    budget_rows = [
+        Requirement(f"{what} <= {limit:,}, the budget", f"{costs[what]:,}", costs[what] <= limit)
+        for what, limit in budget.limits.items()
+        if (what, limit) not in EXERCISE.limits.items()
+    ]
+    accuracy_row = Requirement(f"accuracy >= {MIN_ACCURACY:.1%}", reached, met)
+    return [
+        *([accuracy_row] if required_accuracy(dataset) else []),
+        Requirement(f"parameters < {MAX_PARAMS:,}", f"{params:,}", params < MAX_PARAMS),
+        *budget_rows,
+        Requirement(f"epochs <= {MAX_EPOCHS}", str(epochs), epochs <= MAX_EPOCHS),
+        Requirement("no fully connected layer", "none" if all_convolutional else "some", all_convolutional),
+    ]

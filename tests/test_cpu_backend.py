@@ -1,0 +1,363 @@
+"""The backend with kernels for a CPU computes the same as torch's modules."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from candidates import random_architectures
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_mnist.data.dataset import Images
+from nas_mnist.data.normalize import Normalizer
+from nas_mnist.engine.backend import create_backend
+from nas_mnist.engine.cpu.backend import CpuBackend, CpuTrainer
+from nas_mnist.engine.cpu.threads import reserve_threads, thread_count
+from nas_mnist.engine.flat_parameters import FlatParameters
+from nas_mnist.engine.kernels import compile as compiling
+from nas_mnist.engine.kernels.compile import LANES
+from nas_mnist.engine.stages import UnsupportedLayerError
+from nas_mnist.engine.torch_backend import TorchBackend
+from nas_mnist.models.architecture import Architecture
+from nas_mnist.models.network import Network, build
+from nas_mnist.models.zoo import load
+from nas_mnist.recipes.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+def network(architecture: Architecture, seed: int = 0, dropout: bool = False) -> Network:
+    """In float64 and in training mode, with normalisations that differ from channel to channel."""
+    model = build(architecture, seed).double().train()
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1, 1.5)
+            nn.init.normal_(module.bias)
+        if isinstance(module, nn.Dropout2d) and not dropout:
+            module.p = 0.0
+    return model
+
+
+def images_for(architecture: Architecture, count: int) -> Tensor:
+    return torch.randn(count, *architecture.input_shape, dtype=torch.float64)
+
+
+def trainer_of(model: Network, smoothing: float = 0.0) -> CpuTrainer:
+    """A trainer for images that the test makes itself."""
+    none = Images(torch.zeros(1, *model.architecture.input_shape, dtype=torch.uint8), torch.zeros(1).long())
+    parameters, recipe = FlatParameters(model), Recipe(label_smoothing=smoothing)
+    return CpuBackend(model).trainer(parameters, none, Normalizer(0.0, 1.0), recipe)
+
+
+def check(ours: Network, images: Tensor, theirs: Network | None = None, smoothing: float = 0.0) -> CpuTrainer:
+    """Loss, gradients and running statistics of a training pass, and class scores in evaluation."""
+    theirs = copy.deepcopy(ours) if theirs is None else theirs
+    trainer = trainer_of(ours, smoothing)
+    trainer.parameters.gradient.fill_(math.nan)
+    labels = torch.randint(ours.architecture.classes, (len(images),))
+    torch.manual_seed(1)
+    loss = trainer.pass_through(images, labels)
+    torch.manual_seed(1)
+    expected = F.cross_entropy(theirs(images), labels, label_smoothing=smoothing)
+    torch.testing.assert_close(loss[0], expected)
+    expected.backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert other.grad is not None
+        found = {name: trainer.parameters.gradients[mine]}
+        torch.testing.assert_close(found, {name: other.grad}, rtol=1e-6, atol=1e-8)
+    for (name, one), (_, same) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+        torch.testing.assert_close({name: one}, {name: same})
+    with torch.inference_mode():
+        torch.testing.assert_close(scores_of(ours.eval(), images), theirs.eval()(images))
+    return trainer
+
+
+def scores_of(model: Network, images: Tensor) -> Tensor:
+    """Class scores (N, classes) in evaluation."""
+    return CpuBackend(model).scores(images)[0]
+
+
+def with_blocks(*blocks: dict[str, Any], size: Sequence[int] = (1, 9, 8), **head: Any) -> Architecture:
+    return Architecture.make({"input_shape": list(size), "classes": 4, "blocks": list(blocks), "head": head})
+
+
+def test_random_networks_agree_with_torch() -> None:
+    rng, linear_heads = random.Random(0), []
+    for number, architecture in enumerate(random_architectures(250, seed=8)):
+        model = network(architecture, number)
+        images = images_for(architecture, rng.choice((2, 3, 8, 9, 17)))
+        try:
+            linear_heads.append(check(model, images, smoothing=rng.choice((0.0, 0.1))).linear_head)
+        except UnsupportedLayerError:
+            continue
+    assert len(linear_heads) > 40
+    assert sum(linear_heads) > 20
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("order", ["conv_then_pool", "pool_then_conv"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_linear_head_needs_no_autograd(smoothing: float, order: str, bias: bool) -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}, order=order, bias=bias))
+    trainer = check(model, images_for(model.architecture, 19), smoothing=smoothing)
+    assert trainer.linear_head
+    assert all(one.grad is None for one in model.parameters())
+
+
+@pytest.mark.parametrize("head", [{"kernel": 3}, {"norm": True}], ids=str)
+def test_another_head_is_left_to_autograd(head: dict[str, Any]) -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}, **head))
+    assert not check(model, images_for(model.architecture, 4), smoothing=0.1).linear_head
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish"])
+@pytest.mark.parametrize("norm", ["none", "before", "after"])
+@pytest.mark.parametrize("pool", [None, "max", "average"])
+def test_what_follows_a_convolution_agrees_with_torch(pool: str | None, norm: str, activation: str) -> None:
+    block = {"kind": "conv", "channels": 6, "norm": norm, "activation": activation, "bias": True}
+    pooling = [] if pool is None else [{"kind": "pool", "method": pool}]
+    model = network(with_blocks({"kind": "conv", "channels": 3}, block, *pooling))
+    check(model, images_for(model.architecture, 5))
+
+
+@pytest.mark.parametrize("kind", ["conv", "separable"])
+@pytest.mark.parametrize(("kernel", "stride"), list(itertools.product((1, 3, 5, 7), (1, 2, 3, 4))))
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_convolutions_agree_with_torch(padding: str, kernel: int, stride: int, kind: str) -> None:
+    block = {"kind": kind, "kernel": kernel, "stride": stride, "padding": padding, "channels": 7}
+    architecture = with_blocks({"kind": "conv", "channels": 5, "kernel": 1}, block, size=(1, 11, 9))
+    model = network(architecture, kernel)
+    check(model, images_for(architecture, LANES + 1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 8, 9, 17])
+def test_any_number_of_channels_agrees_with_torch(channels: int) -> None:
+    architecture = with_blocks(
+        {"kind": "conv", "channels": channels}, {"kind": "conv", "channels": channels + 2, "kernel": 5}
+    )
+    model = network(architecture)
+    check(model, images_for(architecture, 3))
+
+
+class SameDraws(nn.Module):
+    """Dropout of whole channels that draws as the compiled pass does."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.training:
+            return maps
+        keep = torch.rand(maps.shape[:2]) >= self.rate
+        return maps * keep[:, :, None, None] / (1 - self.rate)
+
+
+@pytest.mark.parametrize("norm", ["before", "after"])
+def test_dropout_drops_whole_channels_and_their_gradients(norm: str) -> None:
+    block = {"kind": "conv", "channels": 8, "norm": norm, "dropout": 0.4}
+    body = [block | {"kind": "separable", "middle": True}]
+    architecture = with_blocks(block, {"kind": "pool"}, {"kind": "residual", "body": body}, block)
+    ours = network(architecture, dropout=True)
+    theirs = copy.deepcopy(ours)
+    for position, layer in enumerate(theirs.layers):
+        if isinstance(layer, nn.Dropout2d):
+            theirs.layers[position] = SameDraws(layer.p)
+    check(ours, images_for(architecture, 11), theirs)
+
+
+REPEATED = [
+    [
+        {"kind": "separable", "channels": 4, "norm": "after", "bias": True},
+        {"kind": "repeat"},
+        {"kind": "repeat"},
+    ],
+    [{"kind": "conv", "channels": 4, "bias": True}, {"kind": "pool"}, {"kind": "repeat"}],
+    [{"kind": "residual", "body": [{"kind": "separable", "channels": 4}]}, {"kind": "repeat"}],
+]
+
+
+@pytest.mark.parametrize("blocks", REPEATED)
+def test_repeated_blocks_agree_with_torch(blocks: list[dict[str, Any]]) -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 4}, *blocks)
+    model = network(architecture)
+    check(model, images_for(architecture, LANES + 1))
+
+
+@pytest.mark.parametrize("name", ["reference", "mnist-16k"])
+def test_float32_is_as_near_to_torch_as_torch_to_itself(name: str) -> None:
+    architecture = load(name).architecture
+    exact = build(architecture, 3).eval()
+    images = torch.randn(20, 1, 28, 28)
+    with torch.inference_mode():
+        scores, expected = scores_of(exact, images), exact(images)
+        truth = copy.deepcopy(exact).double()(images.double())
+    assert scores.dtype == torch.float32
+    assert (scores - truth).abs().max() <= 4 * (expected - truth).abs().max() + 1e-6
+
+
+def test_threads_share_the_images_and_the_result_is_the_same() -> None:
+    architecture = load("mnist-16k").architecture
+    results = []
+    before = torch.get_num_threads()
+    for count in (1, 2, 3):
+        trainer = trainer_of(network(architecture))
+        images = torch.linspace(-1, 1, (2 * LANES + 3) * 784, dtype=torch.float64).view(-1, 1, 28, 28)
+        torch.set_num_threads(count)
+        try:
+            loss = trainer.pass_through(images, torch.arange(len(images)) % 10)
+        finally:
+            torch.set_num_threads(before)
+        results.append((loss, trainer.parameters.gradient))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
+def test_torchs_threads_are_reserved_and_come_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), reserve_threads():
+        with reserve_threads():
+            assert thread_count() == before
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == thread_count() == before
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"kind": "conv", "channels": 4, "activation": "silu"},
+        {"kind": "conv", "channels": 4, "activation": "gelu"},
+        {"kind": "pool", "kernel": 3},
+        {"kind": "pool", "stride": 1},
+    ],
+    ids=str,
+)
+def test_layers_without_kernels_are_left_to_torch(block: dict[str, Any]) -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}, block))
+    with pytest.raises(UnsupportedLayerError):
+        CpuBackend(model)
+    assert isinstance(create_backend(model, CPU, "auto"), TorchBackend)
+
+
+def test_threads_are_reserved_only_for_networks_with_kernels() -> None:
+    seen = []
+    for activation in ("relu", "silu"):
+        architecture = with_blocks({"kind": "conv", "channels": 3, "activation": activation})
+        with create_backend(network(architecture), CPU, "auto").reserve_threads():
+            seen.append(torch.get_num_threads())
+    assert seen == [1, torch.get_num_threads()]
+
+
+def test_python_threads_reserve_apart_from_each_other() -> None:
+    before = torch.get_num_threads()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with reserve_threads():
+            inside.set()
+            go_on.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(other)
+        inside.wait(10)
+        with reserve_threads():
+            go_on.set()
+            job.result()
+            assert thread_count() >= 1
+    torch.set_num_threads(before)
+
+
+def test_parameters_and_statistics_that_are_replaced_are_seen() -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 3}, {"kind": "conv", "channels": 4})
+    ours, other = network(architecture).eval(), network(architecture, 1).eval()
+    backend, images = CpuBackend(ours), images_for(architecture, 3)
+    with torch.inference_mode():
+        backend.scores(images)
+        ours.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+        torch.testing.assert_close(backend.scores(images)[0], other(images))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 1, 9, 9).double(), torch.zeros(2, 2, 9, 8).double(), torch.zeros(2, 1, 9, 8)],
+    ids=str,
+)
+def test_images_of_another_dtype_or_shape_are_refused(images: Tensor) -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}))
+    with pytest.raises(ValueError, match="of another dtype or shape"):
+        CpuBackend(model).scores(images)
+    with pytest.raises(ValueError, match="of another dtype or shape"):
+        trainer_of(model).pass_through(images, torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("norm", ["before", "after"])
+def test_the_variance_of_large_numbers_is_right_in_float32(norm: str) -> None:
+    block = {"kind": "conv", "channels": 4, "bias": True, "norm": norm}
+    architecture = with_blocks(block, size=(1, 28, 28))
+    model = network(architecture).float()
+    convolution = next(layer for layer in model.layers if isinstance(layer, nn.Conv2d))
+    with torch.no_grad():
+        convolution.bias.fill_(500.0)
+    trainer, exact, images = trainer_of(model), copy.deepcopy(model).double(), torch.randn(40, 1, 28, 28)
+    labels, variances = torch.zeros(40, dtype=torch.long), []
+    norms = [next(one for one in each.layers if isinstance(one, nn.BatchNorm2d)) for each in (model, exact)]
+    for _ in range(2):  # the value that is subtracted is the mean of the batch before
+        before = [norm.running_var.clone().double() for norm in norms]
+        trainer.pass_through(images, labels)
+        exact(images.double())
+        variances = [norm.running_var - 0.9 * old for norm, old in zip(norms, before, strict=True)]
+    torch.testing.assert_close(variances[0].double(), variances[1], rtol=1e-3, atol=1e-4)
+
+
+def test_vectors_of_another_length_compute_the_same() -> None:
+    """A processor has 8 or 16 numbers in a vector; here are the others."""
+    code = f"""
+import nas_mnist.engine.kernels.compile as compiling
+compiling.LANES = {24 - LANES}
+import test_cpu_backend
+assert test_cpu_backend.LANES == {24 - LANES}
+for kind, kernel, stride in (("conv", 3, 1), ("separable", 5, 2), ("conv", 1, 1)):
+    test_cpu_backend.test_convolutions_agree_with_torch("same", kernel, stride, kind)
+test_cpu_backend.test_what_follows_a_convolution_agrees_with_torch("max", "before", "relu")
+import test_training
+test_training.test_the_compiled_loop_moves_images_as_torch_does((3, 10, 7), 2)
+"""
+    folders = [Path(__file__).parent, Path(compiling.__file__).parents[3]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)
+
+
+@torch.no_grad()
+def test_nan_reaches_the_scores() -> None:
+    architecture = with_blocks({"kind": "conv", "channels": 3}, {"kind": "pool"})
+    model = network(architecture).eval()
+    next(iter(model.parameters()))[0, 0, 0, 0] = math.nan
+    assert scores_of(model, images_for(architecture, 3)).isnan().any()
+    block = {"kind": "conv", "channels": 3, "norm": "none", "activation": "none", "kernel": 1}
+    model = network(with_blocks(block, {"kind": "pool"})).eval()
+    images = torch.zeros(LANES, 1, 9, 8, dtype=torch.float64)
+    for place in range(4):
+        images[place, 0, place // 2, place % 2] = math.nan
+    assert scores_of(model, images).isnan().any(1).tolist() == [True] * 4 + [False] * (LANES - 4)
+
+
+def test_nan_reaches_the_loss() -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}, {"kind": "pool"}))
+    with torch.no_grad():
+        next(iter(model.parameters()))[0, 0, 0, 0] = math.nan
+    assert trainer_of(model).pass_through(images_for(model.architecture, 3), torch.zeros(3).long()).isnan()

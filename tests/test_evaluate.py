@@ -1,0 +1,86 @@
+"""Normalisation, class scores, and the loss and accuracy that follow from them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nas_mnist import Architecture
+from nas_mnist.data.dataset import DataSet, Images
+from nas_mnist.data.normalize import Normalizer
+from nas_mnist.models.network import build
+from nas_mnist.training.evaluate import Evaluation, Mistake, Score, evaluate, predict
+
+SMALL = Architecture.make(
+    {
+        "blocks": [
+            {"kind": "conv", "channels": 6, "stride": 2, "dropout": 0.1},
+            {"kind": "separable", "channels": 6, "norm": "after"},
+            {"kind": "pool"},
+        ]
+    }
+)
+
+
+def test_normaliser_measures_mean_and_deviation() -> None:
+    images = torch.tensor([0, 0, 30, 90], dtype=torch.uint8).view(1, 1, 2, 2)
+    normalize = Normalizer.of(images)
+    assert normalize.mean == pytest.approx(30)
+    assert normalize.std == pytest.approx(math.sqrt((900 + 900 + 0 + 3600) / 4))
+    made = normalize(images)
+    assert made.dtype == torch.float32
+    assert made.flatten().tolist() == pytest.approx([-30 / normalize.std] * 2 + [0, 60 / normalize.std])
+
+
+def test_normaliser_of_real_images_gives_mean_zero_and_deviation_one(five_thousand: DataSet) -> None:
+    normalize = Normalizer.of(five_thousand.train.images)
+    made = normalize(five_thousand.train.images)
+    assert float(made.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(made.std()) == pytest.approx(1, abs=1e-3)
+    # mean and deviation of the whole of MNIST are 0.1307 and 0.3081
+    assert normalize.mean / 255 == pytest.approx(0.1307, abs=0.005)
+    assert normalize.std / 255 == pytest.approx(0.3081, abs=0.005)
+
+
+def test_normaliser_survives_images_of_one_colour() -> None:
+    images = torch.full((2, 1, 4, 4), 7, dtype=torch.uint8)
+    assert Normalizer.of(images)(images).abs().max() == 0
+
+
+def test_predictions_do_not_depend_on_the_other_images(tiny_data: DataSet) -> None:
+    train_data, val_data = tiny_data.split()
+    normalize = Normalizer.of(train_data.images)
+    model = build(SMALL, 0)
+    together = predict(model, val_data.images, normalize)
+    alone = torch.cat([predict(model, image[None], normalize) for image in val_data.images[:5]])
+    assert together.shape == (len(val_data), 10)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together[:5], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_score_counts_what_is_predicted_right(tiny_data: DataSet) -> None:
+    train_data, val_data = tiny_data.split()
+    normalize = Normalizer.of(train_data.images)
+    model = build(SMALL, 0)
+    scores = predict(model, val_data.images, normalize)
+    found = evaluate(model, val_data, normalize)
+    right = int((scores.argmax(1) == val_data.labels).sum())
+    assert (found.correct, found.count) == (right, len(val_data))
+    assert found.accuracy == right / len(val_data)
+    log_shares = scores.log_softmax(1)[torch.arange(len(val_data)), val_data.labels]
+    assert found.loss == pytest.approx(float(-log_shares.mean()), rel=1e-5)
+    perfect = evaluate(model, Images(val_data.images, scores.argmax(1)), normalize)
+    assert perfect.accuracy == 1.0
+
+
+def test_accuracy_is_a_share() -> None:
+    assert Score(0.1, 9_955, 10_000).accuracy == 0.9955
+
+
+def test_an_evaluation_counts_confusions_and_lists_mistakes() -> None:
+    scores = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, math.log(3)], [4.0, 0.0]])
+    found = Evaluation.of(scores, torch.tensor([0, 1, 0, 0]))
+    assert found.confusion == ((2, 1), (0, 1))
+    assert found.mistakes == (Mistake(2, 0, 1, pytest.approx(0.75)),)

@@ -1,0 +1,123 @@
+"""The kernel language: values compute as numbers do, and calls have as many arguments as kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from nas_mnist.engine.cuda import kernels
+from nas_mnist.engine.cuda.launch import CudaDType, Launch, run
+from nas_mnist.engine.kernels import parameters
+from nas_mnist.engine.kernels.compile import KERNELS, LANES, CallList, KernelInfo, compile_kernel
+from nas_mnist.engine.kernels.values import Vector
+from nas_mnist.engine.kernels.writer import Writer
+
+FLOAT = np.dtype(np.float32)
+CPU = torch.device("cpu")
+
+
+def computed(expression: Callable[[Writer, Vector], Vector], *numbers: float) -> list[float]:
+    """An expression of a vector that begins with these numbers."""
+    source, target = np.zeros(LANES, FLOAT), np.zeros(LANES, FLOAT)
+    source[: len(numbers)] = numbers
+
+    def write(w: Writer) -> None:
+        pointers = w.argument(), w.argument()
+        w.store(expression(w, w.load(pointers[0])), pointers[1])
+
+    CallList([[compile_kernel(write, FLOAT), source.ctypes.data, target.ctypes.data]]).run()
+    return [float(number) for number in target[: len(numbers)]]
+
+
+def test_vectors_mix_with_pythons_numbers() -> None:
+    assert computed(lambda _, x: (x + 1.0) * x - 0.5, 2.0, -3.0) == [5.5, 5.5]
+    assert computed(lambda _, x: 1.0 - (2.0 * x + x), 2.0, -3.0) == [-5.0, 10.0]
+    assert computed(lambda _, x: 1.0 / x + x / 2.0, 2.0, -4.0) == [1.5, -2.25]
+    assert computed(lambda _, x: -x, 2.0, 0.0) == [-2.0, 0.0]
+
+
+def test_comparisons_are_false_for_nan() -> None:
+    numbers = 1.0, 2.0, 3.0, np.nan
+    assert computed(lambda w, x: w.select(x < 2.0, 1.0, 0.0), *numbers) == [1, 0, 0, 0]
+    assert computed(lambda w, x: w.select(x > 2.0, 1.0, 0.0), *numbers) == [0, 0, 1, 0]
+    assert computed(lambda w, x: w.select(x.equals(2.0), 1.0, 0.0), *numbers) == [0, 1, 0, 0]
+
+
+def test_functions_of_vectors() -> None:
+    assert computed(lambda w, x: w.maximum(w.sqrt(x), w.vector(1.5)), 1.0, 4.0) == [1.5, 2.0]
+    assert np.isnan(computed(lambda w, x: w.maximum(x, w.vector(1.0)), np.nan)).all()
+    assert computed(lambda w, x: w.clip(w.floor(x), -1.0, 2.0), -3.5, 0.5, 1.5, 9.0) == [-1, 0, 1, 2]
+    assert computed(lambda w, x: w.to_float(w.minimum(w.iota(3) * 2, 8) + w.to_int(x)), 0.9, 5.2) == [6, 13]
+
+
+@pytest.mark.parametrize("steps", [(1,), (4, 2, 1), (3, 1)])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 11])
+def test_unrolled_loops_cover_every_number_once(count: int, steps: Sequence[int]) -> None:
+    counts = np.zeros((16, LANES), FLOAT)
+
+    def write(w: Writer) -> None:
+        pointer, size = w.argument(), w.argument()
+        for first, step in w.unrolled_loops(size, steps):
+            for i in range(step):
+                at = (first + i) * LANES
+                w.store(w.load(pointer, at) + 1.0, pointer, at)
+
+    CallList([[compile_kernel(write, FLOAT), counts.ctypes.data, count]]).run()
+    assert (counts[:count] == 1).all()
+    assert (counts[count:] == 0).all()
+
+
+@cache
+def copy() -> int:
+    """Copies a vector."""
+
+    def write(w: Writer) -> None:
+        source, target = w.argument(), w.argument()
+        w.store(w.load(source), target)
+
+    return compile_kernel(write, FLOAT)
+
+
+def test_a_kernel_knows_its_name_and_its_arguments() -> None:
+    assert KERNELS[copy()] == KernelInfo("test_kernels.copy", 2)
+    assert KERNELS[parameters.gather(FLOAT)] == KernelInfo("parameters.gather", 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_a_call_with_another_number_of_arguments_is_refused(count: int) -> None:
+    numbers = np.zeros(LANES, FLOAT)
+    good = [copy(), numbers.ctypes.data, numbers.ctypes.data]
+    CallList([good]).run()
+    with pytest.raises(ValueError, match=rf"test_kernels\.copy: {count} arguments \(it takes 2\)"):
+        CallList([good, [copy(), *[numbers.ctypes.data] * count]])
+
+
+def test_a_call_of_no_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="not the address of a kernel"):
+        CallList([[12345, 1, 2]])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_launch_with_another_number_of_arguments_is_refused(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch adds two arguments to the three of this kernel; on CUDA a driver's handle is checked, too."""
+    source, target = torch.arange(32.0), torch.zeros(32)
+    pointers = source.data_ptr() + 4 * torch.arange(32)
+    arguments = [pointers.data_ptr(), target.data_ptr(), 1]
+    dtype, kernel = CudaDType(FLOAT, torch.device(device)), kernels.gather_pointers(CudaDType(FLOAT, CPU))
+    if device == "cuda":
+        kernel, info = 77, KERNELS[kernel]
+        monkeypatch.setitem(KERNELS, kernel, info)
+    for wrong in (arguments[:-1], [*arguments, 1]):
+        message = rf"kernels\.gather_pointers: {len(wrong) + 2} arguments \(it takes 5\)"
+        with pytest.raises(ValueError, match=message):
+            Launch(dtype, kernel, wrong, items=1, tiles=1)
+    launch = Launch(dtype, kernel, arguments, items=1, tiles=1)
+    if device == "cpu":
+        run([launch])
+        assert torch.equal(source, target)
