@@ -21,9 +21,9 @@ from candidates import random_architectures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist.data.dataset import Images
 from nas_mnist.data.normalize import Normalizer
 from nas_mnist.engine.backend import create_backend
+from nas_mnist.engine.batches import TorchImages
 from nas_mnist.engine.cpu.backend import CpuBackend, CpuTrainer
 from nas_mnist.engine.cpu.threads import reserve_threads, thread_count
 from nas_mnist.engine.flat_parameters import FlatParameters
@@ -34,7 +34,6 @@ from nas_mnist.engine.torch_backend import TorchBackend
 from nas_mnist.models.architecture import Architecture
 from nas_mnist.models.network import Network, build
 from nas_mnist.models.zoo import load
-from nas_mnist.recipes.recipe import Recipe
 
 CPU = torch.device("cpu")
 
@@ -57,10 +56,10 @@ def images_for(architecture: Architecture, count: int) -> Tensor:
 
 
 def trainer_of(model: Network, smoothing: float = 0.0) -> CpuTrainer:
-    """A trainer for images that the test makes itself."""
-    none = Images(torch.zeros(1, *model.architecture.input_shape, dtype=torch.uint8), torch.zeros(1).long())
-    parameters, recipe = FlatParameters(model), Recipe(label_smoothing=smoothing)
-    return CpuBackend(model).trainer(parameters, none, Normalizer(0.0, 1.0), recipe)
+    """A trainer for images and labels that the test makes itself."""
+    none = torch.zeros(1, *model.architecture.input_shape, dtype=torch.uint8)
+    images = TorchImages(none, Normalizer(0.0, 1.0))
+    return CpuTrainer(CpuBackend(model), FlatParameters(model), images, torch.zeros(1), smoothing)
 
 
 def check(ours: Network, images: Tensor, theirs: Network | None = None, smoothing: float = 0.0) -> CpuTrainer:
@@ -334,8 +333,8 @@ assert test_cpu_backend.LANES == {24 - LANES}
 for kind, kernel, stride in (("conv", 3, 1), ("separable", 5, 2), ("conv", 1, 1)):
     test_cpu_backend.test_convolutions_agree_with_torch("same", kernel, stride, kind)
 test_cpu_backend.test_what_follows_a_convolution_agrees_with_torch("max", "before", "relu")
-import test_training
-test_training.test_the_compiled_loop_moves_images_as_torch_does((3, 10, 7), 2)
+import test_augment
+test_augment.test_the_kernel_warps_images_as_torch_does((3, 10, 7), 2)
 """
     folders = [Path(__file__).parent, Path(compiling.__file__).parents[3]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}

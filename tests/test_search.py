@@ -221,7 +221,7 @@ def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: 
     assert set(finals) == {row.key for row in rows}
     assert all(set(scores) == {"1", "2"} for scores in finals.values())
     assert f"Training the best {len(rows)} again" in ended.out
-    means = {row.key: statistics.fmean(accuracies_of(row, finals, short=False)) for row in rows}
+    means = {row.key: statistics.fmean(accuracies_of(row, finals, low_fidelity=False)) for row in rows}
     assert means[study.user_attrs["winner"]["key"]] == max(means.values())
     summary = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())
     assert summary["finals"] == finals

@@ -161,7 +161,7 @@ def test_losses_agree_with_those_of_plain_steps_for_a_hundred_steps(
 def test_torchs_modules_train_as_plain_steps_do(five_thousand: DataSet) -> None:
     data = five_thousand.train.take(torch.arange(0, 3000, 6))
     recipe = Recipe(epochs=3, batch_size=50, learning_rate=0.01, momentum=0.9, schedule="constant")
-    with mock.patch("nas_mnist.engine.backend._with_kernels", side_effect=AssertionError("our kernels")):
+    with mock.patch("nas_mnist.engine.backend._on_cpu", side_effect=AssertionError("our kernels")):
         ours = [r.train_loss for r in train(build(MIXED, 0), data, recipe, seed=0, engine="torch")]
     assert ours == pytest.approx(plain_loop(MIXED, data, recipe, 0)[0], rel=2e-3)
 
@@ -245,7 +245,10 @@ def test_seeds_trained_together_learn_what_they_learn_alone(
         results = list(train(alone, train_data, recipe, seed=seed, score_on=val_data, engine=engine))
         ours = [epoch[copy] for epoch in together]
         assert [r.train_loss for r in ours] == pytest.approx([r.train_loss for r in results], rel=1e-3)
-        assert evaluate(models[copy], val_data, Normalizer.of(train_data.images), engine=engine) == ours[-1].score
+        assert (
+            evaluate(models[copy], val_data, Normalizer.of(train_data.images), engine=engine)
+            == ours[-1].score
+        )
         if name == "adamw":  # a gradient that is zero but for rounding makes a whole step
             continue
         for one, other in zip(models[copy].parameters(), alone.parameters(), strict=True):
@@ -353,7 +356,7 @@ def test_epochs_that_are_named_are_scored_and_the_last_one(tiny_data: DataSet) -
 
 
 def test_without_images_to_score_on_there_is_no_score(tiny_data: DataSet) -> None:
-    learn, _ = tiny_data.split()
+    train_data, _ = tiny_data.split()
     results = list(train(build(SMALL, 0), train_data, PLAIN, seed=0))
     assert [r.score for r in results] == [None, None]
 
@@ -401,7 +404,7 @@ def test_the_default_recipe_takes_small_steps_on_small_data(tiny_data: DataSet) 
 
 
 def test_fewer_images_than_a_batch_are_refused(tiny_data: DataSet) -> None:
-    learn, _ = tiny_data.split()
+    train_data, _ = tiny_data.split()
     with pytest.raises(ValueError, match="batch_size 301 is more than the 300 images"):
         next(train(build(SMALL, 0), train_data, Recipe(batch_size=301), seed=0))
 
@@ -432,13 +435,13 @@ def test_a_trained_network_has_memory_of_its_own(tiny_data: DataSet) -> None:
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
-def test_those_who_add_seeds_to_one_folder_wait_for_each_other(
+def test_processes_that_add_seeds_to_one_folder_wait_for_each_other(
     tiny_data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = torch.device("cpu")
     runs = retrain(STILL, PLAIN, tiny_data, seeds=(0, 1, 2, 3), device=device, last_only=True)
-    facts = facts_of("own", STILL, PLAIN, tiny_data, "cpu", 20_000) | {"command": "own"}
-    first = Results(tmp_path, "own", facts)
+    metadata = metadata_of("own", STILL, PLAIN, tiny_data, "cpu", 20_000) | {"command": "own"}
+    first = RunStore(tmp_path, "own", metadata)
     first.add(runs[0])
 
     def slowly(path: Path, content: bytes) -> None:
@@ -446,9 +449,9 @@ def test_those_who_add_seeds_to_one_folder_wait_for_each_other(
         write_bytes(path, content)
 
     monkeypatch.setattr("nas_mnist.training.run_store.write_bytes", slowly)
-    several = [Results(tmp_path, "own", facts, first.folder) for _ in runs[1:]]
+    several = [RunStore(tmp_path, "own", metadata, first.folder) for _ in runs[1:]]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(Results.add, several, runs[1:]))
+        list(pool.map(RunStore.add, several, runs[1:]))
     assert first.seeds == {0, 1, 2, 3}
     assert len((first.folder / "epochs.csv").read_text().splitlines()) == 1 + 4 * PLAIN.epochs
 

@@ -6,6 +6,7 @@ A backend is our kernels for a CPU (`cpu`), our kernels for CUDA (`cuda`), or to
 
 from __future__ import annotations
 
+import contextlib
 import os
 from contextlib import AbstractContextManager
 from functools import cache
@@ -93,8 +94,12 @@ def create_backend(network: Network, device: torch.device, engine: Engine | None
     """
     chosen, _ = resolve_engine(engine, device)
     if chosen == "torch":
-        return TorchBackend(network, device, recordable=False)
-    return _with_kernels(network, device) or TorchBackend(network, device, recordable=device.type == "cuda")
+        return TorchBackend(network, device)
+    if device.type == "cpu":
+        return _on_cpu(network, device)
+    if device.type == "cuda":
+        return _on_cuda(network, device)
+    return TorchBackend(network, device)
 
 
 def resolve_engine(engine: str | None, device: torch.device) -> tuple[Engine, str]:
@@ -124,20 +129,23 @@ def _llvmlite_error() -> str:
     return ""
 
 
-def _with_kernels(network: Network, device: torch.device) -> Backend | None:
-    """The backend that has kernels for a network on a device; None where there is none."""
-    if device.type not in ("cpu", "cuda"):
-        return None
+def _on_cpu(network: Network, device: torch.device) -> Backend:
+    from .cpu.affine import AffineImages
+    from .cpu.backend import CpuBackend
     from .stages import UnsupportedLayerError
 
     try:
-        if device.type == "cpu":
-            from .cpu.backend import CpuBackend
-
-            return CpuBackend(network)
-        from .cuda.backend import CudaBackend
-        from .cuda.launch import runs_on
-
-        return CudaBackend(network, device) if runs_on(device) else None
+        return CpuBackend(network)
     except UnsupportedLayerError:
-        return None
+        return TorchBackend(network, device, augmented=AffineImages)
+
+
+def _on_cuda(network: Network, device: torch.device) -> Backend:
+    from .cuda.backend import CudaBackend
+    from .cuda.launch import runs_on
+    from .stages import UnsupportedLayerError
+
+    if runs_on(device):
+        with contextlib.suppress(UnsupportedLayerError):
+            return CudaBackend(network, device)
+    return TorchBackend(network, device, recordable=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,17 +23,31 @@ class Batches(NamedTuple):
         return self.order.index_select(0, step)[0], maps
 
 
-class TorchImages:
-    """Images of a data set as network input, by `affine_grid`'s arithmetic and `grid_sample`."""
+class ImageLoader(Protocol):
+    """Makes network input of a data set's images (N, C, H, W) uint8."""
 
-    map_shape = (2, 3)
+    map_shape: ClassVar[tuple[int, int]]  # rows and columns of a prepared map
+
+    def __init__(self, images: Tensor, normalize: Normalizer) -> None: ...
+
+    def prepare_maps(self, maps: Tensor) -> Tensor:
+        """Affine maps (N, 2, 3), as `affine_grid` takes them, in the form that a call takes."""
+
+    def __call__(self, picked: Tensor, maps: Tensor | None) -> Tensor:
+        """Network input (B, C, H, W) float32: images at positions (B,), warped by their prepared maps."""
+
+
+class TorchImages:
+    """The `ImageLoader` that does `affine_grid`'s arithmetic and `grid_sample`."""
+
+    map_shape: ClassVar = (2, 3)
 
     def __init__(self, images: Tensor, normalize: Normalizer) -> None:
         """``images`` (N, C, H, W) uint8."""
         self.images, self.normalize = images, normalize
 
     def prepare_maps(self, maps: Tensor) -> Tensor:
-        """Affine maps (N, 2, 3) in the form that a call takes: as they are."""
+        """The maps as they are."""
         return maps
 
     def __call__(self, picked: Tensor, maps: Tensor | None) -> Tensor:

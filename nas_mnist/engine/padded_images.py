@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from .kernels.affine import EDGE
 class PaddedImages:
     """A data set's images with zeros around, and the factor and constant that normalise them."""
 
-    map_shape = (3, 2)
+    map_shape: ClassVar = (3, 2)
 
     def __init__(self, images: Tensor, normalize: Normalizer) -> None:
         """``images`` (N, C, H, W) uint8."""

@@ -12,7 +12,7 @@ from ..data.dataset import Images
 from ..data.normalize import Normalizer
 from ..models.network import Network
 from ..recipes.recipe import Recipe
-from .batches import Batches, TorchImages
+from .batches import Batches, ImageLoader, TorchImages
 from .flat_parameters import FlatParameters
 from .sgd import SGD, StepTables
 
@@ -24,8 +24,15 @@ class TorchBackend:
 
     evaluates_together = False
 
-    def __init__(self, network: Network, device: torch.device, recordable: bool = False) -> None:
-        self.network, self.recordable = network, recordable
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        recordable: bool = False,
+        augmented: type[ImageLoader] = TorchImages,
+    ) -> None:
+        """``recordable``: a step may be recorded as a CUDA graph; ``augmented``: makes augmented images."""
+        self.network, self.recordable, self.augmented = network, recordable, augmented
         self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
     def reserve_threads(self) -> AbstractContextManager[None]:
@@ -41,7 +48,9 @@ class TorchBackend:
         self, parameters: FlatParameters, data: Images, normalize: Normalizer, recipe: Recipe
     ) -> TorchTrainer:
         """The forward and backward passes of a training, by autograd."""
-        return TorchTrainer(self.network, parameters, data, normalize, recipe)
+        loader = TorchImages if recipe.augmentation.off else self.augmented
+        images = loader(data.images, normalize)
+        return TorchTrainer(self.network, parameters, images, data.labels, recipe.label_smoothing)
 
 
 class TorchTrainer:
@@ -51,14 +60,13 @@ class TorchTrainer:
         self,
         network: Network,
         parameters: FlatParameters,
-        data: Images,
-        normalize: Normalizer,
-        recipe: Recipe,
+        images: ImageLoader,
+        labels: Tensor,
+        smoothing: float,
     ) -> None:
-        self.network, self.parameters, self.labels = network, parameters, data.labels
-        self.smoothing = recipe.label_smoothing
-        self.images = TorchImages(data.images, normalize)
-        self.map_shape = self.images.map_shape
+        self.network, self.parameters = network, parameters
+        self.images, self.labels, self.smoothing = images, labels, smoothing
+        self.map_shape = images.map_shape
 
     def prepare_maps(self, maps: Tensor) -> Tensor:
         """Affine maps (N, 2, 3) in the form that `Batches` hold."""

@@ -44,8 +44,8 @@ Goal: the most accurate all-convolutional network (no fully connected layer) wit
 {config.epochs} epochs. On MNIST, 99.4 % of the test images are required with fewer than 20,000 parameters.
 The test images are read once, for the winner.
 
-{_values(config)} The user attribute `verdict` says how a trial ended; `n_params` and the other
-numbers can be sorted by.
+{_values(config)} The user attribute `verdict` says how a trial ended.
+Trials can be sorted by `n_params` and the other numbers.
 
 Data: {metadata["data"]}. {metadata["data_note"]}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..core.defaults import REPORTS
-from ..core.process_pool import run_workers
+from ..core.process_pool import Handlers, run_workers
 from ..models.architecture import Architecture
 from ..recipes.recipe import Recipe, make_recipe
 from ..training.jobs import RetrainJob, ValidateJob, Validation, retrain_seeds
@@ -81,7 +81,7 @@ class Finals:
             self.console.print(f"Training the best {len(rows)} again; the mean over their seeds decides")
             job = ValidateJob(trainings, self.setup.source, study.user_attrs.get(FINAL_IMAGES))
             with EpochLog(self.console, self.setup.recipe.epochs, len(trainings), lines=False) as log:
-                handlers = {"epoch": log, "score": on_score}
+                handlers: Handlers = {"epoch": log, "score": on_score}
                 run_workers(job, self.setup.workers, len(trainings), handlers)
         low_fidelity = StudyConfig.from_metadata(study.user_attrs).low_fidelity
         self.console.print(finals_table(rows, finals, low_fidelity))

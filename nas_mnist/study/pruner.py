@@ -3,8 +3,8 @@
 At every rung the better half goes on, by validation accuracy (Li et al. 2020, arxiv.org/abs/1810.05934).
 Rungs lie at shares of all epochs, because the share of the schedule that is over decides how well an early
 accuracy ranks the last one (reports/curves). No trial waits: it is compared with the trials that have reached
-the rung so far, and with those that were better after fewer epochs. Failed and interrupted trials do not
-count: their candidates begin again.
+the rung so far, and with those that were better after fewer epochs. Interrupted trials do not count: their
+candidates begin again.
 """
 
 from __future__ import annotations

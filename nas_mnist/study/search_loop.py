@@ -19,7 +19,7 @@ from .verdict import Verdict, count_candidates, counts, verdict_of
 
 MAX_REJECTED = 30  # rejected or duplicate draws in a row; then a candidate that fits is queued
 MAX_FAILED = 5  # candidates in a row that fail for the same reason; then the search gives up
-POLL_INTERVAL = 1.0  # seconds between two looks at the trials of other processes
+POLL_INTERVAL = 1.0  # seconds; how often the trials of other processes are read
 ADVICE = {  # by the reason of failures
     "loss not finite": "lower the recipe's learning_rate",
     "out of memory": "use fewer workers or smaller batches",

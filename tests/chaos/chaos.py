@@ -128,7 +128,7 @@ class Chaos:
                 break
             self.kill(running, rng.choices(PARTS, (5, 2, 2, 1))[0])
             time.sleep(0.2)
-            self.look()
+            self.observe()
 
     def kill(self, running: subprocess.Popen[bytes], what: str) -> None:
         """Kill a search, all of it or a part, or ask it to end (SIGTERM); in the end nothing of it runs."""
@@ -202,7 +202,7 @@ class Chaos:
         text = self.log.read_text(errors="replace")[printed:]
         if code != 1 or "Traceback" in text or text.count("error: ") != 1:
             self.wrong.append(f"without a server the search ended with code {code}: {text[-2000:]}")
-        self.look()
+        self.observe()
 
     def finish(self, within: float) -> None:
         """Let it come to its end; with a server as two machines would, from two folders at once."""
@@ -212,7 +212,7 @@ class Chaos:
             tail = self.log.read_text(errors="replace")[-1500:]
             self.wrong.append(f"the last search ended with code {codes}: {tail}")
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """Remember every trial that has ended with a verdict; open the dashboard once there is a study."""
         stored = self.stored()
         self.seen |= {number: was for number, was in _finished(stored).items() if number not in self.seen}
@@ -225,7 +225,7 @@ class Chaos:
         if self.dashboard is not None and not self.dashboard.over.is_set():
             self.dashboard.stop()
             self.wrong += self.dashboard.wrong[:5]
-            if not self.dashboard.looks:
+            if not self.dashboard.reads:
                 self.wrong.append("the dashboard showed nothing")
 
     def stored(self) -> list[FrozenTrial]:
@@ -365,7 +365,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began),
     }
     if chaos.dashboard is not None:
-        found["dashboard_looks"] = chaos.dashboard.looks
+        found["dashboard_looks"] = chaos.dashboard.reads
     return found | {"complaints": chaos.wrong}
 
 
@@ -379,7 +379,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=0, help="candidates; else five a kill")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--longest", type=float, default=5.0, help="seconds of training until a kill")
-    parser.add_argument("--dashboard", action="store_true", help="optuna-dashboard looks at it all the time")
+    parser.add_argument(
+        "--dashboard", action="store_true", help="read the study in optuna-dashboard all the time"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()

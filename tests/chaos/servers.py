@@ -95,7 +95,7 @@ class Dashboard(threading.Thread):
             self.process = subprocess.Popen(
                 [program, *arguments, "--port", str(self.port)], cwd=folder, stdout=log, stderr=log
             )
-        self.looks, self.wrong = 0, list[str]()
+        self.reads, self.wrong = 0, list[str]()
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -105,11 +105,11 @@ class Dashboard(threading.Thread):
             try:
                 for study in self._get("studies")["study_summaries"]:
                     trials = self._get(f"studies/{study['study_id']}?after=0")["trials"]
-                    self.looks += bool(trials)
+                    self.reads += bool(trials)
             except urllib.error.HTTPError as error:
                 self.wrong.append(f"dashboard: {error.code} {error.read()[:200]!r}")
             except Exception as error:
-                if self.looks or time.monotonic() > until:
+                if self.reads or time.monotonic() > until:
                     self.wrong.append(f"dashboard: {error!r}")
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from .threads import run_parallel, thread_count
 
 
 class AffineImages(PaddedImages):
-    """Images of a data set as network input, by our kernel."""
+    """The `ImageLoader` that runs our kernel; every image has a map."""
 
     def __call__(self, picked: Tensor, maps: Tensor | None) -> Tensor:
         """Network input (B, C, H, W) float32: images at positions (B,), warped by their prepared maps."""

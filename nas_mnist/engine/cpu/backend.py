@@ -19,7 +19,7 @@ from ...data.dataset import Images
 from ...data.normalize import Normalizer
 from ...models.network import Network
 from ...recipes.recipe import Recipe
-from ..batches import Batches, TorchImages
+from ..batches import Batches, ImageLoader, TorchImages
 from ..flat_parameters import FlatParameters
 from ..maps import Array
 from ..sgd import SGD, StepTables
@@ -60,7 +60,9 @@ class CpuBackend:
         self, parameters: FlatParameters, data: Images, normalize: Normalizer, recipe: Recipe
     ) -> CpuTrainer:
         """The forward and backward passes of a training."""
-        return CpuTrainer(self, parameters, data, normalize, recipe)
+        loader: type[ImageLoader] = TorchImages if recipe.augmentation.off else AffineImages
+        images = loader(data.images, normalize)
+        return CpuTrainer(self, parameters, images, data.labels, recipe.label_smoothing)
 
     def head(self, maps: Tensor) -> Tensor:
         """Class scores (N, classes) of the maps before the head, or of their means (N, C, 1, 1)."""
@@ -96,15 +98,13 @@ class CpuTrainer:
         self,
         backend: CpuBackend,
         parameters: FlatParameters,
-        data: Images,
-        normalize: Normalizer,
-        recipe: Recipe,
+        images: ImageLoader,
+        labels: Tensor,
+        smoothing: float,
     ) -> None:
-        self.backend, self.parameters, self.labels = backend, parameters, data.labels
-        self.smoothing = recipe.label_smoothing
-        loader = TorchImages if recipe.augmentation.off else AffineImages
-        self.images: TorchImages | AffineImages = loader(data.images, normalize)
-        self.map_shape = self.images.map_shape
+        self.backend, self.parameters = backend, parameters
+        self.images, self.labels, self.smoothing = images, labels, smoothing
+        self.map_shape = images.map_shape
         # The gradient of a linear head is a formula: no autograd.
         self.linear_head = backend.plan.head.averages_first
 

@@ -17,7 +17,7 @@ from math import e, log, log2
 from ..kernels.affine import EDGE, bilinear
 from ..kernels.compile import DType, compile_kernel
 from ..kernels.map_pointer import MapPointer
-from ..kernels.values import Float, Index, Int, IntVector, Vector
+from ..kernels.values import Index, Int, IntVector, Vector
 from ..kernels.writer import Writer
 from .writer import BlockWriter
 
@@ -244,7 +244,7 @@ def cross_entropy(dtype: DType) -> int:
             def terms(number: Index) -> tuple[Vector, Vector, Vector]:
                 """A class's score less the largest, its exponential, and its target."""
                 score = source.load(source.at(number, 0)) - largest.get()
-                extra: Float = w.select(label.equals(w.to_float(number)), label_extra, 0.0)
+                extra = w.select(label.equals(w.to_float(number)), label_extra, 0.0)
                 return score, w.exp2(score * log2(e)), every_class + extra
 
             with w.loop(classes) as number:

@@ -89,9 +89,8 @@ def batchnorm_affine(by_batch: bool, dtype: DType) -> int:
             mean = w.load_as(narrow, running_mean, channel)
             variance = w.load_as(narrow, running_variance, channel)
             if by_batch:
-                offset = (
-                    _sum_of(w, sums, threads, channels * 2, channel) / values
-                )  # of the mean from the centre
+                # The mean less the centre.
+                offset = _sum_of(w, sums, threads, channels * 2, channel) / values
                 square = _sum_of(w, sums, threads, channels * 2, second_row) / values
                 batch_mean = w.load_as(narrow, affine, third_row) + offset
                 batch_variance = w.maximum(square - offset * offset, w.vector(0.0))

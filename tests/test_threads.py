@@ -1,4 +1,4 @@
-"""Threads that help: every group is run once, whatever the helpers did before."""
+"""Worker threads: every batch tile is run once, whatever the workers did before."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas_mnist.engine import helpers
+from nas_mnist.engine.cpu import worker
+from nas_mnist.engine.cpu.threads import run_parallel
 from nas_mnist.engine.kernels.compile import LANES, CallList, compile_kernel
 from nas_mnist.engine.kernels.writer import Writer
-from nas_mnist.engine.threads import run
 
-KIND = np.dtype(np.float64)
+FLOAT64 = np.dtype(np.float64)
 
 
 @cache
 def counting() -> int:
-    """Adds one to the numbers of a group."""
+    """Adds one to the numbers of a batch tile."""
 
     def write(w: Writer) -> None:
         counts = w.argument()
         at = w.batch_tile * LANES
         w.store(w.load(counts, at) + 1.0, counts, at)
 
-    return compile_kernel(write, KIND)
+    return compile_kernel(write, FLOAT64)
 
 
 @cache
 def noting() -> int:
-    """Writes down which group runs."""
+    """Writes down which batch tile runs."""
 
     def write(w: Writer) -> None:
         w.store(w.to_float(w.batch_tile), w.argument())
 
-    return compile_kernel(write, KIND)
+    return compile_kernel(write, FLOAT64)
 
 
-def check(threads: int, groups: int, turns: int = 50, pause: float = 0.0) -> None:
-    counts = np.zeros((groups, LANES), KIND)
-    programs = [CallList([[counting(), counts.ctypes.data]], counts) for _ in range(threads)]
+def check(threads: int, tiles: int, turns: int = 50, pause: float = 0.0) -> None:
+    counts = np.zeros((tiles, LANES), FLOAT64)
+    call_lists = [CallList([[counting(), counts.ctypes.data]], counts) for _ in range(threads)]
     for _ in range(turns):
-        run(programs, groups, counts)
+        run_parallel(call_lists, tiles, counts)
         time.sleep(pause)
     assert (counts == turns).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("groups", [1, 2, 100])
-def test_every_group_is_run_once(threads: int, groups: int) -> None:
-    check(threads, groups)
+@pytest.mark.parametrize("tiles", [1, 2, 100])
+def test_every_tile_is_run_once(threads: int, tiles: int) -> None:
+    check(threads, tiles)
 
 
-def test_helpers_that_sleep_are_woken() -> None:
-    check(threads=3, groups=9, turns=20, pause=0.02)
+def test_workers_that_sleep_are_woken() -> None:
+    check(threads=3, tiles=9, turns=20, pause=0.02)
 
 
-def test_threads_have_helpers_of_their_own() -> None:
+def test_threads_have_workers_of_their_own() -> None:
     with ThreadPoolExecutor(4) as pool:
         for job in [pool.submit(check, 2, 50, 200) for _ in range(8)]:
             job.result()
@@ -76,16 +76,16 @@ class Interrupted(CallList):
 
 
 def test_an_interrupt_waits_for_the_other_threads() -> None:
-    last, groups = np.zeros(LANES, KIND), 200_000_000  # a quarter of a second
-    program = CallList([[noting(), last.ctypes.data]], last)
+    last, tiles = np.zeros(LANES, FLOAT64), 200_000_000  # a quarter of a second
+    call_list = CallList([[noting(), last.ctypes.data]], last)
     with pytest.raises(KeyboardInterrupt):
-        run([Interrupted([]), program], groups, last)
-    assert last[0] == groups - 1
-    check(threads=2, groups=2)
+        run_parallel([Interrupted([]), call_list], tiles, last)
+    assert last[0] == tiles - 1
+    check(threads=2, tiles=2)
 
 
-def test_an_interrupt_before_a_helper_is_asked_hangs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    loops, asked = helpers._loops(), []
+def test_an_interrupt_before_a_worker_is_asked_hangs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops, asked = worker._loops(), []
 
     def ask(address: int, number: int) -> int:
         asked.append(number)
@@ -93,10 +93,10 @@ def test_an_interrupt_before_a_helper_is_asked_hangs_nothing(monkeypatch: pytest
             raise KeyboardInterrupt
         return loops.ask(address, number)
 
-    monkeypatch.setattr(helpers, "_loops", lambda: loops._replace(ask=ask))
+    monkeypatch.setattr(worker, "_loops", lambda: loops._replace(ask=ask))
     with pytest.raises(KeyboardInterrupt):
-        check(threads=2, groups=9)
-    check(threads=2, groups=9)
+        check(threads=2, tiles=9)
+    check(threads=2, tiles=9)
     assert len(asked) > 50
 
 
@@ -107,14 +107,14 @@ def test_threads_come_and_go() -> None:
         thread.join()
 
 
-def test_a_process_that_was_forked_has_helpers_of_its_own() -> None:
+def test_a_process_that_was_forked_has_workers_of_its_own() -> None:
     code = """
-import os, sys, threading, test_helpers
+import os, sys, threading, test_threads
 
 def fork():
-    test_helpers.check(3, 9)
+    test_threads.check(3, 9)
     child = os.fork()
-    test_helpers.check(3, 9, turns=5)
+    test_threads.check(3, 9, turns=5)
     if not child:
         os._exit(7)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -1,6 +1,6 @@
-"""CUDA's kernels compute what torch's modules do, and become PTX.
+"""The backend for CUDA computes the same as torch's modules, and its kernels become PTX.
 
-The processor runs them here; where there is a GPU, that does, too.
+The processor runs the kernels here; a GPU does, too, if there is one.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_mnist.core.errors import InputError
+from nas_mnist.data.dataset import Images
 from nas_mnist.data.normalize import Normalizer
+from nas_mnist.engine.backend import create_backend
+from nas_mnist.engine.batches import Batches, warp
 from nas_mnist.engine.cuda import kernels, writer
 from nas_mnist.engine.cuda import launch as launcher
-from nas_mnist.engine.cuda.body import Body
+from nas_mnist.engine.cuda.backbone import Backbone
+from nas_mnist.engine.cuda.backend import CudaBackend
 from nas_mnist.engine.cuda.launch import CudaDType, Launch
-from nas_mnist.engine.cuda.network import GpuNetwork
-from nas_mnist.engine.cuda.step import Descent, Learner
+from nas_mnist.engine.cuda.step import FusedSGD
+from nas_mnist.engine.flat_parameters import FlatParameters
 from nas_mnist.engine.kernels import convolution, parameters, pointwise
 from nas_mnist.engine.kernels.compile import KERNELS, KernelInfo, kernel_name
 from nas_mnist.engine.kernels.epilogue import AVERAGE_POOL, Epilogue
-from nas_mnist.engine.stages import UnknownLayerError
-from nas_mnist.engine.warp import Warp
+from nas_mnist.engine.sgd import SGD, StepTables
+from nas_mnist.engine.stages import UnsupportedLayerError
+from nas_mnist.engine.torch_backend import TorchBackend
 from nas_mnist.models.architecture import Architecture
 from nas_mnist.models.network import Network, build, stack_models
 from nas_mnist.models.zoo import load
 from nas_mnist.recipes.recipe import Augmentation, Recipe
-from nas_mnist.training.augment import draw
-from nas_mnist.training.augment import warp as warp_by_torch
-from nas_mnist.training.evaluate import forward_on
+from nas_mnist.training.augment import draw_affine_maps
 from nas_mnist.training.loop import device_failure
-from nas_mnist.training.optim import SGD, Numbers
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 on_devices = pytest.mark.parametrize("device", DEVICES)
-FLOAT, DOUBLE = (np.dtype(kind) for kind in (np.float32, np.float64))
+FLOAT = np.dtype(np.float32)
 
 
 def network(architecture: Architecture, copies: int = 1) -> Network:
@@ -71,30 +73,38 @@ def by_torch(model: Network, images: Tensor) -> Tensor:
     return model(beside).unflatten(1, (model.copies, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]
 
 
+def backward(backbone: Backbone, gradient: Tensor) -> None:
+    """From the gradient of the scores (models * N, classes) to those of all parameters."""
+    backbone.workspace.put(gradient[..., None, None], backbone.score_gradient.values)
+    backbone.run_backward()
+
+
 def check(model: Network, count: int, device: str) -> None:
     """Scores, gradients and running statistics of two training passes, and scores in evaluation."""
     theirs = copy.deepcopy(model)
-    numbers = Numbers(model.to(device))
-    ours = GpuNetwork(model, torch.device(device), numbers.gradients)
+    flat, backend = FlatParameters(model.to(device)), CudaBackend(model, torch.device(device))
+    backbone = backend.backbone(count, flat.gradients)
     for _ in range(2):
         images = torch.randn(model.copies * count, *model.architecture.input_shape, dtype=torch.float64)
-        scores, expected = ours(images.to(device)).cpu(), by_torch(theirs, images)
-        torch.testing.assert_close(scores, expected)
-        weights = torch.randn_like(scores)
-        numbers.gradient.fill_(torch.nan)
+        scores, expected = backbone.forward(images.to(device)), by_torch(theirs, images)
+        torch.testing.assert_close(scores.cpu(), expected)
+        weights = torch.randn_like(expected)
+        flat.gradient.fill_(torch.nan)
         theirs.zero_grad()
-        (scores * weights).sum().backward()
+        backward(backbone, weights.to(device))
         (expected * weights).sum().backward()
         for (name, other), mine in zip(theirs.named_parameters(), model.parameters(), strict=True):
             assert other.grad is not None
             scale = max(1.0, other.grad.abs().max().item())
-            found = {name: numbers.gradients[mine].cpu()}
+            found = {name: flat.gradients[mine].cpu()}
             torch.testing.assert_close(found, {name: other.grad}, rtol=1e-6, atol=1e-7 * scale)
     for (name, one), (_, same) in zip(model.named_buffers(), theirs.named_buffers(), strict=True):
         torch.testing.assert_close({name: one.cpu()}, {name: same})
-    model.eval(), theirs.eval()
+    theirs.eval()
+    one_each = images[:count]
     with torch.inference_mode():
-        torch.testing.assert_close(ours(images.to(device)).cpu(), by_torch(theirs, images))
+        expected = by_torch(theirs, one_each.repeat(model.copies, 1, 1, 1)).unflatten(0, (model.copies, -1))
+        torch.testing.assert_close(backend.scores(one_each.to(device)).cpu(), expected)
 
 
 @on_devices
@@ -104,7 +114,7 @@ def test_random_networks_agree_with_torch(device: str) -> None:
         try:
             model = network(architecture, rng.choice((1, 1, 2)))
             check(model, rng.choice((2, 31, 32, 33)), device)
-        except UnknownLayerError:
+        except UnsupportedLayerError:
             continue
         checked += 1
     assert checked > 15
@@ -136,144 +146,140 @@ def test_dropout_keeps_whole_maps_and_lets_them_grow() -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout2d):
             module.p = 0.25
-    ours = GpuNetwork(model, CPU, Numbers(model).gradients)
+    backend = CudaBackend(model, CPU)
+    backbone = backend.backbone(40, FlatParameters(model).gradients)
     images = torch.randn(40, 1, 28, 28, dtype=torch.float64)
-    scores = ours(images)
-    body = ours.body(40, learns=True)
-    kept = [one.keep for one in body.dropouts]  # (groups, C, 32), in the layers' order
+    scores = backbone.forward(images)
+    kept = [one.dropout_factors for one in backbone.dropouts]  # (tiles, C, 32), in the layers' order
     assert len(kept) == 5
     for one in kept:
         assert set(one.unique().tolist()) == {0.0, 1 / 0.75}
     masks = iter([one.transpose(1, 2).flatten(0, 1)[:40, :, None, None] for one in kept])
     with mock.patch.object(nn.Dropout2d, "forward", lambda _, maps: maps * next(masks)):
         torch.testing.assert_close(scores, copy.deepcopy(model)(images))
-    before = body.dropouts[0].keep.clone()
-    ours(images)
-    assert not torch.equal(body.dropouts[0].keep, before)
+    before = kept[0].clone()
+    backbone.forward(images)
+    assert not torch.equal(kept[0], before)
     model.eval()
     with torch.inference_mode():
-        torch.testing.assert_close(ours(images), model(images))
+        torch.testing.assert_close(backend.scores(images)[0], model(images))
 
 
 def test_a_pass_that_is_not_needed_any_more_gives_its_memory_back() -> None:
     model = build(load("mnist-500").architecture, 0)
-    network = GpuNetwork(model, CPU, Numbers(model).gradients)
+    flat, backend = FlatParameters(model), CudaBackend(model, CPU)
     gc.disable()
     try:
-        for learns in (True, False):
-            body = weakref.ref(network.body(3, learns))
-            network.bodies.clear()
-            assert body() is None
+        for gradients in (flat.gradients, None):
+            backbone = weakref.ref(backend.backbone(3, gradients))
+            backend._backbones.clear()
+            assert backbone() is None
     finally:
         gc.enable()
 
 
 def test_weights_that_are_elsewhere_are_found() -> None:
     model = build(load("mnist-500").architecture, 0).eval()
-    network, images = GpuNetwork(model, CPU), torch.randn(3, 1, 28, 28)
+    backend, images = CudaBackend(model, CPU), torch.randn(3, 1, 28, 28)
     with torch.inference_mode():
-        first = network(images)
+        first = backend.scores(images)
         weight = next(model.parameters())
         weight.data = weight.data * 2
-        second = network(images)
-        torch.testing.assert_close(second, model(images))
+        second = backend.scores(images)
+        torch.testing.assert_close(second[0], model(images))
     assert not torch.allclose(first, second)
-
-
-def test_a_way_back_belongs_to_the_newest_pass() -> None:
-    model = build(load("mnist-500").architecture, 0)
-    network = GpuNetwork(model, CPU, Numbers(model).gradients)
-    scores, _ = network(torch.randn(3, 1, 28, 28)), network(torch.randn(3, 1, 28, 28))
-    with pytest.raises(AssertionError, match="came between"):
-        scores.sum().backward()
 
 
 def test_more_images_than_a_launch_can_take_are_refused() -> None:
     model = build(load("mnist-500").architecture, 0)
-    network = GpuNetwork(model, CPU, Numbers(model).gradients)
     with (
-        mock.patch("nas_mnist.engine.cuda.body._PARTS", 3),
+        mock.patch("nas_mnist.engine.cuda.workspace._MAX_BLOCKS", 3),
         pytest.raises(InputError, match=r"batch_size: 200 images of this size \(use fewer\)"),
     ):
-        network.body(200, learns=True)
+        CudaBackend(model, CPU).backbone(200, FlatParameters(model).gradients)
+
+
+def test_wide_networks_are_evaluated_in_smaller_batches() -> None:
     wide = Architecture.make({"blocks": [{"kind": "conv", "channels": 1024}] * 3})
     # The image, and maps before and behind their normalisation.
-    assert GpuNetwork(build(wide, 0), CPU).batch == int(2e9 / (4 * 784 * 2 * (1 + 3 * 1024)))
+    assert CudaBackend(build(wide, 0), CPU).max_batch == int(2e9 / (4 * 784 * 2 * (1 + 3 * 1024)))
+    assert CudaBackend(build(load("mnist-500").architecture, 0), CPU).max_batch == 2_000
 
 
 def test_layers_without_kernels_are_left_to_torch() -> None:
     for fields in ({"blocks": [{"kind": "conv", "channels": 3, "activation": "silu"}]},
                    {"blocks": [{"kind": "conv", "channels": 3}], "head": {"norm": True}}):  # fmt: skip
         model = build(Architecture.make(fields), 0)
-        assert forward_on(model, torch.device("cuda")) is model
-
-
-def test_a_network_learns_in_training_mode_only() -> None:
-    model = build(load("mnist-500").architecture, 0).eval()
-    with pytest.raises(AssertionError, match="training mode"):
-        GpuNetwork(model, CPU, Numbers(model).gradients)(torch.zeros(2, 1, 28, 28))
+        with pytest.raises(UnsupportedLayerError):
+            CudaBackend(model, CPU)
+        with mock.patch("nas_mnist.engine.cuda.launch.runs_on", return_value=True):
+            backend = create_backend(model, torch.device("cuda"), "auto")
+        assert isinstance(backend, TorchBackend)
+        assert backend.recordable
+        assert not create_backend(model, torch.device("cuda"), "torch").recordable
 
 
 @on_devices
+@pytest.mark.parametrize("many", [False, True], ids=["by a kernel", "more bytes than 32 bits count"])
 @pytest.mark.parametrize("augmented", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_steps_images_loss_and_gradient(augmented: bool, smoothing: float, device: str) -> None:
-    """Two networks side by side, 35 images each: a full group and one that is not."""
+def test_a_steps_images_loss_and_gradient(augmented: bool, smoothing: float, many: bool, device: str) -> None:
+    """Two networks side by side, 35 images each: a full batch tile and one that is not."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (90, 2, 11, 9), dtype=torch.uint8)
-    labels = torch.randint(0, 4, (90,))
+    data = Images(images.to(device), torch.randint(0, 4, (90,)).to(device))
     fields = {"blocks": [{"kind": "conv", "channels": 3}], "input_shape": [2, 11, 9], "classes": 4}
     model = stack_models([build(Architecture.make(fields), seed) for seed in range(2)]).train()
     theirs, normalize = copy.deepcopy(model), Normalizer.of(images)
-    numbers, warp = Numbers(model.to(device)), Warp(images.to(device), normalize)
-    ours = GpuNetwork(model, torch.device(device), numbers.gradients)
-    learner = Learner(ours, warp, 35, smoothing)
-    picked = torch.randperm(90)[:70]
-    learner.picked[0], learner.labels[:] = picked, labels[picked]
-    shown = images[picked].float()
-    if augmented:
-        maps = draw(Augmentation(rotate=20, translate=0.2, scale=0.2), 70, torch.Generator().manual_seed(1))
-        learner.lines[0] = warp.lines(maps.to(device))
-        shown = warp_by_torch(shown, maps)
-    numbers.gradient.fill_(torch.nan)
-    losses = learner().cpu()
-    target = learner.body.outcomes[learner.body.plan.image].maps.values.unflatten(0, (2, -1))
+    flat, backend = FlatParameters(model.to(device)), CudaBackend(model, torch.device(device))
+    how = Augmentation(rotate=20, translate=0.2, scale=0.2) if augmented else Augmentation()
+    recipe = Recipe(batch_size=35, label_smoothing=smoothing, augmentation=how)
+    with mock.patch("nas_mnist.engine.cuda.step.fits_32_bits", return_value=not many):
+        trainer = backend.trainer(flat, data, normalize, recipe)
+    picked, shown = torch.randperm(90)[:70], images.float()
+    maps = draw_affine_maps(how, 70, torch.Generator().manual_seed(1))
+    shown = warp(shown[picked], maps) if augmented else shown[picked]
+    prepared = trainer.prepare_maps(maps.to(device))[None] if augmented else None
+    flat.gradient.fill_(torch.nan)
+    batches = Batches(picked[None].to(device), prepared)
+    losses = trainer.losses(batches, torch.zeros(1, dtype=torch.long, device=device)).cpu()
+    backbone = trainer.backbone
+    target = backbone.maps[backbone.plan.image].maps.values.unflatten(0, (2, -1))
     seen = target.permute(0, 1, 5, 2, 3, 4).flatten(1, 2)[:, :35].flatten(0, 1)
     torch.testing.assert_close(seen.cpu(), normalize(shown), rtol=0, atol=3e-4)
     scores = by_torch(theirs, normalize(shown))
-    each = F.cross_entropy(scores, labels[picked], label_smoothing=smoothing, reduction="none")
+    labels = data.labels.cpu()[picked]
+    each = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="none")
     expected = each.view(2, -1).mean(1)
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=0)
     expected.sum().backward()
     for other, mine in zip(theirs.parameters(), model.parameters(), strict=True):
         assert other.grad is not None
-        torch.testing.assert_close(numbers.gradients[mine].cpu(), other.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(flat.gradients[mine].cpu(), other.grad, rtol=1e-3, atol=1e-4)
 
 
+@on_devices
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_descent_takes_the_steps_of_sgd_and_averages(nesterov: bool, weight_decay: float) -> None:
-    models = [build(load("mnist-500").architecture, 0) for _ in range(2)]
-    ours, theirs = map(Numbers, models)
-    rates, shares = torch.tensor([0.1, 0.05, 0.02]), torch.tensor([0.9, 0.5, 0.1])
-    done, rate = torch.zeros(1, dtype=torch.long), torch.zeros(())
+def test_fused_sgd_takes_the_steps_of_sgd_and_averages(
+    nesterov: bool, weight_decay: float, device: str
+) -> None:
+    where = torch.device(device)
+    flats = [FlatParameters(build(load("mnist-500").architecture, 0).to(where)) for _ in range(2)]
+    lrs, alphas = torch.tensor([0.1, 0.05, 0.02]).to(where), torch.tensor([0.9, 0.5, 0.1]).to(where)
+    tables = StepTables(torch.zeros(1, dtype=torch.long, device=where), lrs, alphas)
     recipe = Recipe(momentum=0.8, nesterov=nesterov, weight_decay=weight_decay)
-    where: Any = SimpleNamespace(kind=CudaDType(FLOAT, CPU))
-    descent = Descent(where, ours, recipe, rates, done)
-    averaged, average = ours.all.clone(), theirs.all.clone()
-    descent.follow(averaged, ours.all, shares)
-    sgd = SGD(theirs, rate, 0.8, nesterov, weight_decay)
+    emas = [flat.all.clone() for flat in flats]
+    fused = FusedSGD(CudaDType(FLOAT, where), flats[0], recipe, tables, emas[0])
+    plain = SGD(flats[1], recipe, tables, emas[1])
     for step in range(3):
-        gradient = torch.randn(len(ours.gradient), generator=torch.Generator().manual_seed(step))
-        for numbers in (ours, theirs):
-            numbers.gradient.copy_(gradient)
-        descent.step()
-        rate.copy_(rates[step])
-        sgd.step()
-        average.lerp_(theirs.all, shares[step])
-        done += 1
-        torch.testing.assert_close(ours.all, theirs.all)
-        torch.testing.assert_close(averaged, average)
+        gradient = torch.randn(len(flats[0].gradient), generator=torch.Generator().manual_seed(step))
+        for flat, optimizer in zip(flats, (fused, plain), strict=True):
+            flat.gradient.copy_(gradient)
+            optimizer.step()
+        tables.step_index.add_(1)
+        torch.testing.assert_close(flats[0].all, flats[1].all)
+        torch.testing.assert_close(emas[0], emas[1])
 
 
 @pytest.fixture
@@ -298,8 +304,8 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
     codes: dict[str, list[str]] = {}
     handles = itertools.count(1)
 
-    def compile_only(kind: CudaDType, write: Any, lanes: int) -> tuple[int, int]:
-        code, arguments = writer.ptx(write, kind.numpy, lanes or kind.lanes, capability)
+    def compile_only(dtype: CudaDType, write: Any, lanes: int) -> tuple[int, int]:
+        code, arguments = writer.ptx(write, dtype.numpy, lanes or dtype.lanes, capability)
         codes.setdefault(kernel_name(write), []).append(code)
         return next(handles), arguments
 
@@ -312,14 +318,14 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
     others = Architecture.make({"blocks": strided})
     for architecture in (load("reference").architecture, load("mnist-1k").architecture, others):
         model = build(architecture, 0)
-        network = GpuNetwork(model, CPU, Numbers(model).gradients)
-        for learns in (True, False):
-            Body(network.plan, 3, 1, network.kind, network.gradients if learns else None)
-    kind = CudaDType(FLOAT, CPU)
+        gradients, backend = FlatParameters(model).gradients, CudaBackend(model, CPU)
+        for into in (gradients, None):
+            Backbone(backend.plan, 3, 1, backend.dtype, into)
+    dtype = CudaDType(FLOAT, CPU)
     for kernel in (kernels.augmented_images, kernels.cross_entropy, kernels.ema_update):
-        kernel(kind)
-    kernels.sgd_step(True, kind)
-    pointwise.forward(Epilogue(norm=True, activation="LeakyReLU", pool=AVERAGE_POOL), True, kind)
+        kernel(dtype)
+    kernels.sgd_step(True, dtype)
+    pointwise.forward(Epilogue(norm=True, activation="LeakyReLU", pool=AVERAGE_POOL), True, dtype)
     assert set(codes) == {
         *("forward", "backward", "batchnorm_backward", "batch_stats", "channel_sums"),
         *("global_average_pool", "global_average_pool_backward", "batchnorm_affine", "batchnorm_gradients"),
@@ -338,9 +344,9 @@ def test_every_kernel_becomes_ptx(capability: tuple[int, int], monkeypatch: pyte
 
 
 def test_what_a_launch_asks_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = CudaDType(FLOAT, torch.device("cuda"))
+    dtype = CudaDType(FLOAT, torch.device("cuda"))
     monkeypatch.setitem(KERNELS, 77, KernelInfo("test", 4))
-    launch = Launch(kind, 77, [5, -6], items=9, tiles=8, chunks=3, models=2)
+    launch = Launch(dtype, 77, [5, -6], items=9, tiles=8, chunks=3, models=2)
     assert launch.shape == (77, 3, 24, 1, 32, 4, 1, 0)  # three blocks of four warps for nine items, by part
     first = ctypes.cast(launch.pointers[0], ctypes.POINTER(ctypes.c_int64))
     assert [first[at] for at in range(5)] == [3, 4, 5, -6, 0]  # rows' parts, a network's groups, arguments
