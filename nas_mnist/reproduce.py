@@ -99,7 +99,8 @@ def reproduce(
     check_in_use("--trial", trial, None, network == "best", "with 'best'")
     count = parse_workers(workers)
     found = resolve(network, study, storage, trial)
-    check_data_dir(data_dir, dataset or found.dataset)
+    dataset = found.dataset if dataset is None else dataset
+    check_data_dir(data_dir, dataset)
     own_recipe = found.recipe if recipe is None else load_recipe(recipe)
     own_recipe = own_recipe if epochs is None else own_recipe.with_epochs(epochs)
     check_writable(REPORTS, "reports")
@@ -118,7 +119,7 @@ def reproduce(
     console = make_console(quiet)
     where = pick_device(device)
     chosen, note = resolve_engine(engine, where)
-    data = load(dataset or found.dataset, as_path(data_dir))
+    data = load(dataset, as_path(data_dir))
     check_fits(found.architecture, data)
     recipe_name, machine = recipe or found.recipe_name, describe_machine(where, count or 1)
     metadata = metadata_of(

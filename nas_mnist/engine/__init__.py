@@ -1,1 +1,1 @@
-"""Networks trained on a CPU by kernels of our own, written and compiled on the spot."""
+"""Who computes a network: our own kernels for CPU and CUDA, or torch's modules (`backend`)."""

@@ -107,8 +107,8 @@ def resolve_engine(engine: str | None, device: torch.device) -> tuple[Engine, st
 
     Raises `InputError` for an unknown one, as an argument or in the environment.
     """
-    named = "engine" if engine else ENGINE_VARIABLE
-    asked = engine or os.environ.get(ENGINE_VARIABLE) or "auto"
+    named = ENGINE_VARIABLE if engine is None else "engine"
+    asked = (os.environ.get(ENGINE_VARIABLE) or "auto") if engine is None else engine
     chosen = next((known for known in ENGINES if known == asked), None)
     if chosen is None:
         raise InputError(f"{named}: {asked!r} is not known (use {', '.join(ENGINES)})")

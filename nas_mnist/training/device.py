@@ -14,13 +14,13 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is the first of CUDA, MPS and the CPU that is there.
+    """The device called ``name``; ``auto`` is the first available of CUDA, MPS and the CPU.
 
-    Raises `InputError` for a device that is unknown or not there.
+    Raises `InputError` for a device that is unknown or not available.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+        name = next(known for known in ("cuda", "mps", "cpu") if available[known])
     if name not in available:
         raise InputError(f"device: {name!r} is not known (use {', '.join(DEVICES)})")
     if not available[name]:
@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device, workers: int = 1) -> str:
-    """The device and how it is shared in words, for reports."""
+    """The device and how processes share it, for reports."""
     sharing = [f"{workers} workers"] if workers > 1 else []
     if device.type == "cuda":
         sharing.insert(0, torch.cuda.get_device_name(device))
@@ -41,12 +41,12 @@ def describe_device(device: torch.device, workers: int = 1) -> str:
 
 
 def describe_machine(device: torch.device, workers: int = 1) -> str:
-    """The device and, where that is the processor itself, the processor."""
+    """The device, and on a CPU the processor, for reports."""
     return describe_device(device, workers) + (f", {describe_processor()}" if device.type == "cpu" else "")
 
 
 def describe_processor() -> str:
-    """The processor in words: its name where the system tells, its cores, and how fast it is in bfloat16."""
+    """The processor's name as far as the system knows it, its cores, and its unit for bfloat16."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -55,6 +55,6 @@ def describe_processor() -> str:
 
 
 def bfloat16_unit() -> str | None:
-    """What multiplies bfloat16 on this processor, where something does."""
-    kinds = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX-512": torch.cpu._is_avx512_bf16_supported()}
-    return next((name for name, there in kinds.items() if there), None)
+    """The unit that multiplies bfloat16 on this processor, if there is one."""
+    units = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX-512": torch.cpu._is_avx512_bf16_supported()}
+    return next((name for name, available in units.items() if available), None)

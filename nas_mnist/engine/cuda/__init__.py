@@ -1,1 +1,1 @@
-"""Networks trained on CUDA by kernels of our own, written as those of a CPU are (`nas_mnist.engine`)."""
+"""Networks on CUDA by kernels of our own, which share their source with those of a CPU."""

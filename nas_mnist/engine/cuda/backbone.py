@@ -22,10 +22,11 @@ from . import kernels
 from .feature_map import FeatureMap
 from .kernels import equal_tiles
 from .launch import CudaDType, Launch, run
+from .weights import OUTPUTS, Weights
 from .workspace import Workspace
 from .writer import WARP
 
-_OUTPUTS, _PIXELS = 4, 7  # of a dense convolution's tile, at most
+_PIXELS = 7  # of a dense convolution's tile, at most
 _WEIGHT_GRADIENT_TILE = {1: (8, 8), 3: (4, 1), 5: (2, 1), 7: (1, 1)}  # outputs, inputs; by kernel size
 
 
@@ -55,7 +56,7 @@ class Backbone:
         self._read: dict[tuple[FeatureMapSpec, int], TiledMaps] = {}
         # Rows of `kernels.reduce_blocks`: of every weight's first gradient, then of the second ones...
         self._block_gradients: list[list[list[int]]] = []
-        self._weights_of = self._gather_weights()
+        self._weights = Weights(self.workspace, plan, flipped=training)
         classes = plan.head.layer.out_shape[0]
         self.scores = self.workspace.maps((classes, 1, 1))
         self.score_gradient = self.workspace.maps((classes, 1, 1))
@@ -140,7 +141,7 @@ class Backbone:
         self.workspace.launch(kernel, [*source.arguments, *target.arguments, *more], channels)
 
     def _convolve(self, layer: Layer, module: nn.Conv2d, source: TiledMaps, target: TiledMaps) -> None:
-        weights = self._weights(layer, module)
+        weights = self._weights.arguments(layer, module)
         channels = layer.in_shape[0], layer.out_shape[0]
         self._launch_convolution(layer, layer.stride, False, source, target, weights, channels)
 
@@ -148,7 +149,7 @@ class Backbone:
         self, layer: Layer, module: nn.Conv2d, gradient: TiledMaps, into: TiledMaps
     ) -> None:
         """From the output's gradient, with zeros around and between, to the input's."""
-        weights = self._weights(layer, module, flipped=True)
+        weights = self._weights.arguments(layer, module, flipped=True)
         channels = layer.out_shape[0], layer.in_shape[0]
         self._launch_convolution(layer, 1, True, gradient, into, weights, channels)
 
@@ -171,66 +172,10 @@ class Backbone:
             workspace.launch(address, [*data, outputs, height, width], outputs, chunks)
             return
         pixels, across = equal_tiles(width, _PIXELS)
-        channels_of_tile, tiles = equal_tiles(outputs, _OUTPUTS)
+        channels_of_tile, tiles = equal_tiles(outputs, OUTPUTS)
         address = kernels.dense(kernel, stride, channels_of_tile, pixels, workspace.dtype)
         more = [inputs, outputs, height, width, tiles, across]
         workspace.launch(address, [*data, *more], tiles * across, chunks)
-
-    # Weights.
-
-    def _weights(self, layer: Layer, module: nn.Conv2d, flipped: bool = False) -> list[int]:
-        """A kernel's arguments for weights and biases."""
-        weight, size = module.weight, module.weight.element_size()
-        assert weight.is_contiguous()
-        bias = [self._no_bias.data_ptr(), 0]
-        if module.bias is not None and not flipped:
-            bias = [module.bias.data_ptr(), layer.out_shape[0] * size]
-        if layer.groups > 1:
-            return [*self.workspace.strided(weight), *bias]
-        return [*self.workspace.strided(self._weights_of[module, flipped]), *bias]
-
-    def _gather_weights(self) -> dict[tuple[nn.Module, bool], Tensor]:
-        """Weights in the order of `kernels.dense`, as they are and flipped; gathered in every pass."""
-        workspace, head = self.workspace, self.plan.head
-        convolutions = [one for stage in self.plan.stages for one in stage.convolutions]
-        addresses: dict[tuple[nn.Module, bool], Tensor] = {}
-        for layer, module in [(head.layer, head.convolution), *convolutions]:
-            for flipped in (False,) if self.gradients is None else (False, True):
-                if layer.groups == 1 and (module, flipped) not in addresses:
-                    addresses[module, flipped] = self._in_tiles(module.weight, flipped)
-        sizes = [one.numel() for one in addresses.values()]
-        missing = -sum(sizes) % WARP
-        pointers = torch.cat([*addresses.values(), next(iter(addresses.values()))[:1].expand(missing)])
-        gathered = workspace.zeros((len(pointers),))
-        workspace.keep((pointers, gathered))
-        vectors = len(pointers) // WARP
-        arguments = [pointers.data_ptr(), gathered.data_ptr(), vectors]
-        workspace.launch_once(kernels.gather_pointers(workspace.dtype), arguments, vectors)
-        return dict(zip(addresses, gathered[: sum(sizes)].split(sizes), strict=True))
-
-    def _in_tiles(self, weight: Tensor, flipped: bool) -> Tensor:
-        """Addresses of weights in the order (model, tile, input, ky, kx, 4); those beyond a tile are unused.
-
-        ``flipped``: turned by half a turn with inputs and outputs exchanged, as the backward pass reads them.
-        """
-        models = self.workspace.models
-        count = torch.arange(weight.numel(), device=weight.device)
-        places = count.view(models, -1, *weight.shape[1:]) * weight.element_size() + weight.data_ptr()
-        if flipped:
-            places = places.flip(3, 4).transpose(1, 2)
-        outputs, tiles = equal_tiles(places.shape[1], _OUTPUTS)
-        starts = [min(number * outputs, places.shape[1] - outputs) for number in range(tiles)]
-        parts = [places[:, start : start + outputs].permute(0, 2, 3, 4, 1) for start in starts]
-        together = torch.stack(parts, dim=1)
-        padded = together[..., :1].repeat_interleave(_OUTPUTS, dim=-1)
-        padded[..., :outputs] = together
-        return padded.flatten()
-
-    @cached_property
-    def _no_bias(self) -> Tensor:
-        head, stages = self.plan.head.layer, self.plan.stages
-        layers = [head, *(layer for stage in stages for layer, _ in stage.convolutions)]
-        return self.workspace.zeros((max(max(one.in_shape[0], one.out_shape[0]) for one in layers),))
 
     # Launches of the backward pass.
 
