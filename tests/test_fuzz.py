@@ -1,4 +1,4 @@
-"""What strangers' files may hold: either it is read, or one line says what is wrong; nothing else happens."""
+"""Files with random faults are read, or refused in one line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TENSORS = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something in a document of dictionaries and lists can be replaced."""
+    """The paths of all values in a document of dictionaries and lists."""
     inner = document if isinstance(document, dict) else dict(enumerate(document))
     found = [path] if path else []
     for key, value in inner.items():
@@ -147,8 +147,8 @@ def test_spoiled_weights(file: Path, at: int, new: bytes, keep: int) -> None:
 )
 def test_weights_with_a_header_of_any_kind(file: Path, size: int, header: Any) -> None:
     text = json.dumps(header).encode()
-    for said in (size, len(text)):
-        file.write_bytes(struct.pack("<Q", said) + text + bytes(8))
+    for length in (size, len(text)):
+        file.write_bytes(struct.pack("<Q", length) + text + bytes(8))
         accepted_or_refused(lambda: Classifier.load(file))
 
 

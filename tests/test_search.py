@@ -226,7 +226,7 @@ def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: 
     summary = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())
     assert summary["finals"] == finals
     assert summary["winner"]["key"] == study.user_attrs["winner"]["key"]
-    assert "Mean of its seeds" in (work / "reports" / "nas_mnist" / "report.html").read_text()
+    assert "Mean over seeds" in (work / "reports" / "nas_mnist" / "report.html").read_text()
     again = invoke("search", *asked)  # nothing is trained twice
     assert again.code == 0
     assert "their seeds decides" not in again.out
@@ -252,7 +252,7 @@ def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path,
     result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
     assert (result["recipe"]["epochs"], len(result["runs"][0]["epochs"])) == (3, 3)
     page = " ".join((work / "reports" / "nas_mnist" / "report.html").read_text().split())
-    assert "which is epoch 1; the best of them were trained again for 3 epochs" in page
+    assert "The best were trained again with other seeds for 3 epochs." in page
     again = invoke("reproduce", "best", *COMMON, "--json", "again.json")
     assert (again.code, again.err) == (0, "")
     told = json.loads((work / "again.json").read_text())
@@ -290,8 +290,7 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
     result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
     assert result["runs"][0]["epochs"][0]["images"] == 3900  # of 4,167, whole batches
     page = " ".join((work / "reports" / "nas_mnist" / "report.html").read_text().split())
-    assert "which is epoch 1 of 600 images each; the best of them were trained again for 1 epochs of" in page
-    assert "for 1 epochs of 3,000 images with other seeds" in page
+    assert "The best were trained again with other seeds for 1 epochs of 3,000 images." in page
     larger = invoke("search", *asked, "--search-images", 900, "--study", "larger")
     assert "1 epochs of 900 images (finalists: all)" in larger.out  # 4,500 would be more than there are
     assert stored(work, "larger").user_attrs["final_images"] is None

@@ -17,6 +17,7 @@ import typer.core
 
 from .defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .errors import InputError, NoResultError
+from .fileio import expand_user
 from .signals import raise_on
 
 DONE, NO_RESULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -161,7 +162,7 @@ def as_path(text: str | None) -> Path | None:
         return None
     if not text or "\0" in text:
         raise InputError(f"path: {text!r} (use the path of a file or folder)")
-    return Path(text).expanduser()
+    return expand_user(text, "path")
 
 
 def as_table(option: str, text: str) -> Path:

@@ -38,6 +38,14 @@ def read_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     return text
 
 
+def expand_user(text: str, what: str) -> Path:
+    """A path with ``~`` and ``~NAME`` replaced by home folders; raises `InputError` for an unknown user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{what}: {text[:40]!r} names no home folder (use another path)") from None
+
+
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """A TOML document as a dictionary; raises `InputError` naming ``where`` and the line."""
     try:

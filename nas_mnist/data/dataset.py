@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.fileio import expand_user
 from .readers import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision
 
 DATASETS = ("mnist", "mnist-5k", *TORCHVISION, "idx:FOLDER", "npz:FILE")
@@ -130,7 +131,7 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
     """
     kind, _, path = name.partition(":")
     if kind in _READERS and path:
-        return _from_reader(name, lambda train: _READERS[kind](Path(path).expanduser(), train))
+        return _from_reader(name, lambda train: _READERS[kind](expand_user(path, "dataset"), train))
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir)
     if name not in DATASETS[:2]:

@@ -10,14 +10,13 @@ import os
 import random
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import Field, ValidationError
 
 from ..core.digest import digest
 from ..core.errors import InputError, explain
-from ..core.fileio import parse_toml, read_text
+from ..core.fileio import expand_user, parse_toml, read_text
 from ..models.architecture import Architecture
 from ..models.blocks import Block, Classes, Frozen, InputShape
 from ..models.cost import Budget, cost_of
@@ -138,7 +137,7 @@ class SearchSpace(Frozen):
         if name in SPACES:
             presets = resources.files("nas_mnist.space.presets")
             return cls.from_toml(presets.joinpath(f"{name}.toml").read_text())
-        path = Path(name).expanduser()
+        path = expand_user(name, "space")
         if not name.endswith(".toml") and not os.path.lexists(path):
             known = ", ".join(SPACES)
             raise InputError(f"space: {name!r} is not known (use {known} or a file ending in .toml)")
