@@ -127,9 +127,7 @@ def search(
     ] = default("storage"),
     data_dir: DataDir = None,
     device: Device = "auto",
-    workers: Annotated[
-        str, option(WHERE, "N|auto", "Train in N processes (auto: one a core).")
-    ] = "auto",
+    workers: Annotated[str, option(WHERE, "N|auto", "Train in N processes (auto: one a core).")] = "auto",
     engine: EngineName = None,
     quiet: Quiet = False,
     json_file: Annotated[
