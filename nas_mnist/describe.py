@@ -10,7 +10,7 @@ from .core.cli import OUTPUT, Network, Storage, Study, check_lookup, option, run
 from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .lookup import resolve
 from .models.cost import cost_of
-from .report.layers import layer_table, shared_weights
+from .report.layer_table import layer_table, shared_weights
 
 
 def describe(

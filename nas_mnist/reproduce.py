@@ -38,8 +38,8 @@ from .lookup import resolve
 from .models import zoo
 from .recipes.recipe import load_recipe
 from .training.jobs import RetrainJob, Source, retrain_seeds
+from .training.requirements import MAX_PARAMS, Requirement, Summary
 from .training.run_store import RunStore, metadata_of
-from .training.verdict import MAX_PARAMS, Requirement, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def reproduce(
 
     from .data.dataset import load
     from .engine.backend import resolve_engine
-    from .report.layers import layer_table
+    from .report.layer_table import layer_table
     from .report.progress import make_console
     from .study.storage import hide_password
     from .training.device import describe_device, describe_machine, pick_device

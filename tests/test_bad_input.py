@@ -263,7 +263,7 @@ def wrong_files(work: Path) -> Path:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_option_refuses_bad_values(
     option: Option, wrong_files: Path, invoke: Runner, data: st.DataObject

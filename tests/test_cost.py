@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_mnist import Architecture, Budget
 from nas_mnist.models.cost import Cost, cost_of
 from nas_mnist.models.network import Network
-from nas_mnist.report.layers import table_rows
+from nas_mnist.report.layer_table import table_rows
 
 CANDIDATES = 2_400
 IN_PLACE = (nn.BatchNorm2d, nn.Dropout2d, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.GELU)

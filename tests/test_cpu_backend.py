@@ -96,15 +96,15 @@ def with_blocks(*blocks: dict[str, Any], size: Sequence[int] = (1, 9, 8), **head
 
 def test_random_networks_agree_with_torch() -> None:
     rng, linear_heads = random.Random(0), []
-    for number, architecture in enumerate(random_architectures(250, seed=8)):
+    for number, architecture in enumerate(random_architectures(150, seed=8)):
         model = network(architecture, number)
         images = images_for(architecture, rng.choice((2, 3, 8, 9, 17)))
         try:
             linear_heads.append(check(model, images, smoothing=rng.choice((0.0, 0.1))).linear_head)
         except UnsupportedLayerError:
             continue
-    assert len(linear_heads) > 40
-    assert sum(linear_heads) > 20
+    assert len(linear_heads) > 24
+    assert sum(linear_heads) > 12
 
 
 @pytest.mark.parametrize("bias", [True, False])

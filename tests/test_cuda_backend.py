@@ -110,14 +110,14 @@ def check(model: Network, count: int, device: str) -> None:
 @on_devices
 def test_random_networks_agree_with_torch(device: str) -> None:
     rng, checked = random.Random(0), 0
-    for architecture in random_architectures(120, seed=9):
+    for architecture in random_architectures(80, seed=9):
         try:
             model = network(architecture, rng.choice((1, 1, 2)))
             check(model, rng.choice((2, 31, 32, 33)), device)
         except UnsupportedLayerError:
             continue
         checked += 1
-    assert checked > 15
+    assert checked > 10
 
 
 @on_devices

@@ -13,7 +13,7 @@ from nas_mnist import Architecture
 from nas_mnist.models import zoo
 from nas_mnist.models.cost import cost_of
 from nas_mnist.recipes.recipe import load_recipe
-from nas_mnist.report.layers import layer_table, table_rows
+from nas_mnist.report.layer_table import layer_table, table_rows
 
 # The rows and totals of the published result, in its order.
 PUBLISHED = """

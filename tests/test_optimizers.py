@@ -13,7 +13,7 @@ from nas_mnist.engine.sgd import SGD, StepTables
 from nas_mnist.models.network import Network, build, stack_models
 from nas_mnist.models.zoo import load
 from nas_mnist.recipes.recipe import Recipe, make_recipe
-from nas_mnist.training.optim import ema_alphas, lr_factor, lr_table
+from nas_mnist.training.schedule import ema_alphas, lr_factor, lr_table
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

@@ -19,8 +19,8 @@ from nas_mnist.models.network import Network, build, stack_models, unstack_model
 from nas_mnist.recipes.recipe import Augmentation, Recipe
 from nas_mnist.training import step as step_module
 from nas_mnist.training.augment import draw_affine_maps
-from nas_mnist.training.optim import ema_alphas, lr_table
 from nas_mnist.training.plain_step import plain_sgd, plain_step
+from nas_mnist.training.schedule import ema_alphas, lr_table
 from nas_mnist.training.step import TrainStep
 
 STEPS, BATCH = 5, 35  # a full batch tile and one that is not

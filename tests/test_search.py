@@ -486,7 +486,7 @@ def reported_epochs(file: Path) -> int:
 
 def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> None:
     furnish(work)
-    command = [*SEARCH, "--epochs", 5, "--trials", 2, "--workers", 2]
+    command = [*SEARCH, "--epochs", 5, "--trials", 2, "--workers", 2, "--finalists", 1]
 
     running = begin(work, *command)  # interrupted while it trains its first candidate
     while not reported_epochs(work / "studies" / "nas_mnist.db") and running.poll() is None:

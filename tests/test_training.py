@@ -26,10 +26,10 @@ from nas_mnist.training.evaluate import evaluate
 from nas_mnist.training.final import retrain
 from nas_mnist.training.jobs import RetrainJob, Source, retrain_seeds
 from nas_mnist.training.loop import EpochResult, TrainingError, train, train_together
-from nas_mnist.training.optim import ema_alphas, lr_table
 from nas_mnist.training.plain_step import plain_sgd, plain_step
+from nas_mnist.training.requirements import summarise
 from nas_mnist.training.run_store import RunStore, metadata_of
-from nas_mnist.training.verdict import summarise
+from nas_mnist.training.schedule import ema_alphas, lr_table
 
 SMALL = Architecture.make(
     {

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from ..report.tables import std_and_interval
-from ..training.verdict import summarise
+from ..training.requirements import summarise
 
 if TYPE_CHECKING:
     from .replay import EffortToTarget, PrunedFront

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..models.published import RESULTS
 from ..models.zoo import names as zoo_names
-from ..training.verdict import summarise
+from ..training.requirements import summarise
 from . import result_plots
 from .items import ReportItem
 from .sections import Section

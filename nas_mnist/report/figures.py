@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..data.class_names import class_names
 from ..models.published import PUBLISHED_LOG
 from ..study.results import StudyResults, best_rows
-from ..training.verdict import required_accuracy
+from ..training.requirements import required_accuracy
 from . import result_plots, study_plots
 from .diagram import draw_network
 from .items import ReportItem

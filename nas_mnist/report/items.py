@@ -14,8 +14,8 @@ from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES
 from ..recipes.recipe import RECIPES, current_name, load_recipe
 from ..study.results import StudyResults, TrialRow
+from ..training.requirements import requirements
 from ..training.run_store import RESULT, read_result
-from ..training.verdict import requirements
 
 if TYPE_CHECKING:
     import numpy as np

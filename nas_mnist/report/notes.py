@@ -18,7 +18,7 @@ from ..models.cost import COST_NAMES
 from ..study.config import StudyConfig
 from ..study.objective import ARCHITECTURE
 from ..study.verdict import Verdict
-from .layers import layer_table
+from .layer_table import layer_table
 
 _WIDTH = 90  # characters; longer lines widen the dashboard's page
 

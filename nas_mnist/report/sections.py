@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from ..models.cost import cost_of
 from ..recipes.recipe import RECIPES, current_name
 from ..study.results import StudyResults, TrialRow, accuracies_of, best_rows
-from ..training.verdict import summarise
+from ..training.requirements import summarise
 from .figures import figures_of
 from .items import ReportItem, requirements_of
-from .layers import layer_table, shared_weights
+from .layer_table import layer_table, shared_weights
 from .tables import counts_line
 
 BEST = 10  # candidates in the page's table

@@ -17,9 +17,9 @@ from ..models.cost import cost_of
 from ..models.published import PUBLISHED_LOG
 from ..study.results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
 from ..study.verdict import Verdict
-from ..training.verdict import Requirement, Summary, summarise
+from ..training.requirements import Requirement, Summary, summarise
 from .items import ReportItem, requirements_of
-from .layers import layer_table
+from .layer_table import layer_table
 
 if TYPE_CHECKING:
     from ..models.zoo import Entry

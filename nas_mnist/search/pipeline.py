@@ -188,9 +188,9 @@ class SearchPipeline:
 
     def _finish(self, study: optuna.Study) -> None:
         """Choose the winner, retrain it, read the test images once, and report."""
-        from ..report.layers import layer_table
+        from ..report.layer_table import layer_table
         from ..report.tables import requirement_table
-        from ..training.verdict import requirements
+        from ..training.requirements import requirements
 
         finals = Finals(self.setup, self.data, self.console)
         winner = finals.choose(study)

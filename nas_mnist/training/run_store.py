@@ -23,7 +23,7 @@ from ..core.versions import versions
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
 from ..recipes.recipe import Recipe
-from .verdict import MAX_PARAMS, requirements, summarise
+from .requirements import MAX_PARAMS, requirements, summarise
 
 if TYPE_CHECKING:
     from ..data.dataset import DataSet

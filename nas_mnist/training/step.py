@@ -24,7 +24,8 @@ from ..engine.sgd import StepTables
 from ..models.network import Network
 from ..recipes.recipe import Recipe
 from .augment import draw_affine_maps
-from .optim import create_optimizer, ema_alphas, lr_table
+from .optim import create_optimizer
+from .schedule import ema_alphas, lr_table
 
 EAGER_STEPS = 3  # before CUDA records one: by then the optimiser has its state
 
