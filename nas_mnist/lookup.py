@@ -19,7 +19,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.cli import check_name
 from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .core.errors import InputError, NoResultError, foreign_data
 from .core.fileio import read_text
@@ -113,7 +112,7 @@ def _from_json(path: Path) -> NamedNetwork:
         raise InputError(f"{path}: {str(error).removeprefix('architecture: ')}") from None
     train = f"python -m nas_mnist.reproduce {path}"
     return NamedNetwork(
-        name=check_name("architecture", path.stem),
+        name=path.stem,
         architecture=architecture,
         recipe=load_recipe("default"),
         recipe_name="default",
@@ -142,7 +141,7 @@ def _from_folder(folder: Path) -> NamedNetwork:
         raise InputError(f"network: {folder} holds no {RESULT} ({advice})")
     result = read_result(folder / RESULT)
     with foreign_data(f"result: {folder}"):
-        name = check_name("architecture", folder.resolve().name)
+        name = folder.resolve().name
         own = f" (or use {name})" if name in zoo.names() else ""  # published results come without weights
         return NamedNetwork(
             name=name,

@@ -25,6 +25,7 @@ from .core.cli import (
     check_data_dir,
     check_in_use,
     check_lookup,
+    check_name,
     command_line,
     option,
     run,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .data.dataset import DataSet
+    from .models.architecture import Architecture
 
 MAX_SEED = 2**31 - 1
 
@@ -99,6 +101,7 @@ def reproduce(
     check_in_use("--trial", trial, None, network == "best", "with 'best'")
     count = parse_workers(workers)
     found = resolve(network, study, storage, trial)
+    check_name("network", found.name)
     dataset = found.dataset if dataset is None else dataset
     check_data_dir(data_dir, dataset)
     own_recipe = found.recipe if recipe is None else load_recipe(recipe)
@@ -110,7 +113,6 @@ def reproduce(
 
     from .data.dataset import load
     from .engine.backend import resolve_engine
-    from .report.layer_table import layer_table
     from .report.progress import make_console
     from .study.storage import hide_password
     from .training.device import describe_device, describe_machine, pick_device
@@ -121,33 +123,40 @@ def reproduce(
     chosen, note = resolve_engine(engine, where)
     data = load(dataset, as_path(data_dir))
     check_fits(found.architecture, data)
-    recipe_name, machine = recipe or found.recipe_name, describe_machine(where, count or 1)
-    metadata = metadata_of(
-        found.name, found.architecture, own_recipe, data, machine, found.budget or MAX_PARAMS
-    )
+    recipe_name = recipe or found.recipe_name
+    machine, limit = describe_machine(where, count or 1), found.budget or MAX_PARAMS
+    metadata = metadata_of(found.name, found.architecture, own_recipe, data, machine, limit)
     metadata |= {"recipe_name": recipe_name, "plain": chosen == "torch", "first_seed": seed}
-    metadata |= {"command": command_line("reproduce", storage, hide_password(storage))}
+    shown = storage, hide_password(storage)
+    metadata |= {"command": command_line("reproduce", *shown)}
     store = RunStore(REPORTS, found.name, metadata, found.folder)
     missing = [one for one in range(seed, seed + seeds) if one not in store.seeds]
     processes = min(count or auto_workers(where.type), max(len(missing), 1))
     store.metadata["device"] = describe_machine(where, processes)
-    console.print(layer_table(found.architecture), markup=False)
-    console.print(f"Data: {data.source}", markup=False)
-    _warn(console, data)
-    if note:
-        console.print(note, markup=False)
-    console.print(f"{found.name}, recipe {recipe_name}, {describe_device(where, processes)}", markup=False)
-    if len(missing) < seeds:
-        console.print(f"{store.folder} has {seeds - len(missing)} of {seeds} seeds", markup=False)
+    training = f"{found.name}, recipe {recipe_name}, {describe_device(where, processes)}"
+    kept = f"{store.folder} has {seeds - len(missing)} of {seeds} seeds" if len(missing) < seeds else ""
+    _announce(console, found.architecture, data, [note, training, kept])
     source = Source(data.name, as_path(data_dir), where.type, chosen)
     job = RetrainJob(found.architecture, own_recipe, tuple(missing), source, last_only=False)
-    with _continuation_hint(store, range(seed, seed + seeds), console):
+    again = command_line("reproduce", *shown, again=True)
+    with _continuation_hint(store, range(seed, seed + seeds), again, console):
         if missing:
             _train(job, data, processes, console, store)
         _report(store, data, console, as_path(data_dir))
         if copy_to is not None:
             write_bytes(copy_to, (store.folder / "result.json").read_bytes())
     console.print(f"Written: {store.folder}" if missing else f"Nothing to train: see {store.folder}")
+
+
+def _announce(console: Console, architecture: Architecture, data: DataSet, lines: Sequence[str]) -> None:
+    """Print the network, the data and those of the lines that are not empty."""
+    from .report.layer_table import layer_table
+
+    console.print(layer_table(architecture), markup=False)
+    console.print(f"Data: {data.source}", markup=False)
+    _warn(console, data)
+    for line in filter(None, lines):
+        console.print(line, markup=False)
 
 
 def _train(job: RetrainJob, data: DataSet, processes: int, console: Console, store: RunStore) -> None:
@@ -179,13 +188,12 @@ def _report(store: RunStore, data: DataSet, console: Console, data_dir: Path | N
 
 
 @contextlib.contextmanager
-def _continuation_hint(store: RunStore, seeds: Sequence[int], console: Console) -> Iterator[None]:
+def _continuation_hint(store: RunStore, seeds: Sequence[int], again: str, console: Console) -> Iterator[None]:
     """Print what is kept, and how to continue, if the command ends early."""
     try:
         yield
     except (KeyboardInterrupt, NoResultError, InputError) as error:
         if done := store.seeds.intersection(seeds):
-            again = command_line("reproduce", again=True)
             kept = f"Kept in {store.folder}: {len(done)} of {len(seeds)} seeds. Continue with:\n{again}"
             console.print(kept, soft_wrap=True, markup=False)
         elif isinstance(error, KeyboardInterrupt):
