@@ -5,7 +5,7 @@ import sys
 
 COMMANDS = {
     "search": "find the best network within a budget",
-    "reproduce": "train a network again over seeds, and judge it on the test images",
+    "reproduce": "train a network over seeds, and read the test images",
     "describe": "a network's layers and its cost, without training",
     "report": "a study or results as tables, pictures and one HTML page",
     "export": "a trained network as ONNX, safetensors or a torch program",

@@ -24,7 +24,7 @@ from .core.errors import InputError, NoResultError, foreign_data
 from .core.fileio import read_text
 from .models import zoo
 from .models.architecture import Architecture
-from .recipes.recipe import Recipe, current_name, load_recipe, make_recipe
+from .recipes.recipe import Recipe, current_name, load_recipe, stored_recipe
 from .training.run_store import RESULT, read_result, weights_file
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _from_folder(folder: Path) -> NamedNetwork:
         return NamedNetwork(
             name=name,
             architecture=Architecture.make(result["architecture"]),
-            recipe=make_recipe(result["recipe"], f"{folder}: recipe"),
+            recipe=stored_recipe(result["recipe"], f"{folder}: recipe"),
             recipe_name=current_name(str(result.get("recipe_name") or f"of {folder}")),
             dataset=str(result["data"]["name"]),
             budget=result.get("budget"),
@@ -180,7 +180,7 @@ def _from_study(study: str, storage: str, trial: int | None) -> NamedNetwork:
     metadata = stored.user_attrs
     with foreign_data(f"study: {study!r}"):
         usual = metadata["recipe"]
-        recipe = make_recipe(row.recipe or usual, f"study {study!r}: recipe").with_epochs(usual["epochs"])
+        recipe = stored_recipe(row.recipe or usual, f"study {study!r}: recipe").with_epochs(usual["epochs"])
         dataset = metadata.get("dataset") or metadata["identity"]["data"].rpartition(" ")[0]
         retrained = metadata.get("winner") or {}
         folder = Path(retrained["folder"]) if retrained.get("key") == row.key else None

@@ -31,7 +31,14 @@ from .core.cli import (
     run,
     whole,
 )
-from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, REPORTS
+from .core.defaults import (
+    DEFAULT_STORAGE,
+    DEFAULT_STUDY,
+    MAX_EPOCHS,
+    MAX_PARAMS,
+    MAX_SEED,
+    REPORTS,
+)
 from .core.errors import InputError, NoResultError
 from .core.fileio import check_new, check_writable, write_bytes
 from .core.process_pool import auto_workers, parse_workers
@@ -39,16 +46,14 @@ from .lookup import resolve
 from .models import zoo
 from .recipes.recipe import load_recipe
 from .training.jobs import RetrainJob, Source, retrain_seeds
-from .training.requirements import MAX_PARAMS, Requirement, Summary
-from .training.run_store import RunStore, metadata_of
+from .training.requirements import Requirement, Summary
+from .training.run_store import RESULT, RunStore, metadata_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from .data.dataset import DataSet
     from .models.architecture import Architecture
-
-MAX_SEED = 2**31 - 1
 
 
 def _show_zoo(wanted: bool) -> None:
@@ -79,7 +84,7 @@ def reproduce(
         int | None,
         option(WHAT, "N", "With 'best': trial N, not the winner.", parser=whole(0, 10**9)),
     ] = None,
-    dataset: Annotated[str | None, option(WHAT, "NAME", "Learn this data set (the network's).")] = None,
+    dataset: Annotated[str | None, option(WHAT, "NAME", "Train on this data set (the network's).")] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     workers: Annotated[str, option(WHERE, "N|auto", "Train N seeds at once (auto: one a core).")] = "auto",
@@ -144,7 +149,7 @@ def reproduce(
             _train(job, data, processes, console, store)
         _report(store, data, console, as_path(data_dir))
         if copy_to is not None:
-            write_bytes(copy_to, (store.folder / "result.json").read_bytes())
+            write_bytes(copy_to, (store.folder / RESULT).read_bytes())
     console.print(f"Written: {store.folder}" if missing else f"Nothing to train: see {store.folder}")
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+Engine = Literal["auto", "torch"]  # our kernels where there are some, or torch's modules
 
 DEFAULT_STUDY = "nas_mnist"
 DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
 REPORTS = Path("reports")  # the folder of all reports, below the current one
+MAX_PARAMS = 20_000  # the exercise's budget, and the default of a search
+MAX_SEED = 2**31 - 1
 MAX_EPOCHS = 20  # the most epochs that a recipe may have

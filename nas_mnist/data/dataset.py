@@ -115,11 +115,11 @@ def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor
     missing = held_out - int(quota.sum())
     quota[torch.argsort(exact - quota, descending=True, stable=True)[:missing]] += 1
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label, wanted in enumerate(quota.tolist()):
         members = torch.nonzero(labels == label).flatten()
-        chosen[members[torch.randperm(len(members), generator=generator)[:wanted]]] = True
-    return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
+        is_held_out[members[torch.randperm(len(members), generator=generator)[:wanted]]] = True
+    return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:

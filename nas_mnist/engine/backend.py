@@ -10,11 +10,12 @@ import contextlib
 import os
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from ..core.defaults import Engine
 from ..core.errors import InputError
 from ..data.dataset import Images
 from ..data.normalize import Normalizer
@@ -25,7 +26,6 @@ from .flat_parameters import FlatParameters
 from .sgd import StepTables
 from .torch_backend import TorchBackend
 
-Engine = Literal["auto", "torch"]  # our kernels where there are some, or torch's modules
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 ENGINE_VARIABLE = "NAS_MNIST_ENGINE"  # of the environment: the engine where none is named
 

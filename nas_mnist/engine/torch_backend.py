@@ -77,8 +77,8 @@ class TorchTrainer:
         picked, maps = batches.at(step)
         copies = self.network.copies
         images = self.images(picked, maps)  # (copies * N, C, H, W)
-        beside = images.unflatten(0, (copies, -1)).transpose(0, 1).flatten(1, 2)  # (N, copies * C, H, W)
-        scores = self.network(beside).unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
+        stacked = images.unflatten(0, (copies, -1)).transpose(0, 1).flatten(1, 2)  # (N, copies * C, H, W)
+        scores = self.network(stacked).unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
         each = F.cross_entropy(
             scores, self.labels[picked], label_smoothing=self.smoothing, reduction="none"
         )  # (copies * N,)

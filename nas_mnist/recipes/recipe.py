@@ -91,6 +91,16 @@ def make_recipe(data: Any, where: str) -> Recipe:
         raise InputError(f"{where}: {explain(error)}") from None
 
 
+def stored_recipe(data: Any, where: str) -> Recipe:
+    """A recipe from a study or a result of this or an earlier version; raises `InputError`.
+
+    Earlier versions stored a ``distillation`` without a teacher, which did nothing.
+    """
+    if isinstance(data, dict) and not (data.get("distillation") or {}).get("teacher"):
+        data = {name: value for name, value in data.items() if name != "distillation"}
+    return make_recipe(data, where)
+
+
 def load_recipe(name: str) -> Recipe:
     """The packaged recipe called ``name``, or the one in a TOML file; raises `InputError`.
 

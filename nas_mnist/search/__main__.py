@@ -24,15 +24,15 @@ from ..core.cli import (
     whole,
 )
 from ..core.process_pool import parse_workers
-from .config import SearchConfig
+from .config import FINALISTS, MAX_IMAGES, USUAL_IMAGES, SearchConfig
 
 
 def field_option(field: str, group: str, metavar: str, sentence: str, name: str = "", **more: Any) -> Any:
     """The option of a `SearchConfig` field; whole numbers take their range from it."""
     bounds = {key: value for one in SearchConfig.model_fields[field].metadata for key, value in _bounds(one)}
-    if bounds and "parser" not in more:
+    if {"ge", "le"} <= set(bounds) and "parser" not in more:
         more["parser"] = whole(bounds["ge"], bounds["le"])
-    return option(group, metavar, sentence, *([name] if name else []), **more)
+    return option(group, metavar, sentence.format(default(field)), *([name] if name else []), **more)
 
 
 def _bounds(constraint: Any) -> list[tuple[str, int]]:
@@ -44,33 +44,24 @@ def default(field: str) -> Any:
     return SearchConfig.model_fields[field].default
 
 
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not 0 < minutes <= 1e6:
-        raise typer.BadParameter(f"{str(text)[:40]!r} (use minutes above 0)")
-    return minutes
-
-
 def _images(text: str) -> int:
     """A number of images; 0 stands for all."""
     if str(text) == "all":
         return 0
     try:
-        return whole(1, 10**9)(text)
+        return whole(1, MAX_IMAGES)(text)
     except typer.BadParameter as error:
         raise typer.BadParameter(str(error).replace("(use ", "(use all or ")) from None
 
 
 def search(
-    trials: Annotated[int, field_option("trials", WHAT, "N", "Train N candidates (50).")] = default("trials"),
+    trials: Annotated[int, field_option("trials", WHAT, "N", "Train N candidates ({}).")] = default("trials"),
     max_params: Annotated[
-        int, field_option("max_params", WHAT, "N", "Fit the network into N parameters (20000).")
+        int,
+        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({})."),
     ] = default("max_params"),
     dataset: Annotated[
-        str, field_option("dataset", WHAT, "NAME", "Learn mnist, fashion-mnist, npz:FILE... (mnist).")
+        str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")
     ] = default("dataset"),
     space: Annotated[
         str, field_option("space", WHAT, "NAME|FILE", "Draw from default, filled, tiny or a TOML file.")
@@ -91,10 +82,11 @@ def search(
         int | None, field_option("epochs", HOW_WELL, "N", "Train for N epochs (the recipe's, 20).")
     ] = default("epochs"),
     finalists: Annotated[
-        int | None, field_option("finalists", HOW_WELL, "N", "Train the best N again, to choose (2).")
+        int | None,
+        field_option("finalists", HOW_WELL, "N", f"Train the best N again ({FINALISTS})."),
     ] = default("finalists"),
     finalist_seeds: Annotated[
-        int, field_option("finalist_seeds", HOW_WELL, "N", "Train each finalist with N more seeds (1).")
+        int, field_option("finalist_seeds", HOW_WELL, "N", "Train each finalist with N more seeds ({}).")
     ] = default("finalist_seeds"),
     search_epochs: Annotated[
         int | None, field_option("search_epochs", HOW_WELL, "N", "Train candidates for fewer epochs.")
@@ -102,7 +94,11 @@ def search(
     search_images: Annotated[
         int | None,
         field_option(
-            "search_images", HOW_WELL, "N|all", "Train candidates on N images (4000).", parser=_images
+            "search_images",
+            HOW_WELL,
+            "N|all",
+            f"Train candidates on N images ({USUAL_IMAGES}).",
+            parser=_images,
         ),
     ] = default("search_images"),
     search_recipe: Annotated[
@@ -111,16 +107,16 @@ def search(
     ] = default("search_recipe"),
     timeout: Annotated[
         float | None,
-        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time.", parser=_minutes),
+        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time."),
     ] = default("timeout"),
     no_retrain: Annotated[
         bool, field_option("retrain", HOW_WELL, "", "Leave the test images unread.", "--no-retrain")
     ] = False,
     seed: Annotated[
-        int, field_option("seed", HOW_WELL, "N", "Decide draws, weights and order by N (0).")
+        int, field_option("seed", HOW_WELL, "N", "Decide draws, weights and order by N ({}).")
     ] = default("seed"),
     study: Annotated[
-        str, field_option("study", WHERE, "NAME", "Continue or make this study (nas_mnist).")
+        str, field_option("study", WHERE, "NAME", "Continue or make this study ({}).")
     ] = default("study"),
     storage: Annotated[
         str, field_option("storage", WHERE, "URL", "Keep the study in this database or journal.")
@@ -140,19 +136,9 @@ def search(
     options |= {"json_file": as_path(json_file), "retrain": not options.pop("no_retrain")}
     config = SearchConfig.make(**options)
     with _continuation_hint(config):
-        from ..study.candidate import check_space
-        from ..study.storage import storage_guard
-        from ..study.study import open_study
-        from .pipeline import SearchPipeline
-        from .setup import prepare
+        from .pipeline import run_search
 
-        setup, data = prepare(config)
-        survey = check_space(setup.space, setup.budget, config.seed)
-        pipeline = SearchPipeline(setup, data)
-        first = pipeline.first_candidate()
-        with storage_guard(storage):
-            opened = open_study(storage, study, setup.study_config(data), pipeline.metadata(), first)
-        pipeline.run(opened, survey, _command(storage))
+        run_search(config, _command(storage))
 
 
 @contextlib.contextmanager

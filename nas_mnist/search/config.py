@@ -1,18 +1,18 @@
 """Everything that a search can be asked for, in one frozen model.
 
-The command and the Python API make a `SearchConfig`, workers get it, and the settings that a study stores
+The command and Python programs make a `SearchConfig`, workers get it, and the settings that a study stores
 are derived from it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..core.cli import check_data_dir, check_in_use, check_name
-from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, REPORTS
+from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARAMS, MAX_SEED, REPORTS, Engine
 from ..core.errors import InputError, explain
 from ..core.fileio import check_new, check_writable
 from ..core.process_pool import MAX_WORKERS
@@ -21,6 +21,8 @@ from ..recipes.recipe import load_recipe
 from ..space.space import SearchSpace
 
 FINALISTS = 2  # candidates, unless another number is given
+USUAL_IMAGES = 4_000  # of candidates, an epoch, if the training split has at least twice as many
+MAX_IMAGES = 10**9
 
 
 class SearchConfig(BaseModel):
@@ -33,7 +35,7 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     trials: int = Field(50, ge=1, le=100_000)  # candidates to train
-    max_params: int = Field(20_000, ge=1, le=10**9)
+    max_params: int = Field(MAX_PARAMS, ge=1, le=10**9)
     max_macs: int | None = Field(None, ge=1, le=10**12)  # multiply-adds for one image
     max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes of activations for one image, float32
     objective: str = "accuracy"  # one of `OBJECTIVES`
@@ -43,11 +45,11 @@ class SearchConfig(BaseModel):
     epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS)  # None: the recipe's
     search_recipe: bool = False  # draw some training choices for every candidate, around the recipe
     search_epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS - 1)  # of candidates; None: as finalists
-    search_images: int | None = Field(None, ge=0, le=10**9)  # of candidates, an epoch; 0: all; None: usual
+    search_images: int | None = Field(None, ge=0, le=MAX_IMAGES)  # an epoch; 0: all; None: usual
     finalists: int | None = Field(None, ge=1, le=100)  # trained again with other seeds; None: usual
     finalist_seeds: int = Field(1, ge=1, le=100)  # further seeds for each of them
     retrain: bool = True  # train the winner on all images and read the test images
-    seed: int = Field(0, ge=0, le=2**31 - 1)  # of draws, weights and order
+    seed: int = Field(0, ge=0, le=MAX_SEED)  # of draws, weights and order
     timeout: float | None = Field(None, gt=0, le=1e6)  # minutes; no candidate begins later
 
     dataset: str = "mnist"
@@ -55,7 +57,7 @@ class SearchConfig(BaseModel):
     study: str = DEFAULT_STUDY
     storage: str = DEFAULT_STORAGE
     device: str = "auto"
-    engine: Literal["auto", "torch"] | None = None  # None: NAS_MNIST_ENGINE, else auto
+    engine: Engine | None = None  # None: NAS_MNIST_ENGINE, else auto
     workers: int | None = Field(None, ge=1, le=MAX_WORKERS)  # None: one a core on a CPU, else one
 
     quiet: bool = False
@@ -77,7 +79,7 @@ class SearchConfig(BaseModel):
     @classmethod
     def _known_objective(cls, name: str) -> str:
         if name not in OBJECTIVES:
-            raise ValueError(f"--objective: {name[:40]!r} (use {', '.join(OBJECTIVES)})")
+            raise ValueError(f"use {', '.join(OBJECTIVES)}")
         return name
 
     @model_validator(mode="after")

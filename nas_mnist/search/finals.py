@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..core.defaults import REPORTS
 from ..core.process_pool import Handlers, run_workers
 from ..models.architecture import Architecture
-from ..recipes.recipe import Recipe, make_recipe
+from ..recipes.recipe import Recipe, stored_recipe
 from ..training.jobs import RetrainJob, ValidateJob, Validation, retrain_seeds
 from .setup import SearchSetup
 
@@ -128,5 +128,5 @@ class Finals:
         """The recipe of a candidate as finalist and winner."""
         if row.recipe is None:
             return self.setup.recipe
-        own = make_recipe(row.recipe, f"trial {row.trial}: recipe")
+        own = stored_recipe(row.recipe, f"trial {row.trial}: recipe")
         return own.with_epochs(self.setup.recipe.epochs)

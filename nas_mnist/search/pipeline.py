@@ -18,9 +18,10 @@ from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES
 from ..space.encode import encode
 from ..space.recipe_space import encode_recipe
+from .config import SearchConfig
 from .finals import Finals
 from .jobs import SearchJob
-from .setup import SearchSetup
+from .setup import SearchSetup, prepare
 
 if TYPE_CHECKING:
     import optuna
@@ -33,6 +34,26 @@ if TYPE_CHECKING:
 
 RARE = 0.05  # a share of draws that fit the budget
 STORAGE_PATIENCE = 0.5  # seconds; the time that an interrupted search gives its storage
+
+
+def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
+    """Run or continue a search to its report; returns the study.
+
+    ``command`` is the command line that continues it, for the study's note and page. Raises `InputError` for
+    options that cannot be used here, and `NoResultError` for a search that ends without a winner.
+    """
+    from ..study.candidate import check_space
+    from ..study.storage import storage_guard
+    from ..study.study import open_study
+
+    setup, data = prepare(config)
+    survey = check_space(setup.space, setup.budget, config.seed)
+    pipeline = SearchPipeline(setup, data)
+    study_config, metadata = setup.study_config(data), pipeline.metadata()
+    with storage_guard(config.storage):
+        study = open_study(config.storage, config.study, study_config, metadata, pipeline.first_candidate())
+    pipeline.run(study, survey, command or f"python -m nas_mnist.search --study {config.study}")
+    return study
 
 
 @dataclass(frozen=True)
@@ -206,12 +227,12 @@ class SearchPipeline:
             own, usual = finals.recipe_of(winner).model_dump(), self.setup.recipe.model_dump()
             changes = [f"{name} {value}" for name, value in own.items() if value != usual[name]]
             say(f"Its recipe differs in: {', '.join(changes) or 'nothing'}", markup=False)
-        accuracy, judge = winner.validation_accuracy or 0.0, "validation images"
+        accuracy, scored_on = winner.validation_accuracy or 0.0, "validation images"
         if self.setup.config.retrain:
-            accuracy, judge = finals.test_accuracy(study, winner), "test images, last epoch, one seed"
+            accuracy, scored_on = finals.test_accuracy(study, winner), "test images, last epoch, one seed"
         epochs, budget = self.setup.recipe.epochs, self.setup.budget
         met = requirements(architecture, epochs, accuracy, self.data.name, budget)
-        say(requirement_table(met, f"The requirements ({judge})"))
+        say(requirement_table(met, f"The requirements ({scored_on})"))
         self._warn()
         say(f"Repeat it over seeds with:\n{self.reproduce_command()}", soft_wrap=True, markup=False)
         self._report(study)

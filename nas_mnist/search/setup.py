@@ -11,13 +11,12 @@ from ..models.cost import Budget
 from ..recipes.recipe import Recipe, load_recipe
 from ..space.space import SearchSpace
 from ..training.jobs import Source
-from .config import SearchConfig
+from .config import USUAL_IMAGES, SearchConfig
 
 if TYPE_CHECKING:
     from ..data.dataset import DataSet, Images
     from ..study.config import StudyConfig
 
-USUAL_IMAGES = 4_000  # of candidates, an epoch, if the training split has at least twice as many
 FINALIST_FACTOR = 5  # finalists are trained on so many times as many images as candidates
 # Shares of the budget that the spaces 'filled' and 'tiny' draw in a search for networks of all sizes.
 FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

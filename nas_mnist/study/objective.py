@@ -19,8 +19,8 @@ from .pruner import eval_epochs
 from .verdict import Verdict
 
 if TYPE_CHECKING:
+    from ..core.defaults import Engine
     from ..data.dataset import Images
-    from ..engine.backend import Engine
     from ..training.loop import EpochResult
 
 

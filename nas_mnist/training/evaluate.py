@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.defaults import Engine
 from ..data.dataset import Images
 from ..data.normalize import Normalizer
-from ..engine.backend import Engine, create_backend
+from ..engine.backend import create_backend
 from ..models.network import Network
 
 

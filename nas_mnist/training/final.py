@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core.defaults import Engine
 from ..core.errors import InputError
 from ..data.dataset import DataSet
 from ..data.normalize import Normalizer
-from ..engine.backend import Engine
 from ..models.architecture import Architecture
 from ..models.network import Network, build
 from ..recipes.recipe import Recipe

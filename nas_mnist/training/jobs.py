@@ -18,8 +18,8 @@ from ..models.cost import BYTES_PER_VALUE
 from ..recipes.recipe import Recipe
 
 if TYPE_CHECKING:
+    from ..core.defaults import Engine
     from ..data.dataset import DataSet, Images
-    from ..engine.backend import Engine
     from .final import Run
     from .loop import EpochResult
 

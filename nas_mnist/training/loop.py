@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..core.defaults import Engine
 from ..core.errors import InputError, NoResultError
 from ..data.dataset import Images
-from ..engine.backend import Engine, resolve_engine
+from ..engine.backend import resolve_engine
 from ..models.network import Network, stack_models, unstack_models
 from ..recipes.recipe import Recipe
 from .evaluate import Score, Scorer

@@ -43,8 +43,8 @@ def plain_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    averaged, newest = (itertools.chain(one.parameters(), one.buffers()) for one in (ema, model))
-    for average, new in zip(averaged, newest, strict=True):
-        if average.is_floating_point():
-            average.data.lerp_(new.data, ema_alpha)
+    ema_tensors, tensors = (itertools.chain(one.parameters(), one.buffers()) for one in (ema, model))
+    for averaged, newest in zip(ema_tensors, tensors, strict=True):
+        if averaged.is_floating_point():
+            averaged.data.lerp_(newest.data, ema_alpha)
     return loss.detach()

@@ -17,13 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.defaults import MAX_PARAMS
 from ..core.errors import InputError
 from ..core.fileio import new_folder, numbered_folders, read_text, write_bytes
 from ..core.versions import versions
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
 from ..recipes.recipe import Recipe
-from .requirements import MAX_PARAMS, requirements, summarise
+from .requirements import requirements, summarise
 
 if TYPE_CHECKING:
     from ..data.dataset import DataSet

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 import torch
 
+from ..core.defaults import Engine
 from ..data.dataset import Images
 from ..data.normalize import Normalizer
-from ..engine.backend import Engine, create_backend
+from ..engine.backend import create_backend
 from ..engine.batches import Batches
 from ..engine.flat_parameters import FlatParameters
 from ..engine.sgd import StepTables

@@ -29,7 +29,7 @@ class Convolution:
         self.depthwise = layer.groups > 1
         self.inputs, self.outputs = layer.in_shape[0], layer.out_shape[0]
         size = module.weight.numel()
-        # Where the weights are in memory, whatever their layout; gradients are contiguous.
+        # The places of the weights in memory, for any layout; gradients are contiguous.
         places = torch.arange(size).as_strided(module.weight.shape, module.weight.stride()).numpy()
         contiguous = np.arange(size).reshape(module.weight.shape)
         flipped = places[:, :, ::-1, ::-1]  # the backward pass is a convolution with flipped weights

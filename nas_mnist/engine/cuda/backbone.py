@@ -182,16 +182,16 @@ class Backbone:
     def _backward(self) -> list[Launch]:
         plan, workspace = self.plan, self.workspace
         layer, module = plan.head.layer, plan.head.convolution
-        spread = pointwise.global_average_pool_backward(workspace.dtype)
+        pool_backward = pointwise.global_average_pool_backward(workspace.dtype)
         whole = workspace.maps(plan.last.read_shape)
         if plan.head.averages_first:
             self._weight_gradient(layer, module, self.pooled, self.score_gradient)
             gradient = workspace.maps(self.pooled.shape)
             self._convolve_backward(layer, module, self.score_gradient, gradient)
-            self._pool(spread, gradient, whole)
+            self._pool(pool_backward, gradient, whole)
         else:
             gradient = workspace.gradient_maps(layer)
-            self._pool(spread, self.score_gradient, gradient)
+            self._pool(pool_backward, self.score_gradient, gradient)
             self._weight_gradient(layer, module, self._input(plan.last, layer.padding), gradient)
             self._convolve_backward(layer, module, gradient, whole)
         self.maps[plan.last].backward(whole)

@@ -294,11 +294,11 @@ def ema_update(dtype: DType) -> int:
     """
 
     def write(w: Writer) -> None:
-        averages, newest, alphas, step_index, vectors = (w.argument() for _ in range(5))
+        ema, newest, alphas, step_index, vectors = (w.argument() for _ in range(5))
         alpha = w.load_splat(alphas, w.load_index(step_index))
         with w.parallel_for(vectors) as (vector,):
             at = vector * w.lanes
-            average = w.load(averages, at)
-            w.store(average + (w.load(newest, at) - average) * alpha, averages, at)
+            value = w.load(ema, at)
+            w.store(value + (w.load(newest, at) - value) * alpha, ema, at)
 
     return compile_kernel(write, dtype)

@@ -40,15 +40,18 @@ class FusedTrainStep:
         images = workspace.models * workspace.count
         self.picked = torch.zeros((1, images), dtype=torch.long, device=data.images.device)
         self.labels = torch.zeros(images, dtype=torch.long, device=data.images.device)
-        self.loader: PaddedImages | TorchImages = TorchImages(data.images, normalize)
         self._image_launches: list[Launch] = []
+        self._torch_images: TorchImages | None = None  # for more images than the kernel can address
+        self.loader: PaddedImages | TorchImages
         if fits_32_bits(data.images):
-            self._load_by_kernel(PaddedImages(data.images, normalize))
+            self.loader = self._load_by_kernel(PaddedImages(data.images, normalize))
+        else:
+            self.loader = self._torch_images = TorchImages(data.images, normalize)
         self.map_shape = self.loader.map_shape
         self._loss_launches = self._cross_entropy(recipe.label_smoothing)
 
-    def _load_by_kernel(self, loader: PaddedImages) -> None:
-        backbone, workspace, self.loader = self.backbone, self.backbone.workspace, loader
+    def _load_by_kernel(self, loader: PaddedImages) -> PaddedImages:
+        backbone, workspace = self.backbone, self.backbone.workspace
         channels, height, width = backbone.plan.image.shape
         self.maps = torch.zeros((1, self.picked.numel(), 3, 2), device=self.picked.device)
         self.maps[..., 1, 0] = self.maps[..., 2, 1] = 1  # images as they are, until there are other maps
@@ -58,6 +61,7 @@ class FusedTrainStep:
         kernel = kernels.augmented_images(workspace.dtype)
         workspace.launch(kernel, arguments, channels, workspace.row_chunks(height))
         self._image_launches = workspace.take_launches()
+        return loader
 
     def _cross_entropy(self, smoothing: float) -> list[Launch]:
         backbone, workspace = self.backbone, self.backbone.workspace
@@ -79,10 +83,10 @@ class FusedTrainStep:
         """Mean losses (models,) of a step's batch; leaves the gradient in ``parameters``."""
         torch.index_select(batches.order, 0, step, out=self.picked)
         torch.index_select(self.data.labels, 0, self.picked[0], out=self.labels)
-        if isinstance(self.loader, TorchImages):
+        if self._torch_images is not None:
             maps = batches.maps if batches.maps is None else batches.maps.index_select(0, step)[0]
             backbone = self.backbone
-            images = self.loader(self.picked[0], maps)
+            images = self._torch_images(self.picked[0], maps)
             backbone.workspace.put(images, backbone.maps[backbone.plan.image].maps.values)
         elif batches.maps is not None:
             torch.index_select(batches.maps, 0, step, out=self.maps)

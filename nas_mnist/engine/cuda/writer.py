@@ -79,13 +79,13 @@ class WarpWriter(BlockWriter):
 
     address_space = _GLOBAL
 
-    def _lanes_of(self, kind: ir.Type) -> ir.Type:
+    def _lanes_of(self, ir_type: ir.Type) -> ir.Type:
         """A vector is one number of every thread."""
-        return kind
+        return ir_type
 
     def _begin(self, name: str) -> None:
-        kind = ir.FunctionType(ir.VoidType(), [INDEX] * ROW)
-        self.function = function = ir.Function(self.module, kind, name)
+        ir_type = ir.FunctionType(ir.VoidType(), [INDEX] * ROW)
+        self.function = function = ir.Function(self.module, ir_type, name)
         function.calling_convention = "ptx_kernel"
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.thread = self._register("tid.x")
@@ -151,9 +151,9 @@ class WarpWriter(BlockWriter):
         address = self.load_index(pointers, offset + self.thread)
         return self._vector(self.builder.load(self._pointer(address, self.float_type)))
 
-    def _gather(self, kind: ir.Type, pointer: Int, offsets: IntVector) -> ir.Value:
-        value = self.builder.load(self.builder.gep(self._pointer(pointer, kind), [offsets.ir]))
-        return self.builder.trunc(value, LANE) if kind == INDEX else value
+    def _gather(self, ir_type: ir.Type, pointer: Int, offsets: IntVector) -> ir.Value:
+        value = self.builder.load(self.builder.gep(self._pointer(pointer, ir_type), [offsets.ir]))
+        return self.builder.trunc(value, LANE) if ir_type == INDEX else value
 
     # Vectors.
 
@@ -168,8 +168,8 @@ class WarpWriter(BlockWriter):
 
     def _approximate(self, name: str, value: Vector) -> Vector:
         """A function of float32 that the device computes to about the last digit."""
-        kind = ir.FunctionType(self.float_type, [self.float_type])
-        function = self._declared(f"llvm.nvvm.{name}.approx.f", kind)
+        ir_type = ir.FunctionType(self.float_type, [self.float_type])
+        function = self._declared(f"llvm.nvvm.{name}.approx.f", ir_type)
         return self._vector(self.builder.call(function, [value.ir]))
 
     def _sum(self, value: Vector) -> ir.Value:

@@ -118,8 +118,8 @@ def _machine() -> Any:
 
 def declare_runner(module: ir.Module) -> ir.Function:
     """A function ``run(table, calls, start, stop)`` that makes all calls of a table, tile by tile."""
-    kinds = [INDICES, INDEX, INDEX, INDEX]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "run")
+    ir_types = [INDICES, INDEX, INDEX, INDEX]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), ir_types), "run")
     kernel = ir.FunctionType(ir.VoidType(), [INDICES, INDEX]).as_pointer()
     builder = ir.IRBuilder(function.append_basic_block())
     table, calls, start, stop = function.args
@@ -137,8 +137,8 @@ def runner() -> Callable[[int, int, int, int], None]:
     """That function, compiled."""
     module = ir.Module()
     declare_runner(module)
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-    return kind(*compile_module(module, "run"))  # releases Python's lock while it runs
+    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+    return signature(*compile_module(module, "run"))  # releases Python's lock while it runs
 
 
 def check_call(call: Sequence[int]) -> None:

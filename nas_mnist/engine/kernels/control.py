@@ -34,9 +34,9 @@ class ControlWriter:
     def index(self, value: ir.Value) -> Index:
         return Index(self.builder, value)
 
-    def _declared(self, name: str, kind: ir.FunctionType) -> ir.Function:
+    def _declared(self, name: str, ir_type: ir.FunctionType) -> ir.Function:
         """A function of LLVM."""
-        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return self.module.globals.get(name) or ir.Function(self.module, ir_type, name)
 
     # Arguments. CUDA overrides these: there several models train side by side, and blocks run at once.
 
@@ -91,9 +91,9 @@ class ControlWriter:
 
     def minimum(self, one: Int | IntVector, other: Int) -> Index | IntVector:
         """The smaller one of two integers; of a vector's, in every lane."""
-        kind = IntVector if isinstance(one, IntVector) else Index
+        number_class = IntVector if isinstance(one, IntVector) else Index
         a, b = (one.ir, one.operand(other)) if isinstance(one, IntVector) else (as_ir(one), as_ir(other))
-        return kind(self.builder, self.builder.select(self.builder.icmp_signed("<", a, b), a, b))
+        return number_class(self.builder, self.builder.select(self.builder.icmp_signed("<", a, b), a, b))
 
 
 @contextmanager

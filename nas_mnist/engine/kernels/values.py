@@ -146,15 +146,15 @@ class Variable:
         self.set(self.get() + value)
 
 
-def constant(kind: ir.Type, value: Any) -> ir.Constant:
+def constant(ir_type: ir.Type, value: Any) -> ir.Constant:
     """A number in every lane of a vector's type; of one lane without a vector where there is none."""
-    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+    return ir.Constant(ir_type, [value] * ir_type.count if isinstance(ir_type, ir.VectorType) else value)
 
 
-def splat(builder: ir.IRBuilder, number: ir.Value, kind: ir.Type) -> ir.Value:
-    """One number in all lanes of a vector with as many as ``kind``; itself where there is no vector."""
-    if not isinstance(kind, ir.VectorType):
+def splat(builder: ir.IRBuilder, number: ir.Value, ir_type: ir.Type) -> ir.Value:
+    """One number in all lanes of a vector with as many as ``ir_type``; itself where there is no vector."""
+    if not isinstance(ir_type, ir.VectorType):
         return number
-    undefined = ir.Constant(ir.VectorType(number.type, kind.count), ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(number.type, ir_type.count), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(LANE, 0))
-    return builder.shuffle_vector(first, undefined, constant(ir.VectorType(LANE, kind.count), 0))
+    return builder.shuffle_vector(first, undefined, constant(ir.VectorType(LANE, ir_type.count), 0))

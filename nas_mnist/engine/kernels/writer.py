@@ -45,9 +45,9 @@ class Writer(ControlWriter):
         self.vector_type = self._lanes_of(self.float_type)
         super().__init__(module, name)
 
-    def _lanes_of(self, kind: ir.Type) -> ir.Type:
+    def _lanes_of(self, ir_type: ir.Type) -> ir.Type:
         """The type of a vector of such numbers."""
-        return ir.VectorType(kind, self.lanes)
+        return ir.VectorType(ir_type, self.lanes)
 
     # Memory.
 
@@ -84,9 +84,9 @@ class Writer(ControlWriter):
 
     def store_as(self, dtype: np.dtype[Any], value: Vector, pointer: Int, offset: Int = 0) -> None:
         """Write a number that has another dtype in memory; in kernels of one lane."""
-        kind = self._lanes_of(FLOATS[dtype])
-        number = value.ir if kind == self.vector_type else self.builder.fptrunc(value.ir, kind)
-        self.builder.store(number, self._place(pointer, offset, kind))
+        ir_type = self._lanes_of(FLOATS[dtype])
+        number = value.ir if ir_type == self.vector_type else self.builder.fptrunc(value.ir, ir_type)
+        self.builder.store(number, self._place(pointer, offset, ir_type))
 
     def load_bytes(self, pointer: Int, offsets: IntVector, count: int) -> list[Vector]:
         """``count`` neighbours of uint8, at most four, from offsets by lane. It always reads four."""
@@ -112,14 +112,14 @@ class Writer(ControlWriter):
         """Integers of 64 bits, below 2 ** 31, from offsets by lane."""
         return IntVector(self.builder, self._gather(INDEX, pointer, offsets))
 
-    def _gather(self, kind: ir.Type, pointer: Int, offsets: IntVector) -> ir.Value:
-        start = self._pointer(pointer, kind)
+    def _gather(self, ir_type: ir.Type, pointer: Int, offsets: IntVector) -> ir.Value:
+        start = self._pointer(pointer, ir_type)
 
         def load(lane: int) -> ir.Value:
             value = self.builder.load(self.builder.gep(start, [self._lane(offsets, lane)]))
-            return self.builder.trunc(value, LANE) if kind == INDEX else value
+            return self.builder.trunc(value, LANE) if ir_type == INDEX else value
 
-        return self._by_lane(LANE if kind == INDEX else kind, load)
+        return self._by_lane(LANE if ir_type == INDEX else ir_type, load)
 
     def gather_pointers(self, pointers: Int, offset: Int) -> Vector:
         """Numbers whose addresses are neighbours in memory."""
@@ -140,14 +140,14 @@ class Writer(ControlWriter):
         place = self._place(pointer, offset, ir.DoubleType())
         self.builder.store(self.builder.fadd(self.builder.load(place), self._sum_f64(value)), place)
 
-    def _pointer(self, pointer: Int, kind: ir.Type) -> ir.Value:
-        return self.builder.inttoptr(as_ir(pointer), kind.as_pointer(self.address_space))
+    def _pointer(self, pointer: Int, ir_type: ir.Type) -> ir.Value:
+        return self.builder.inttoptr(as_ir(pointer), ir_type.as_pointer(self.address_space))
 
-    def _place(self, pointer: Int, offset: Int, kind: ir.Type) -> ir.Value:
-        return self.builder.gep(self._pointer(pointer, kind), [as_ir(offset)], inbounds=True)
+    def _place(self, pointer: Int, offset: Int, ir_type: ir.Type) -> ir.Value:
+        return self.builder.gep(self._pointer(pointer, ir_type), [as_ir(offset)], inbounds=True)
 
-    def _pointer_to(self, kind: ir.Type, place: ir.Value) -> ir.Value:
-        return self.builder.bitcast(place, kind.as_pointer(self.address_space))
+    def _pointer_to(self, ir_type: ir.Type, place: ir.Value) -> ir.Value:
+        return self.builder.bitcast(place, ir_type.as_pointer(self.address_space))
 
     @property
     def _align(self) -> int:
@@ -156,9 +156,9 @@ class Writer(ControlWriter):
     def _lane(self, values: IntVector, lane: int) -> ir.Value:
         return self.builder.extract_element(values.ir, ir.Constant(LANE, lane))
 
-    def _by_lane(self, kind: ir.Type, of: Callable[[int], ir.Value]) -> ir.Value:
+    def _by_lane(self, ir_type: ir.Type, of: Callable[[int], ir.Value]) -> ir.Value:
         """A vector of ``of(0)``, ``of(1)``..., a lane each."""
-        found: Any = ir.Constant(self._lanes_of(kind), ir.Undefined)
+        found: Any = ir.Constant(self._lanes_of(ir_type), ir.Undefined)
         for lane in range(self.lanes):
             found = self.builder.insert_element(found, of(lane), ir.Constant(LANE, lane))
         return found
@@ -228,15 +228,15 @@ class Writer(ControlWriter):
         function = self._intrinsic(name, [self.vector_type] * len(values), self.vector_type)
         return self._vector(self.builder.call(function, [value.ir for value in values]))
 
-    def _intrinsic(self, name: str, kinds: list[ir.Type], result: ir.Type) -> ir.Function:
+    def _intrinsic(self, name: str, ir_types: list[ir.Type], result: ir.Type) -> ir.Function:
         """LLVM's own function of vectors of this type."""
         lanes = f"v{self.lanes}" if isinstance(self.vector_type, ir.VectorType) else ""
         name = f"llvm.{name}.{lanes}f{8 * self._align}"
-        return self._declared(name, ir.FunctionType(result, kinds))
+        return self._declared(name, ir.FunctionType(result, ir_types))
 
     def _sum(self, value: Vector) -> ir.Value:
-        kinds = [self.float_type, self.vector_type]
-        function = self._intrinsic("vector.reduce.fadd", kinds, self.float_type)
+        ir_types = [self.float_type, self.vector_type]
+        function = self._intrinsic("vector.reduce.fadd", ir_types, self.float_type)
         return self.builder.call(
             function, [ir.Constant(self.float_type, -0.0), value.ir], fastmath=("reassoc",)
         )

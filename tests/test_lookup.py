@@ -1,0 +1,48 @@
+"""Names of networks: the zoo, results of earlier versions, and the public names of the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY_RECIPE, TINY_SPACE
+
+from nas_mnist import SearchConfig, run_search
+from nas_mnist.core.errors import InputError
+from nas_mnist.lookup import resolve
+from nas_mnist.recipes.recipe import Recipe, stored_recipe
+
+REPORTS = Path(__file__).parents[1] / "reports"
+RESULTS = sorted(REPORTS.rglob("result.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.parent.relative_to(REPORTS)))
+def test_committed_results_are_read(path: Path) -> None:
+    found = resolve(str(path.parent))
+    stored = json.loads(path.read_text())
+    assert found.architecture.key == stored["key"]
+    assert found.recipe.epochs == stored["recipe"]["epochs"]
+    assert found.weights is None
+
+
+def test_stored_recipes_of_earlier_versions_are_read() -> None:
+    off = {"teacher": "", "share": 0.7, "temperature": 3.0}
+    assert stored_recipe({"epochs": 3, "distillation": off}, "result") == Recipe(epochs=3)
+    with pytest.raises(InputError, match="distillation: unknown field"):
+        stored_recipe({"distillation": off | {"teacher": "mnist-19k"}}, "result")
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_search_from_python(work: Path) -> None:
+    (work / "space.toml").write_text(TINY_SPACE)
+    (work / "recipe.toml").write_text(TINY_RECIPE)
+    config = SearchConfig.make(
+        trials=1, dataset="mnist-5k", device="cpu", space="space.toml", recipe="recipe.toml", epochs=1,
+        workers=1, retrain=False, quiet=True,
+    )  # fmt: skip
+    study = run_search(config)
+    assert len(study.trials) >= 1
+    assert (work / "reports" / "nas_mnist" / "report.html").exists()
+    with pytest.raises(InputError, match="--trials: 0"):
+        SearchConfig.make(trials=0)
