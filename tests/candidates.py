@@ -6,8 +6,12 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import nn
+
 from nas_mnist.core.errors import InputError
 from nas_mnist.models.architecture import Architecture
+from nas_mnist.models.network import Network
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "hardswish", "gelu")
 
@@ -78,3 +82,15 @@ def random_architectures(count: int, seed: int) -> Iterator[Architecture]:
             continue
         yield architecture
         count -= 1
+
+
+def varied(model: Network, dropout: bool = False, seed: int = 0) -> Network:
+    """A network in float64 and in training mode, with normalisations that differ from channel to channel."""
+    torch.manual_seed(seed)
+    for module in model.double().train().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1, 1.5)
+            nn.init.normal_(module.bias)
+        if isinstance(module, nn.Dropout2d) and not dropout:
+            module.p = 0.0
+    return model

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optuna
 import pytest
 from filelock import FileLock
 
@@ -27,6 +28,8 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
 
 FULL_MNIST = os.environ.get("NAS_MNIST_DATA")  # a folder with MNIST/raw, or None
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses: no test downloads anything
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+UNSET = ("NAS_MNIST_DATA", "no_proxy", "NO_PROXY")
 
 TINY_SPACE = """
 [[stages]]
@@ -41,27 +44,12 @@ channels = { min = 2, max = 12 }
 activation = ["relu", "silu", "gelu"]
 downsample = "stride"
 """
-TINY_RECIPE = """
-batch_size = 64
-learning_rate = 0.1
-"""
+TINY_RECIPE = "batch_size = 64\nlearning_rate = 0.1\n"
 
 
-STUDY_FACTS: dict[str, Any] = {  # what every study of this program has
-    "identity": {
-        "space": "",
-        "recipe": "",
-        "data": "mnist-5k 0",
-        "split": "",
-        "max_params": 100,
-        "epochs": 2,
-    },
-    "recipe": {},
-    "space": {},
-    "data": "some",
-    "data_note": "",
-    "device": "cpu",
-}
+IDENTITY = {"space": "", "recipe": "", "data": "mnist-5k 0", "split": "", "max_params": 100, "epochs": 2}
+METADATA = {"recipe": {}, "space": {}, "data": "some", "data_note": "", "device": "cpu"}
+STUDY_FACTS: dict[str, Any] = {"identity": IDENTITY, **METADATA}  # what every study of this program has
 TRIALS, EPOCHS = 3, 2
 COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]
 SEARCH = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
@@ -87,29 +75,23 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _no_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No network, no cache and no data folder but those that a test names."""
-    monkeypatch.delenv("NAS_MNIST_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+    for name in PROXIES:
         monkeypatch.setenv(name, NOWHERE)
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name in UNSET:
+        monkeypatch.delenv(name, raising=False)
 
 
 def environment(cache: Path) -> dict[str, str]:
     """The environment of a command line: one thread, no GPU, no network, no data."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("NAS_MNIST_DATA", "no_proxy", "NO_PROXY")
-    }
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), NOWHERE)
     fixed = {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "XDG_CACHE_HOME": str(cache),
         "COLUMNS": "160",
     }
-    return kept | proxies | fixed
+    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
+    return kept | dict.fromkeys(PROXIES, NOWHERE) | fixed
 
 
 def run_python(arguments: list[str], cwd: Path) -> Ended:
@@ -154,6 +136,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     return shared / "work", Ended(*json.loads(told.read_text()))
 
 
+def stored(folder: Path, name: str = "nas_mnist") -> optuna.Study:
+    """A study of the searches in ``folder``."""
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/studies/nas_mnist.db")
+
+
 @pytest.fixture
 def copied(finished: tuple[Path, Ended], work: Path) -> Path:
     """The current folder, holding what a finished search left."""
@@ -185,7 +172,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker processes: to start them takes seconds, and other tests do."""
     for module in (
         *("search.pipeline", "search.finals", "training.jobs"),
-        *("bench.record", "bench.recipes_command", "bench.speed"),
+        *("bench.record", "bench.recipes"),
     ):
         monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 

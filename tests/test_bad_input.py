@@ -10,10 +10,9 @@ import contextlib
 import importlib
 import inspect
 import json
-import os
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import optuna
 import pytest
 import typer
-from conftest import STUDY_FACTS, TINY_SPACE, Ended, Runner, run_module, run_python
+from conftest import TINY_SPACE, Ended, Runner, run_module, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -233,11 +232,8 @@ def bad_values(option: Option) -> st.SearchStrategy[str]:
     if str(option) == "report --data-dir":  # without the data set, a report only lacks images
         return st.just("")
     if option.high:
-        beyond = st.integers(option.high + 1, option.high + 10**12) | st.integers(
-            option.low - 10**12, option.low - 1
-        )
-        return (
-            NO_WHOLE_NUMBERS | beyond.map(str) | st.sampled_from([str(option.low - 1), str(option.high + 1)])
+        return NO_WHOLE_NUMBERS | st.sampled_from(
+            [str(option.low - 1), str(option.high + 1), f"{option.high}0"]
         )
     values = KINDS[option.kind]
     return values if option.name.startswith("-") else values.filter(lambda text: not text.startswith("-"))
@@ -263,7 +259,7 @@ def wrong_files(work: Path) -> Path:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_option_refuses_bad_values(
     option: Option, wrong_files: Path, invoke: Runner, data: st.DataObject
@@ -289,28 +285,21 @@ def named_by(option: Option, value: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", BASES)
-def test_a_missing_value_is_refused(command: str, work: Path, invoke: Runner) -> None:
-    for option in OPTIONS:
-        if option.command == command and option.name.startswith("-") and option.kind != "flag":
-            check_refused(invoke(command, *option.base, option.name), work, {}, [option.name])
-
-
-@pytest.mark.parametrize("command", BASES)
-def test_an_unknown_option_is_named(command: str, work: Path, invoke: Runner) -> None:
+def test_an_unknown_option_or_one_without_its_value_is_named(
+    command: str, work: Path, invoke: Runner
+) -> None:
     check_refused(invoke(command, *BASES[command], "--colour", "3"), work, {}, ["--colour"])
+    valued = [one for one in OPTIONS if one.command == command and one.name[0] == "-" and one.kind != "flag"]
+    for option in valued[-1:]:
+        check_refused(invoke(command, *option.base, option.name), work, {}, [option.name])
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"),
-    [
-        *(("reproduce", []), ("describe", []), ("predict", []), ("export", ["--to", "torch"])),
-        *(("bench recipes", []), ("bench recipes", ["reference"])),
-    ],
+    "line",
+    ["reproduce", "describe", "predict", "export --to torch", "bench recipes", "bench recipes reference"],
 )
-def test_a_missing_argument_is_refused(
-    command: str, arguments: list[str], work: Path, invoke: Runner
-) -> None:
-    check_refused(invoke(command, *arguments), work, {}, [])
+def test_a_missing_argument_is_refused(line: str, work: Path, invoke: Runner) -> None:
+    check_refused(invoke(line), work, {}, [])
 
 
 # ---------------------------------------------------------------- bad content, contradicting options
@@ -329,12 +318,16 @@ STAGE = "[[stages]]\nblocks = 1\nchannels = 4\n"
 UBYTES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
 
+def search(arguments: list[object], *says: str) -> Case:
+    return Case("search", arguments, list(says))
+
+
 def space(text: str, *says: str) -> Case:
-    return Case("search", [*SMALL, "--space", "my.toml"], ["my.toml", *says], {"my.toml": text})
+    return Case("search", [*SMALL, "--space", "my.toml"], list(says), {"my.toml": text})
 
 
-def recipe(text: str, *says: str) -> Case:
-    return Case("search", [*SMALL, "--recipe", "my.toml"], list(says), {"my.toml": text})
+def recipe(text: str, *says: str, more: Sequence[object] = ()) -> Case:
+    return Case("search", [*SMALL, "--recipe", "my.toml", *more], list(says), {"my.toml": text})
 
 
 def architecture(document: object, *says: str, command: str = "describe") -> Case:
@@ -344,86 +337,61 @@ def architecture(document: object, *says: str, command: str = "describe") -> Cas
 
 
 CASES = {
-    "space: not TOML": space("stages: 3", "not TOML", "line 1"),
-    "space: a number of 5,000 digits": space("classes = " + "9" * 5_000, "not TOML"),
+    "space: not TOML": space("stages: 3", "my.toml", "not TOML", "line 1"),
     "space: wrong type": space(STAGE + 'kernel = "3"\n', "stages[0].kernel", "'3'", "1, 3, 5 or 7"),
-    "space: unknown key": space(STAGE + "colour = 3\n", "stages[0].colour: unknown field"),
+    "space: unknown key": space(STAGE + "colour = 3\n", "my.toml", "stages[0].colour: unknown field"),
     "space: empty range": space(STAGE.replace("4", "{ min = 9, max = 8 }"), "stages[0].channels", "empty"),
-    "space: empty list": space(STAGE + "padding = []\n", "stages[0].padding", "empty"),
     "space: no stages": space("classes = 10\n", "stages: missing field"),
-    "space: other images": space("input_shape = [3, 32, 32]\n" + STAGE)._replace(
-        says=["input_shape [3, 32, 32]", "[1, 28, 28]"]
+    "space: other images": space(
+        "input_shape = [3, 32, 32]\n" + STAGE, "input_shape [3, 32, 32]", "[1, 28, 28]"
     ),
-    "space: other classes": space("classes = 7\n" + STAGE)._replace(says=["classes 7", "10"]),
+    "space: other classes": space("classes = 7\n" + STAGE, "classes 7", "10"),
     "recipe: unknown key": recipe("speed = 3\n", "my.toml", "speed: unknown field"),
     "recipe: batch above the data": recipe("batch_size = 3474\n", "batch_size 3474", "3,473 images"),
-    "recipe: unknown change": Case(
-        "search", [*SMALL, "--recipe", "tiny:colour=3"], ["tiny: 'colour' is not known (use epochs,"]
-    ),
-    "recipe: change out of range": Case(
-        "search", [*SMALL, "--recipe", "tiny:epochs=30"], ["tiny:epochs=30", "20"]
-    ),
-    "recipe: half a change": Case(
-        "search", [*SMALL, "--recipe", "tiny:epochs=3,momentum"], ["tiny: 'momentum' changes nothing"]
-    ),
+    "recipe: change out of range": search([*SMALL, "--recipe", "tiny:epochs=30"], "tiny:epochs=30", "20"),
     "recipes of other lengths": Case(
         "bench recipes", ["reference", "tiny", "tiny:epochs=3", *SMALL], ["recipes: of 3 and 20 epochs"]
     ),
-    "a recipe twice": Case(
-        "bench recipes", ["reference", "tiny", "tiny:epochs=20", *SMALL], ["recipes:", "twice"]
-    ),
     "architecture: not JSON": architecture("{", "my.json", "not JSON", command="reproduce"),
-    "architecture: a list": architecture([1, 2], "my.json", "list", "blocks"),
     "architecture: unknown field": architecture(
         {"blocks": [CONV | {"width": 3}]}, "my.json", "blocks[0].width: unknown field"
-    ),
-    "architecture: even kernel": architecture(
-        {"blocks": [CONV | {"kernel": 4}]}, "my.json", "blocks[0].kernel: 4", "1, 3, 5 or 7"
-    ),
-    "architecture: map below the kernel": architecture(
-        {"blocks": [{"kind": "pool", "kernel": 28}, CONV | {"padding": "valid"}]},
-        *("my.json", "blocks[1].kernel: 3 does not fit a map of 1x1"),
     ),
     "architecture: other images": architecture(
         {"blocks": [CONV], "input_shape": [3, 32, 32]}, "3 x 32 x 32", "1 x 28 x 28", command="reproduce"
     ),
-    "architecture: other classes": architecture(
-        {"blocks": [CONV], "classes": 7}, "classes 7", "10", command="reproduce"
-    ),
     "architecture: huge file": architecture(" " * 1_000_001, "my.json is larger than 1,000,000 bytes"),
+    "result: not JSON": Case("report", ["mine"], ["is not JSON"], {"mine/result.json": "{"}),
+    "result: a field less": Case(
+        "report", ["mine"], ["lacks architecture"], {"mine/result.json": '{"name": "x"}'}
+    ),
     "data: corrupt files": Case(
         "search",
         ["--data-dir", "data", "--device", "cpu"],
         ["train-images-idx3-ubyte", "truncated or corrupt"],
         {f"data/MNIST/raw/{name}": "x" for name in UBYTES},
     ),
-    "part of the data without retraining": Case(
-        "search", ["--search-images", 300, "--no-retrain"], ["--search-images", "300", "--no-retrain"]
+    "part of the data without retraining": search(
+        ["--search-images", 300, "--no-retrain"], "--search-images", "300", "--no-retrain"
     ),
-    "more images than there are": Case(
-        "search", [*SMALL, "--search-images", 3473], ["--search-images: 3,473 (use all, or 10 to 3,472"]
+    "more images than there are": search(
+        [*SMALL, "--search-images", 3473], "--search-images: 3,473 (use all, or 10 to 3,472"
     ),
-    "too few images for a batch": Case(
-        "search",
-        [*SMALL, "--search-images", 20, "--recipe", "my.toml"],
-        ["batch_size 30", "20 images"],
-        {"my.toml": "batch_size = 30\n"},
+    "too few images for a batch": recipe(
+        "batch_size = 30\n", "batch_size 30", "20 images", more=["--search-images", 20]
     ),
-    "finalists without retraining": Case(
-        "search", ["--finalists", 3, "--no-retrain"], ["--finalists", "3", "without --no-retrain"]
+    "finalists without retraining": search(
+        ["--finalists", 3, "--no-retrain"], "--finalists", "3", "without --no-retrain"
     ),
-    "finalist seeds without finalists": Case(
-        "search", ["--finalists", 1, "--finalist-seeds", 3], ["--finalist-seeds", "3", "--finalists"]
+    "finalist seeds without finalists": search(
+        ["--finalists", 1, "--finalist-seeds", 3], "--finalist-seeds", "3", "--finalists"
     ),
-    "short trainings without long ones": Case(
-        "search", ["--search-epochs", 3, "--no-retrain"], ["--search-epochs", "3", "without --no-retrain"]
+    "short trainings without long ones": search(
+        ["--search-epochs", 3, "--no-retrain"], "--search-epochs", "3", "without --no-retrain"
     ),
-    "short trainings as long as the others": Case(
-        "search", ["--search-epochs", 5, "--epochs", 5], ["--search-epochs: 5 (use up to 4"]
+    "short trainings as long as the others": search(
+        ["--search-epochs", 5, "--epochs", 5], "--search-epochs: 5 (use up to 4"
     ),
-    "data folder for data that lie elsewhere": Case(
-        "search", [*SMALL, "--data-dir", "data"], ["--data-dir", "'data'"], {"data/x": ""}
-    ),
+    "data folder for data that lie elsewhere": search([*SMALL, "--data-dir", "."], "--data-dir", "'.'"),
     "study without 'best'": Case(
         "reproduce", ["reference", "--study", "mine"], ["--study", "'mine'", "with 'best'"]
     ),
@@ -432,11 +400,23 @@ CASES = {
         ["reference", "--storage", "sqlite:///a.db"],
         ["--storage", "'sqlite:///a.db'", "with a study"],
     ),
+    "the best in a report": Case("report", ["best"], ["--study"]),
     "studies is a file": Case(
         "search", [*SMALL, "--space", "s.toml"], ["studies is a file"], {"studies": "", "s.toml": STAGE}
     ),
     "reports is a file": Case("reproduce", ["reference", *SMALL], ["reports is a file"], {"reports": ""}),
-    "best of no study": Case("reproduce", ["best", *SMALL], ["studies/nas_mnist.db", "does not exist"]),
+    "best of no study": Case("export", ["best", "--to", "torch"], ["studies/nas_mnist.db", "does not exist"]),
+    "export: no weights": Case(
+        *("export", ["s.json", "--to", "torch"], ["train it with python -m nas_mnist.reproduce s.json"]),
+        {"s.json": json.dumps({"blocks": [CONV]})},
+    ),
+    "export: unknown format": Case(
+        "export", ["reference", "--to", "x"], ["--to: 'x' (use safetensors, onnx, torch)"]
+    ),
+    "export: unknown network": Case(
+        "export", ["nobody", "--to", "torch"], ["network: 'nobody' is not known"]
+    ),
+    "export: a folder without a result": Case("export", [".", "--to", "torch"], ["holds no result.json"]),
     "unknown part of bench": Case("bench", ["serch"], ["'serch'", "record", "recipes"]),
 }
 
@@ -449,37 +429,13 @@ def test_bad_content_is_refused(name: str, work: Path, invoke: Runner) -> None:
     check_refused(invoke(case.command, *case.arguments), work, before, case.says)
 
 
-def test_the_same_arguments_without_a_fault_are_accepted(work: Path, invoke: Runner) -> None:
-    """Up to the budget, which no candidate fits."""
-    make_files(work, FILES)
-    ended = invoke("search", *SMALL, *SPACE, "--max-params", 1)
-    assert (ended.code, ended.out) == (1, "")
-    assert "no candidate of this space fits 1 parameters" in ended.err
-
-
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [("search --trials -3", "--trials"), ("search --dataset mnist-5k --device cuda", "here: cpu")],
-)
-def test_a_fresh_interpreter_refuses_as_well(command: str, says: str, work: Path) -> None:
-    name, *arguments = command.split()
-    check_refused(run_module(name, *arguments, cwd=work), work, {}, [says])
-
-
-def test_commands_are_run_by_name(work: Path) -> None:
+def test_commands_are_run_by_name_in_a_fresh_interpreter(work: Path) -> None:
     ended = run_python(["-m", "nas_mnist", "describe", "reference"], work)
     assert (ended.code, ended.err) == (0, "")
     assert "19,122" in ended.out
     check_refused(run_python(["-m", "nas_mnist", "serch"], work), work, {}, ["'serch'", "search, reproduce,"])
-
-
-def test_a_pipe_is_refused_without_reading_it(work: Path, invoke: Runner) -> None:
-    for name in ("a.json", "b.toml", "c.png"):
-        os.mkfifo(work / name)
-    for command in (["describe", "a.json"], ["search", *SMALL, "--space", "b.toml"], ["predict", "c.png"]):
-        ended = invoke(*command)
-        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
-        assert "no regular file" in ended.err
+    cuda = run_module("search", *SMALL[:2], "--device", "cuda", cwd=work)
+    check_refused(cuda, work, {}, ["here: cpu"])
 
 
 # ---------------------------------------------------------------- studies and databases
@@ -493,29 +449,17 @@ def test_a_missing_study_is_refused_with_the_names_of_others(work: Path, invoke:
     assert "use --study mine" in ended.err
 
 
-def test_a_study_without_a_trained_candidate_has_no_best(work: Path, invoke: Runner) -> None:
-    study = optuna.create_study(study_name="mine", storage=f"sqlite:///{work}/s.db")
-    for name, value in STUDY_FACTS.items():
-        study.set_user_attr(name, value)
-    ended = invoke("reproduce", "best", *SMALL, "--storage", "sqlite:///s.db", "--study", "mine")
-    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
-    assert "study 'mine' has no candidate" in ended.err
-
-
 @pytest.mark.parametrize("tables", ["", "CREATE TABLE mine (a);"])
 def test_a_foreign_database_is_refused_unchanged(work: Path, invoke: Runner, tables: str) -> None:
     with contextlib.closing(sqlite3.connect(work / "mine.db")) as database:
         database.executescript(tables or "CREATE TABLE x (a); DROP TABLE x;")
     before = contents(work)
-    commands = [["report"], ["reproduce", "best", *SMALL], *([["search", *SMALL]] if tables else [])]
-    for command in commands:  # an empty database is a place for a new study
-        ended = invoke(*command, "--storage", "sqlite:///mine.db")
+    for command in (["report"], *([["search", *SMALL]] if tables else [])):
+        ended = invoke(*command, "--storage", "sqlite:///mine.db")  # an empty one is a place for a new study
         check_refused(ended, work, before, ["mine.db holds no studies"])
 
 
-@pytest.mark.parametrize(
-    "attributes", [{}, {"identity": "x"}, {"identity": {"max_params": 1}}, {"identity": {}, "recipe": 3}]
-)
+@pytest.mark.parametrize("attributes", [{}, {"identity": {"max_params": 1}}, {"identity": {}, "recipe": 3}])
 def test_a_study_of_another_program_is_refused(
     work: Path, invoke: Runner, attributes: dict[str, Any]
 ) -> None:
@@ -523,14 +467,8 @@ def test_a_study_of_another_program_is_refused(
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     for name, value in attributes.items():
         study.set_user_attr(name, value)
-    before = len(study.trials)
-    for command in (
-        ["report"],
-        ["reproduce", "best", *SMALL],
-        ["export", "best", "--to", "torch"],
-        ["search", *SMALL],
-    ):
+    for command in (["report"], ["reproduce", "best", *SMALL], ["search", *SMALL]):
         ended = invoke(*command, "--storage", "sqlite:///plain.db")
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert "was not made " in ended.err or "was made with" in ended.err
-    assert len(study.trials) == before
+    assert len(study.trials) == 1

@@ -1,13 +1,12 @@
 """In a browser: the report's page without a network, and optuna-dashboard on a finished study.
 
 Runs only with ``python -m pytest -m browser``. It needs Chromium and its driver (Debian: ``chromium
-chromium-driver``). With the environment variable SCREENSHOTS, screenshots are written to that folder.
+chromium-driver``).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -46,6 +45,13 @@ def browser() -> Iterator:
     started.quit()
 
 
+def go_online(browser, online: bool) -> None:
+    browser.execute_cdp_cmd("Network.enable", {})
+    speed = -1 if online else 0
+    conditions = {"latency": 0, "downloadThroughput": speed, "uploadThroughput": speed}
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": not online, **conditions})
+
+
 def set_size(browser, width: int, height: int = 900) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -53,23 +59,12 @@ def set_size(browser, width: int, height: int = 900) -> None:
     )
 
 
-def screenshot(browser, name: str) -> None:
-    if folder := os.environ.get("SCREENSHOTS"):
-        height = browser.execute_script("return document.documentElement.scrollHeight")
-        set_size(browser, browser.execute_script("return innerWidth"), min(height, 8000))
-        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_report_is_readable_without_a_network(
     browser, finished: tuple[Path, Ended], width: int, scheme: str
 ) -> None:
-    browser.execute_cdp_cmd("Network.enable", {})
-    browser.execute_cdp_cmd(
-        "Network.emulateNetworkConditions",
-        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-    )
+    go_online(browser, False)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     set_size(browser, width)
@@ -88,22 +83,17 @@ def test_the_report_is_readable_without_a_network(
     )
     assert len(heights) > 50
     assert min(heights) >= 6.5  # pixels; digits of a confusion matrix are the smallest
-    screenshot(browser, f"report-{width}-{scheme}")
     assert browser.get_log("browser") == []
 
 
-PLAIN = "optuna-dashboard sqlite:///studies/nas_mnist.db"
-
-
-@pytest.fixture(scope="module", params=["as the search printed it", "plain"])
-def dashboard(request: pytest.FixtureRequest, finished: tuple[Path, Ended]) -> Iterator[tuple[str, bool]]:
-    """The address of optuna-dashboard, and whether it knows the folder of the learning curves."""
-    pictures = request.param != "plain"
-    program, *arguments = (finished[1].out.splitlines()[-1] if pictures else PLAIN).split()
+@pytest.fixture(scope="module")
+def dashboard(finished: tuple[Path, Ended]) -> Iterator[str]:
+    """The address of optuna-dashboard, started by the line that the search printed."""
+    program, *arguments = finished[1].out.splitlines()[-1].split()
+    assert program == "optuna-dashboard"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert program == "optuna-dashboard"
     server = subprocess.Popen(
         [str(Path(sys.executable).with_name(program)), *arguments, "--port", str(port), "--quiet"],
         cwd=finished[0],
@@ -120,35 +110,38 @@ def dashboard(request: pytest.FixtureRequest, finished: tuple[Path, Ended]) -> I
         except (urllib.error.URLError, ConnectionError):
             assert server.poll() is None, "optuna-dashboard ended"
             time.sleep(0.1)
-    yield address, pictures
+    yield address
     server.terminate()
     server.wait(10)
 
 
 def test_the_dashboard_shows_a_trials_note_and_picture(
-    browser, dashboard: tuple[str, bool], finished: tuple[Path, Ended]
+    browser, dashboard: str, finished: tuple[Path, Ended]
 ) -> None:
-    address, pictures = dashboard
-    summary = json.loads((finished[0] / "reports" / "nas_mnist" / "summary.json").read_text())
-    trial = f"//*[starts-with(normalize-space(text()), 'Trial {summary['winner']['trial']}')]"
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser.execute_cdp_cmd(
-        "Network.emulateNetworkConditions",
-        {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1},
-    )
+    def shows_a_picture(browser) -> bool:
+        return any(
+            "/artifacts/" in (picture.get_attribute("src") or "")
+            and browser.execute_script("return arguments[0].naturalWidth", picture) > 100
+            for picture in browser.find_elements(By.TAG_NAME, "img")
+        )
+
+    summary = json.loads((finished[0] / "reports" / "nas_mnist" / "summary.json").read_text())
+    trial = f"//*[starts-with(normalize-space(text()), 'Trial {summary['winner']['trial']}')]"
+    link = "//a[contains(@href, '/dashboard/studies/')]"
+    go_online(browser, True)
     set_size(browser, 1400)
     browser.get_log("browser")  # what came before
-    browser.get(f"{address}/dashboard")
+    browser.get(f"{dashboard}/dashboard")
     wait = WebDriverWait(browser, 30)
-    wait.until(lambda found: found.find_elements(By.XPATH, "//a[contains(@href, '/dashboard/studies/')]"))
-    screenshot(browser, "dashboard-studies")
-    browser.find_element(By.XPATH, "//a[contains(@href, '/dashboard/studies/')]").click()
+    wait.until(lambda found: found.find_elements(By.XPATH, link))
+    browser.find_element(By.XPATH, link).click()
     wait.until(lambda found: "/studies/" in found.current_url)
     study = re.search(r"/studies/(\d+)", browser.current_url)
     assert study
-    browser.get(f"{address}/dashboard/studies/{study[1]}/trials")
+    browser.get(f"{dashboard}/dashboard/studies/{study[1]}/trials")
     wait.until(lambda found: found.find_elements(By.XPATH, trial))
     browser.find_element(By.XPATH, trial).click()
     wait.until(lambda found: "parameters" in found.find_element(By.TAG_NAME, "body").text)
@@ -156,20 +149,7 @@ def test_the_dashboard_shows_a_trials_note_and_picture(
     assert "Total params:" in text
     assert "n_params" in text
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 1400
-    if pictures:
-        wait.until(shows_a_picture)
-        screenshot(browser, "dashboard-trial")
-    browser.get(f"{address}/dashboard/studies/{study[1]}/note")
+    wait.until(shows_a_picture)
+    browser.get(f"{dashboard}/dashboard/studies/{study[1]}/note")
     wait.until(lambda found: "At most 20,000 parameters" in found.find_element(By.TAG_NAME, "body").text)
-    screenshot(browser, "dashboard-note")
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
-
-
-def shows_a_picture(browser) -> bool:
-    from selenium.webdriver.common.by import By
-
-    return any(
-        "/artifacts/" in (picture.get_attribute("src") or "")
-        and browser.execute_script("return arguments[0].naturalWidth", picture) > 100
-        for picture in browser.find_elements(By.TAG_NAME, "img")
-    )

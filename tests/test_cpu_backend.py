@@ -7,17 +7,16 @@ import itertools
 import math
 import os
 import random
-import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from candidates import random_architectures
+from candidates import random_architectures, varied
+from conftest import run_python
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +26,6 @@ from nas_mnist.engine.batches import TorchImages
 from nas_mnist.engine.cpu.backend import CpuBackend, CpuTrainer
 from nas_mnist.engine.cpu.threads import reserve_threads, thread_count
 from nas_mnist.engine.flat_parameters import FlatParameters
-from nas_mnist.engine.kernels import compile as compiling
 from nas_mnist.engine.kernels.compile import LANES
 from nas_mnist.engine.stages import UnsupportedLayerError
 from nas_mnist.engine.torch_backend import TorchBackend
@@ -40,15 +38,7 @@ CPU = torch.device("cpu")
 
 def network(architecture: Architecture, seed: int = 0, dropout: bool = False) -> Network:
     """In float64 and in training mode, with normalisations that differ from channel to channel."""
-    model = build(architecture, seed).double().train()
-    torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, -1, 1.5)
-            nn.init.normal_(module.bias)
-        if isinstance(module, nn.Dropout2d) and not dropout:
-            module.p = 0.0
-    return model
+    return varied(build(architecture, seed), dropout, seed)
 
 
 def images_for(architecture: Architecture, count: int) -> Tensor:
@@ -62,10 +52,9 @@ def trainer_of(model: Network, smoothing: float = 0.0) -> CpuTrainer:
     return CpuTrainer(CpuBackend(model), FlatParameters(model), images, torch.zeros(1), smoothing)
 
 
-def check(ours: Network, images: Tensor, theirs: Network | None = None, smoothing: float = 0.0) -> CpuTrainer:
+def check(ours: Network, images: Tensor, smoothing: float = 0.0) -> CpuTrainer:
     """Loss, gradients and running statistics of a training pass, and class scores in evaluation."""
-    theirs = copy.deepcopy(ours) if theirs is None else theirs
-    trainer = trainer_of(ours, smoothing)
+    theirs, trainer = copy.deepcopy(ours), trainer_of(ours, smoothing)
     trainer.parameters.gradient.fill_(math.nan)
     labels = torch.randint(ours.architecture.classes, (len(images),))
     torch.manual_seed(1)
@@ -107,63 +96,52 @@ def test_random_networks_agree_with_torch() -> None:
     assert sum(linear_heads) > 12
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("order", ["conv_then_pool", "pool_then_conv"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_a_linear_head_needs_no_autograd(smoothing: float, order: str, bias: bool) -> None:
-    model = network(with_blocks({"kind": "conv", "channels": 3}, order=order, bias=bias))
-    trainer = check(model, images_for(model.architecture, 19), smoothing=smoothing)
-    assert trainer.linear_head
-    assert all(one.grad is None for one in model.parameters())
-
-
-@pytest.mark.parametrize("head", [{"kernel": 3}, {"norm": True}], ids=str)
-def test_another_head_is_left_to_autograd(head: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("head", "linear"),
+    [
+        *(({"order": order}, True) for order in ("conv_then_pool", "pool_then_conv")),
+        *(({"bias": False}, True), ({"kernel": 3}, False), ({"norm": True}, False)),
+    ],
+)
+def test_a_linear_head_needs_no_autograd(head: dict[str, Any], linear: bool) -> None:
     model = network(with_blocks({"kind": "conv", "channels": 3}, **head))
-    assert not check(model, images_for(model.architecture, 4), smoothing=0.1).linear_head
+    for smoothing in (0.0, 0.2):
+        trainer = check(model.train(), images_for(model.architecture, 19), smoothing=smoothing)
+        assert trainer.linear_head == linear
+        assert linear == all(one.grad is None for one in model.parameters())
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish"])
 @pytest.mark.parametrize("norm", ["none", "before", "after"])
-@pytest.mark.parametrize("pool", [None, "max", "average"])
-def test_what_follows_a_convolution_agrees_with_torch(pool: str | None, norm: str, activation: str) -> None:
+def test_what_follows_a_convolution_agrees_with_torch(norm: str, activation: str) -> None:
     block = {"kind": "conv", "channels": 6, "norm": norm, "activation": activation, "bias": True}
-    pooling = [] if pool is None else [{"kind": "pool", "method": pool}]
-    model = network(with_blocks({"kind": "conv", "channels": 3}, block, *pooling))
+    pools = [{"kind": "pool", "method": method} for method in ("max", "average")]
+    model = network(with_blocks({"kind": "conv", "channels": 3}, block, block, pools[0], block, pools[1]))
     check(model, images_for(model.architecture, 5))
 
 
 @pytest.mark.parametrize("kind", ["conv", "separable"])
 @pytest.mark.parametrize(("kernel", "stride"), list(itertools.product((1, 3, 5, 7), (1, 2, 3, 4))))
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_convolutions_agree_with_torch(padding: str, kernel: int, stride: int, kind: str) -> None:
-    block = {"kind": kind, "kernel": kernel, "stride": stride, "padding": padding, "channels": 7}
-    architecture = with_blocks({"kind": "conv", "channels": 5, "kernel": 1}, block, size=(1, 11, 9))
-    model = network(architecture, kernel)
-    check(model, images_for(architecture, LANES + 1))
+def test_convolutions_agree_with_torch(kernel: int, stride: int, kind: str) -> None:
+    for padding in ("same", "valid"):
+        block = {"kind": kind, "kernel": kernel, "stride": stride, "padding": padding, "channels": 7}
+        architecture = with_blocks({"kind": "conv", "channels": 5, "kernel": 1}, block, size=(1, 11, 9))
+        check(network(architecture, kernel), images_for(architecture, LANES + 1))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 8, 9, 17])
-def test_any_number_of_channels_agrees_with_torch(channels: int) -> None:
-    architecture = with_blocks(
-        {"kind": "conv", "channels": channels}, {"kind": "conv", "channels": channels + 2, "kernel": 5}
-    )
-    model = network(architecture)
-    check(model, images_for(architecture, 3))
+def test_any_number_of_channels_agrees_with_torch() -> None:
+    channels = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17)
+    blocks = [{"kind": "conv", "channels": count, "kernel": 3 + count % 2 * 2} for count in channels]
+    architecture = with_blocks(*blocks)
+    check(network(architecture), images_for(architecture, 3))
 
 
-class SameDraws(nn.Module):
+def same_draws(self: nn.Dropout2d, maps: Tensor) -> Tensor:
     """Dropout of whole channels that draws as the compiled pass does."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, maps: Tensor) -> Tensor:
-        if not self.training:
-            return maps
-        keep = torch.rand(maps.shape[:2]) >= self.rate
-        return maps * keep[:, :, None, None] / (1 - self.rate)
+    if not self.training:
+        return maps
+    keep = torch.rand(maps.shape[:2]) >= self.p
+    return maps * keep[:, :, None, None] / (1 - self.p)
 
 
 @pytest.mark.parametrize("norm", ["before", "after"])
@@ -171,30 +149,16 @@ def test_dropout_drops_whole_channels_and_their_gradients(norm: str) -> None:
     block = {"kind": "conv", "channels": 8, "norm": norm, "dropout": 0.4}
     body = [block | {"kind": "separable", "middle": True}]
     architecture = with_blocks(block, {"kind": "pool"}, {"kind": "residual", "body": body}, block)
-    ours = network(architecture, dropout=True)
-    theirs = copy.deepcopy(ours)
-    for position, layer in enumerate(theirs.layers):
-        if isinstance(layer, nn.Dropout2d):
-            theirs.layers[position] = SameDraws(layer.p)
-    check(ours, images_for(architecture, 11), theirs)
+    with mock.patch.object(nn.Dropout2d, "forward", same_draws):
+        check(network(architecture, dropout=True), images_for(architecture, 11))
 
 
-REPEATED = [
-    [
-        {"kind": "separable", "channels": 4, "norm": "after", "bias": True},
-        {"kind": "repeat"},
-        {"kind": "repeat"},
-    ],
-    [{"kind": "conv", "channels": 4, "bias": True}, {"kind": "pool"}, {"kind": "repeat"}],
-    [{"kind": "residual", "body": [{"kind": "separable", "channels": 4}]}, {"kind": "repeat"}],
-]
-
-
-@pytest.mark.parametrize("blocks", REPEATED)
-def test_repeated_blocks_agree_with_torch(blocks: list[dict[str, Any]]) -> None:
-    architecture = with_blocks({"kind": "conv", "channels": 4}, *blocks)
-    model = network(architecture)
-    check(model, images_for(architecture, LANES + 1))
+def test_repeated_blocks_agree_with_torch() -> None:
+    repeat, pool, first = {"kind": "repeat"}, {"kind": "pool"}, {"kind": "conv", "channels": 4, "bias": True}
+    separable = {"kind": "separable", "channels": 4, "norm": "after", "bias": True}
+    sum_ = {"kind": "residual", "body": [{"kind": "separable", "channels": 4}]}
+    architecture = with_blocks(first, separable, repeat, repeat, first, pool, repeat, sum_, repeat)
+    check(network(architecture), images_for(architecture, LANES + 1))
 
 
 @pytest.mark.parametrize("name", ["reference", "mnist-16k"])
@@ -210,11 +174,9 @@ def test_float32_is_as_near_to_torch_as_torch_to_itself(name: str) -> None:
 
 
 def test_threads_share_the_images_and_the_result_is_the_same() -> None:
-    architecture = load("mnist-16k").architecture
-    results = []
-    before = torch.get_num_threads()
+    results, before = [], torch.get_num_threads()
     for count in (1, 2, 3):
-        trainer = trainer_of(network(architecture))
+        trainer = trainer_of(network(load("mnist-16k").architecture))
         images = torch.linspace(-1, 1, (2 * LANES + 3) * 784, dtype=torch.float64).view(-1, 1, 28, 28)
         torch.set_num_threads(count)
         try:
@@ -239,10 +201,8 @@ def test_torchs_threads_are_reserved_and_come_back() -> None:
 @pytest.mark.parametrize(
     "block",
     [
-        {"kind": "conv", "channels": 4, "activation": "silu"},
-        {"kind": "conv", "channels": 4, "activation": "gelu"},
-        {"kind": "pool", "kernel": 3},
-        {"kind": "pool", "stride": 1},
+        *({"kind": "conv", "channels": 4, "activation": name} for name in ("silu", "gelu")),
+        *({"kind": "pool", "kernel": 3}, {"kind": "pool", "stride": 1}),
     ],
     ids=str,
 )
@@ -250,35 +210,10 @@ def test_layers_without_kernels_are_left_to_torch(block: dict[str, Any]) -> None
     model = network(with_blocks({"kind": "conv", "channels": 3}, block))
     with pytest.raises(UnsupportedLayerError):
         CpuBackend(model)
-    assert isinstance(create_backend(model, CPU, "auto"), TorchBackend)
-
-
-def test_threads_are_reserved_only_for_networks_with_kernels() -> None:
-    seen = []
-    for activation in ("relu", "silu"):
-        architecture = with_blocks({"kind": "conv", "channels": 3, "activation": activation})
-        with create_backend(network(architecture), CPU, "auto").reserve_threads():
-            seen.append(torch.get_num_threads())
-    assert seen == [1, torch.get_num_threads()]
-
-
-def test_python_threads_reserve_apart_from_each_other() -> None:
-    before = torch.get_num_threads()
-    inside, go_on = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with reserve_threads():
-            inside.set()
-            go_on.wait(10)
-
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(other)
-        inside.wait(10)
-        with reserve_threads():
-            go_on.set()
-            job.result()
-            assert thread_count() >= 1
-    torch.set_num_threads(before)
+    backend, before = create_backend(model, CPU, "auto"), torch.get_num_threads()
+    assert isinstance(backend, TorchBackend)
+    with backend.reserve_threads():
+        assert torch.get_num_threads() == before
 
 
 def test_parameters_and_statistics_that_are_replaced_are_seen() -> None:
@@ -291,17 +226,14 @@ def test_parameters_and_statistics_that_are_replaced_are_seen() -> None:
         torch.testing.assert_close(backend.scores(images)[0], other(images))
 
 
-@pytest.mark.parametrize(
-    "images",
-    [torch.zeros(2, 1, 9, 9).double(), torch.zeros(2, 2, 9, 8).double(), torch.zeros(2, 1, 9, 8)],
-    ids=str,
-)
-def test_images_of_another_dtype_or_shape_are_refused(images: Tensor) -> None:
+def test_images_of_another_dtype_or_shape_are_refused() -> None:
     model = network(with_blocks({"kind": "conv", "channels": 3}))
-    with pytest.raises(ValueError, match="of another dtype or shape"):
-        CpuBackend(model).scores(images)
-    with pytest.raises(ValueError, match="of another dtype or shape"):
-        trainer_of(model).pass_through(images, torch.zeros(2, dtype=torch.long))
+    good = torch.zeros(2, 1, 9, 8, dtype=torch.float64)
+    for images in (good.repeat(1, 1, 1, 2), good.repeat(1, 2, 1, 1), good.float()):
+        with pytest.raises(ValueError, match="of another dtype or shape"):
+            CpuBackend(model).scores(images)
+        with pytest.raises(ValueError, match="of another dtype or shape"):
+            trainer_of(model).pass_through(images, torch.zeros(2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("norm", ["before", "after"])
@@ -323,7 +255,7 @@ def test_the_variance_of_large_numbers_is_right_in_float32(norm: str) -> None:
     torch.testing.assert_close(variances[0].double(), variances[1], rtol=1e-3, atol=1e-4)
 
 
-def test_vectors_of_another_length_compute_the_same() -> None:
+def test_vectors_of_another_length_compute_the_same(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor has 8 or 16 numbers in a vector; here are the others."""
     code = f"""
 import nas_mnist.engine.kernels.compile as compiling
@@ -331,32 +263,26 @@ compiling.LANES = {24 - LANES}
 import test_cpu_backend
 assert test_cpu_backend.LANES == {24 - LANES}
 for kind, kernel, stride in (("conv", 3, 1), ("separable", 5, 2), ("conv", 1, 1)):
-    test_cpu_backend.test_convolutions_agree_with_torch("same", kernel, stride, kind)
-test_cpu_backend.test_what_follows_a_convolution_agrees_with_torch("max", "before", "relu")
+    test_cpu_backend.test_convolutions_agree_with_torch(kernel, stride, kind)
+test_cpu_backend.test_what_follows_a_convolution_agrees_with_torch("before", "relu")
 import test_augment
 test_augment.test_the_kernel_warps_images_as_torch_does((3, 10, 7), 2)
 """
-    folders = [Path(__file__).parent, Path(compiling.__file__).parents[3]]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    ended = run_python(["-c", code], work)
+    assert ended.code == 0, ended.err
 
 
-@torch.no_grad()
-def test_nan_reaches_the_scores() -> None:
-    architecture = with_blocks({"kind": "conv", "channels": 3}, {"kind": "pool"})
-    model = network(architecture).eval()
-    next(iter(model.parameters()))[0, 0, 0, 0] = math.nan
-    assert scores_of(model, images_for(architecture, 3)).isnan().any()
+def test_nan_reaches_the_scores_and_the_loss() -> None:
+    model = network(with_blocks({"kind": "conv", "channels": 3}, {"kind": "pool"}))
+    images = images_for(model.architecture, 3)
+    with torch.no_grad():
+        next(iter(model.parameters()))[0, 0, 0, 0] = math.nan
+    assert trainer_of(model).pass_through(images, torch.zeros(3).long()).isnan()
+    assert scores_of(model.eval(), images).isnan().any()
     block = {"kind": "conv", "channels": 3, "norm": "none", "activation": "none", "kernel": 1}
     model = network(with_blocks(block, {"kind": "pool"})).eval()
     images = torch.zeros(LANES, 1, 9, 8, dtype=torch.float64)
     for place in range(4):
         images[place, 0, place // 2, place % 2] = math.nan
     assert scores_of(model, images).isnan().any(1).tolist() == [True] * 4 + [False] * (LANES - 4)
-
-
-def test_nan_reaches_the_loss() -> None:
-    model = network(with_blocks({"kind": "conv", "channels": 3}, {"kind": "pool"}))
-    with torch.no_grad():
-        next(iter(model.parameters()))[0, 0, 0, 0] = math.nan
-    assert trainer_of(model).pass_through(images_for(model.architecture, 3), torch.zeros(3).long()).isnan()

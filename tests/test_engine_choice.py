@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_python
 
 from nas_mnist import Architecture
 from nas_mnist.core.errors import InputError
-from nas_mnist.data.dataset import DataSet
 from nas_mnist.engine import backend
 from nas_mnist.engine.backend import ENGINE_VARIABLE, create_backend, resolve_engine
 from nas_mnist.engine.cpu.backend import CpuBackend
 from nas_mnist.engine.torch_backend import TorchBackend
 from nas_mnist.models.network import build
-from nas_mnist.recipes.recipe import Recipe
-from nas_mnist.training.loop import train
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
 NETWORK = Architecture.make({"blocks": [{"kind": "conv", "channels": 3, "stride": 2}, {"kind": "pool"}]})
@@ -60,16 +55,6 @@ def test_the_note_says_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch)
     assert resolve_engine("auto", MPS) == ("auto", "")  # there are no kernels for it anyway
 
 
-def test_torchs_modules_train_with_one_warning(tiny_data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, model = Recipe(epochs=2, batch_size=60), build(NETWORK, 0)
-    expected = list(train(build(NETWORK, 0), tiny_data.train, recipe, seed=0, engine="torch"))
-    monkeypatch.setattr(backend, "_llvmlite_error", lambda: "ImportError: broken")
-    with pytest.warns(UserWarning, match="llvmlite") as warned:
-        found = list(train(model, tiny_data.train, recipe, seed=0, score_on=tiny_data.read_test()))
-    assert len(warned) == 1
-    assert [one.train_loss for one in found] == [one.train_loss for one in expected]
-
-
 USE = """
 import sys, warnings
 import torch
@@ -98,33 +83,23 @@ print(*(one.message for one in caught), sep="\\n")
 """
 
 
-def in_a_fresh_interpreter(before: str = "", **environment: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", before + USE],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_everything_but_the_kernels_works_without_llvmlite() -> None:
-    said = in_a_fresh_interpreter("import sys; sys.modules['llvmlite'] = None\n")
-    assert said[0] == "TorchBackend"
-    assert len(said) == 2
-    assert "llvmlite" in said[1]
-
-
-def test_a_broken_llvmlite_is_as_none(tmp_path: Path) -> None:
-    (tmp_path / "llvmlite").mkdir()
-    (tmp_path / "llvmlite" / "__init__.py").write_text("raise OSError('cannot open\\nlibllvmlite.so')\n")
-    kernels = in_a_fresh_interpreter()
-    assert kernels[0] == "CpuBackend"
-    assert kernels[1:] == [""]
-    broken = in_a_fresh_interpreter(PYTHONPATH=str(tmp_path))
-    assert broken[0] == "TorchBackend"
-    assert broken[1:] == [broken[1]]
-    assert "cannot open libllvmlite.so" in broken[1]
+@pytest.mark.parametrize(
+    ("llvmlite", "says"),
+    [
+        ("raise ImportError", "llvmlite"),
+        ("raise OSError('cannot open\\nlibllvmlite.so')", "cannot open libllvmlite.so"),
+    ],
+    ids=["missing", "broken"],
+)
+def test_everything_but_the_kernels_works_without_llvmlite(
+    llvmlite: str, says: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "llvmlite").mkdir()
+    (work / "llvmlite" / "__init__.py").write_text(llvmlite)
+    monkeypatch.setenv("PYTHONPATH", str(work))
+    ended = run_python(["-c", USE], work)
+    assert ended.code == 0, ended.err
+    backend_name, *warned = ended.out.splitlines()
+    assert backend_name == "TorchBackend"
+    assert len(warned) == 1
+    assert says in warned[0]

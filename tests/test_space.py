@@ -69,47 +69,35 @@ def drawn(space: SearchSpace, seed: int) -> tuple[Architecture | None, RandomSam
 
 def test_default_space_holds_the_reference_exactly(reference: Architecture) -> None:
     space = SearchSpace.load()
-    params = encode(space, reference)
-    again = space.draw(FixedParams(params), BUDGET)
-    assert again == reference
-    assert again.key == reference.key
+    again = space.draw(FixedParams(encode(space, reference)), BUDGET)
+    assert (again, again.key) == (reference, reference.key)
     assert cost_of(again).params == 19_122
 
 
-def test_every_draw_is_an_architecture_or_bad_input(space: SearchSpace) -> None:
-    made = sum(drawn(space, seed)[0] is not None for seed in range(300))
-    assert made > 30
-
-
-def test_varied_space_draws_what_cannot_exist_too() -> None:
-    with pytest.raises(InputError, match="does not fit a map of"):
-        for seed in range(300):
-            SearchSpace.from_toml(VARIED).draw(RandomSampler(random.Random(seed)), BUDGET)
-
-
-def test_draws_replayed_make_the_same_architecture(space: SearchSpace) -> None:
-    for seed in range(200):
+def test_draws_are_architectures_or_bad_input_and_can_be_replayed(space: SearchSpace) -> None:
+    made = 0
+    for seed in range(300):
         architecture, sampler = drawn(space, seed)
         if architecture is not None:
             assert space.draw(FixedParams(sampler.params), BUDGET) == architecture
+            made += 1
+    assert made > 30
 
 
 def test_encoding_a_draw_makes_the_same_architecture(space: SearchSpace) -> None:
-    encoded = 0
-    for seed in range(15):
-        architecture, _ = drawn(space, seed)
-        if architecture is not None:
-            assert space.draw(FixedParams(encode(space, architecture)), BUDGET) == architecture
-            encoded += 1
-    assert encoded > 2
+    made = [architecture for seed in range(15) if (architecture := drawn(space, seed)[0]) is not None]
+    assert len(made) > 2
+    for architecture in made:
+        assert space.draw(FixedParams(encode(space, architecture)), BUDGET) == architecture
 
 
 def test_an_architecture_outside_is_not_encoded(reference: Architecture) -> None:
     with pytest.raises(InputError, match=f"architecture {reference.key}: not in this search space"):
         encode(SearchSpace.from_toml(TINY_SPACE), reference)
-    small = reference.model_dump(mode="json") | {"classes": 9}
-    with pytest.raises(InputError, match="not in this search space"):
-        encode(SearchSpace.load(), Architecture.make(small))
+    small = Architecture.make(reference.model_dump(mode="json") | {"classes": 9})
+    for name, other in (("default", small), ("filled", reference)):
+        with pytest.raises(InputError, match="not in this search space"):
+            encode(SearchSpace.load(name), other)
 
 
 def test_live_trial_replay_and_random_draw_agree(space: SearchSpace) -> None:
@@ -134,10 +122,12 @@ def test_live_trial_replay_and_random_draw_agree(space: SearchSpace) -> None:
 
 def test_everything_is_drawn_before_a_candidate_is_refused() -> None:
     """So that the sampler learns from the whole draw."""
-    space = SearchSpace.from_toml(VARIED)
+    space, refused = SearchSpace.from_toml(VARIED), 0
     for seed in range(200):
         architecture, sampler = drawn(space, seed)
+        refused += architecture is None
         assert {"head.order", "head.bias", "head.norm", "stage2.blocks"} <= set(sampler.params), architecture
+    assert refused > 10
 
 
 @pytest.mark.parametrize(
@@ -166,12 +156,7 @@ def test_a_single_value_is_no_draw() -> None:
 
 
 def test_a_stage_says_otherwise_than_the_network() -> None:
-    text = (
-        '[network]\nactivation = "gelu"\nbias = true\n'
-        + STAGE
-        + STAGE
-        + 'activation = "silu"\nbias = false\n'
-    )
+    text = '[network]\nactivation = "gelu"\nbias = true\n' + STAGE * 2 + 'activation = "silu"\nbias = false\n'
     first, second = SearchSpace.from_toml(text).draw(RandomSampler(random.Random(0)), BUDGET).blocks
     assert (first.activation, first.bias) == ("gelu", True)
     assert (second.activation, second.bias) == ("silu", False)
@@ -257,14 +242,14 @@ def channels(value: str) -> str:
     return f"[[stages]]\nblocks = 1\nchannels = {value}\n"
 
 
-BAD = [
+KERNELS = "1, 3, 5 or 7"
+BAD = [  # a text, the key that the message begins with, and more of its words
     ("not toml", "not TOML", "line 1"),
     (STAGE + "kernel = [3\n", "not TOML", ""),
     ("[[stages]]\nblocks = 1\nblocks = 2\n", "not TOML", "line 3"),
     ("x = " + "[" * 50_000, "not TOML", ""),
     ("", "stages: missing field", ""),
-    ("stages = []", "stages: []", "at least 1"),
-    ("stages = 3", "stages: 3", "tuple"),
+    ("stages = []", "stages: []", ""),
     ("stages = [1]", "stages[0]: 1", ""),
     (STAGE * 13, "stages: ", "at most 12"),
     ("[[stages]]\nblocks = 1\n", "stages[0].channels: missing field", ""),
@@ -272,28 +257,24 @@ BAD = [
     (STAGE + "colour = 3\n", "stages[0].colour: unknown field", ""),
     ("[network]\ncolour = 3\n" + STAGE, "network.colour: unknown field", ""),
     ("colour = 3\n" + STAGE, "colour: unknown field", ""),
-    (STAGE + "kernel = 4\n", "stages[0].kernel", "4 (input should be 1, 3, 5 or 7)"),
-    (STAGE + "kernel = [3, 4]\n", "stages[0].kernel[1]", "4 (input should be 1, 3, 5 or 7)"),
-    (STAGE + 'kernel = "3"\n', "stages[0].kernel", "'3' (use 1, 3, 5 or 7)"),
-    (STAGE + "kernel = 2020-01-01\n", "stages[0].kernel", "1, 3, 5 or 7"),
-    (STAGE + "kernel = true\n", "stages[0].kernel", "1, 3, 5 or 7"),
+    (STAGE + "kernel = [3, 4]\n", "stages[0].kernel[1]", f"4 (input should be {KERNELS})"),
+    (STAGE + 'kernel = "3"\n', "stages[0].kernel", f"'3' (use {KERNELS})"),
+    (STAGE + "kernel = 2020-01-01\n", "stages[0].kernel", KERNELS),
+    (STAGE + "kernel = true\n", "stages[0].kernel", KERNELS),
     (STAGE + "kernel = []\n", "stages[0].kernel: []", "at least one value"),
     (STAGE + "kernel = [3, 3]\n", "stages[0].kernel: [3, 3]", "twice"),
     (STAGE + "dropout = [0, 0.0]\n", "stages[0].dropout: ", "twice"),
-    (STAGE + "bias = [true, true]\n", "stages[0].bias: [True, True]", "twice"),
-    (STAGE + 'bias = "yes"\n', "stages[0].bias", "'yes' (input should be a valid boolean)"),
-    (STAGE + "dropout = 1.5\n", "stages[0].dropout", "1.5 (input should be less than 1)"),
-    (STAGE + "dropout = nan\n", "stages[0].dropout", "finite"),
+    (STAGE + 'bias = "yes"\n', "stages[0].bias", "'yes' ("),
+    (STAGE + "dropout = 1.5\n", "stages[0].dropout", "1.5 ("),
+    (STAGE + "dropout = nan\n", "stages[0].dropout", "nan ("),
     (STAGE + 'downsample = "half"\n', "stages[0].downsample", "'none', 'max', 'average' or 'stride'"),
     (STAGE + 'block = "linear"\n', "stages[0].block", "'linear' (input should be 'conv', 'separable'"),
-    (STAGE + 'norm = "always"\n', "stages[0].norm", "'none', 'before' or 'after'"),
-    ("[head]\nkernel = 2\n" + STAGE, "head.kernel", "1, 3, 5 or 7"),
+    ("[head]\nkernel = 2\n" + STAGE, "head.kernel", KERNELS),
     ('[head]\norder = "both"\n' + STAGE, "head.order", "'conv_then_pool' or 'pool_then_conv'"),
-    ('[[stages]]\nblocks = "two"\nchannels = 4\n', "stages[0].blocks", "'two' (input should be"),
-    ("[[stages]]\nblocks = -1\nchannels = 4\n", "stages[0].blocks", "-1 (input should be greater"),
-    ("[[stages]]\nblocks = 17\nchannels = 4\n", "stages[0].blocks", "17 (input should be less"),
-    (STAGE + "repeats = 17\n", "stages[0].repeats", "17 (input should be less"),
-    (STAGE + "repeats = 1.0\n", "stages[0].repeats", "integer"),
+    ("[[stages]]\nblocks = -1\nchannels = 4\n", "stages[0].blocks", "-1 ("),
+    ("[[stages]]\nblocks = 17\nchannels = 4\n", "stages[0].blocks", "17 ("),
+    (STAGE + "repeats = 17\n", "stages[0].repeats", "17 ("),
+    (STAGE + "repeats = 1.0\n", "stages[0].repeats", "1.0 ("),
     (channels("[[4]]"), "stages[0].channels", "[4]"),
     (channels("{ min = 8, max = 4 }"), "stages[0].channels: {'min': 8, 'max': 4}", "empty"),
     (channels("{ min = 8 }"), "stages[0].channels: {'min': 8}", "min, max"),
@@ -301,28 +282,26 @@ BAD = [
     (channels("{ min = 1, max = 8, step = 0 }"), "stages[0].channels: ", "step is at least 1"),
     (channels("{ min = 1.0, max = 8 }"), "stages[0].channels: ", "whole numbers"),
     (channels("{ min = true, max = 8 }"), "stages[0].channels: ", "whole numbers"),
-    (channels("{ min = 0, max = 8 }"), "stages[0].channels", "0 (input should be greater"),
-    (channels("{ min = 1, max = 5000 }"), "stages[0].channels: ", "at most 1024 values"),
+    (channels("{ min = 0, max = 8 }"), "stages[0].channels", "0 ("),
     (channels(f"{{ min = 1, max = {10**18} }}"), "stages[0].channels: ", "at most 1024 values"),
-    ("fill = 0\n" + STAGE, "fill", "0 (input should be greater than 0)"),
-    ("fill = [0.5, 1.5]\n" + STAGE, "fill[1]", "1.5 (input should be less than or equal to 1)"),
+    ("fill = 0\n" + STAGE, "fill", "0 ("),
+    ("fill = [0.5, 1.5]\n" + STAGE, "fill[1]", "1.5 ("),
     ("fill = []\n" + STAGE, "fill: []", "at least one value"),
-    ('classes = "ten"\n' + STAGE, "classes: 'ten'", "integer"),
-    ("classes = 10.5\n" + STAGE, "classes: 10.5", "integer"),
+    ("classes = 10.5\n" + STAGE, "classes: 10.5", ""),
     ("classes = -3\n" + STAGE, "classes: -3", ""),
-    ("input_shape = 28\n" + STAGE, "input_shape: 28", "tuple"),
+    ("input_shape = 28\n" + STAGE, "input_shape: 28", ""),
     ("input_shape = [1, 28]\n" + STAGE, "input_shape[2]: missing field", ""),
     ("input_shape = [1, 0, 28]\n" + STAGE, "input_shape[1]: 0", ""),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("text", "key", "allowed"), BAD, ids=[key.strip() for _, key, _ in BAD])
-def test_bad_toml_is_refused_with_file_and_key(text: str, key: str, allowed: str) -> None:
+@pytest.mark.parametrize(("text", "key", "says"), BAD, ids=[key.strip() for _, key, _ in BAD])
+def test_bad_toml_is_refused_with_file_and_key(text: str, key: str, says: str) -> None:
     with pytest.raises(InputError) as refused:
         SearchSpace.from_toml(text, "my.toml")
     said = str(refused.value)
     assert said.startswith(f"my.toml: {key}")
-    assert allowed in said
+    assert says in said
     assert "\n" not in said
 
 
@@ -349,29 +328,22 @@ def test_draws_of_a_filled_space_fit_and_fill_the_budget(params: int, name: str)
 
 
 def test_a_network_is_scaled_to_the_widest_that_fits(reference: Architecture) -> None:
+    counted = {cost_of(scale_widths(reference, factor / 1000)).params for factor in range(100, 3_000)}
     for params in (300, 1_000, 19_121, 19_122, 100_000):
         chosen = fit_width_multiplier(reference, Budget(params))
         assert cost_of(chosen).params <= params
         assert [type(block) for block in chosen.blocks] == [type(block) for block in reference.blocks]
-        wider = [scale_widths(reference, factor / 1000) for factor in range(100, 3_000)]
-        counted = {cost_of(one).params for one in wider}
         assert cost_of(chosen).params >= max((count for count in counted if count <= params), default=0)
     assert fit_width_multiplier(reference, Budget(19_122)) == reference
-    assert {cost_of(fit_width_multiplier(reference, Budget(few))).params for few in (1, 2)} == {
-        cost_of(scale_widths(reference, 0)).params
-    }
+    assert fit_width_multiplier(reference, Budget(1)) == fit_width_multiplier(reference, Budget(2))
+    assert cost_of(fit_width_multiplier(reference, Budget(1))) == cost_of(scale_widths(reference, 0))
 
 
 def test_relative_widths_count_and_absolute_ones_do_not() -> None:
     texts = [f"fill = 1.0\n{channels(str(width))}{channels(str(2 * width))}" for width in (1, 10)]
-    one, ten = map(SearchSpace.from_toml, texts)
-    nets = [space.draw(RandomSampler(random.Random(0)), Budget(2_000)) for space in (one, ten)]
-    assert [block.channels for block in nets[0].blocks] == [block.channels for block in nets[1].blocks]
-
-
-def test_a_filled_space_holds_no_architecture_for_certain(reference: Architecture) -> None:
-    with pytest.raises(InputError, match="not in this search space"):
-        encode(SearchSpace.load("filled"), reference)
+    spaces, sampler = map(SearchSpace.from_toml, texts), RandomSampler(random.Random(0))
+    one, ten = (space.draw(sampler, Budget(2_000)) for space in spaces)
+    assert [block.channels for block in one.blocks] == [block.channels for block in ten.blocks]
 
 
 def test_a_space_with_endless_ways_to_read_an_architecture_gives_up(reference: Architecture) -> None:

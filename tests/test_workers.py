@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import optuna
@@ -46,39 +47,36 @@ def test_threads_are_a_share_of_the_cores_and_no_more_than_asked_for(
     assert threads_per_process(processes) == threads
 
 
+def wait_for_every_core(worker: WorkerContext) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while worker.available_threads() < available_cores() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def one_waits(worker: WorkerContext) -> None:
     """The first worker waits until the second one has seen it wait."""
     while (job := worker.next_job()) is not None:
         worker.send("share", job, worker.available_threads())
     worker.set_idle(worker.number == 0)
-    deadline = time.monotonic() + PATIENCE
-    while (
-        worker.number == 1 and worker.available_threads() < available_cores() and time.monotonic() < deadline
-    ):
-        time.sleep(0.01)
+    if worker.number == 1:
+        wait_for_every_core(worker)
     worker.send("share", -1 - worker.number, worker.available_threads())
-
-
-def test_a_worker_gets_the_cores_of_those_that_wait() -> None:
-    shares: dict[int, int] = {}
-    run_workers(one_waits, 2, 2, {"share": shares.__setitem__})
-    assert shares[-2] == available_cores()
-    assert set(shares) == {0, 1, -1, -2}
 
 
 def one_ends(worker: WorkerContext) -> None:
     """The first worker to come takes a job and ends; the other one goes on until it has every core."""
-    job = worker.next_job()
-    deadline = time.monotonic() + PATIENCE
-    while job and worker.available_threads() < available_cores() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    if job := worker.next_job():
+        wait_for_every_core(worker)
     worker.send("share", job, worker.available_threads())
 
 
-def test_a_worker_gets_the_cores_of_those_that_have_ended() -> None:
+@pytest.mark.parametrize(("job", "last"), [(one_waits, -2), (one_ends, 1)])
+def test_a_worker_gets_the_cores_of_those_that_wait_or_have_ended(
+    job: Callable[[WorkerContext], None], last: int
+) -> None:
     shares: dict[int, int] = {}
-    run_workers(one_ends, 2, 2, {"share": shares.__setitem__})
-    assert shares[1] == available_cores()
+    run_workers(job, 2, 2, {"share": shares.__setitem__})
+    assert shares[last] == available_cores()
 
 
 def test_a_search_says_when_it_only_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+import torch
+from rich.table import Table
 
-from ..core.cli import as_path, check_data_dir, run, whole
+from ..core.cli import HOW_WELL, DataDir, Dataset, Device, JsonFile, as_path, check_data_dir, integer, run
 from ..core.fileio import check_new, write_bytes
+from ..core.versions import versions
+from ..data.dataset import load
+from ..report.progress import make_console
+from ..report.tables import new_table
+from ..training.device import describe_device, describe_processor, pick_device
+from . import speed
 from .networks import benchmark_networks
-from .recipes_command import recipes
-from .record_command import record
-from .replay_command import search
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..data.dataset import DataSet, Images
-    from ..models.architecture import Architecture
+from .recipes import recipes
+from .record import record
+from .search import search
 
 SUBCOMMANDS: dict[str, Callable[..., None]] = {"record": record, "search": search, "recipes": recipes}
 BUSY_LOAD = 0.5  # load average of the minute before, from which on figures are not reliable
-Measurement = Callable[[], Mapping[str, object]]
 
 
 def bench(
-    images: Annotated[
-        int, typer.Option(parser=whole(640, 60_000), metavar="N", help="Images trained on in a turn.")
-    ] = 6_400,
-    repeats: Annotated[int, typer.Option(parser=whole(1, 100), metavar="N", help="Rounds that count.")] = 5,
-    seeds: Annotated[
-        int, typer.Option(parser=whole(0, 100), metavar="N", help="Seeds of the time to 99 %.")
-    ] = 0,
-    dataset: Annotated[str, typer.Option(metavar="NAME", help="mnist or mnist-5k.")] = "mnist",
-    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of MNIST/raw.")] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="New file for the results.")
-    ] = None,
+    images: Annotated[int, integer(HOW_WELL, 640, 60_000, "Train on N images a turn (6,400).")] = 6_400,
+    repeats: Annotated[int, integer(HOW_WELL, 1, 100, "Count N rounds (5).")] = 5,
+    seeds: Annotated[int, integer(HOW_WELL, 0, 100, "Seeds of the time to 99 % (0).")] = 0,
+    dataset: Dataset = "mnist",
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_file: JsonFile = None,
 ) -> None:
-    """Measure training speed beside a plain PyTorch loop, and overheads.
+    """Measure training speed beside a plain PyTorch loop.
 
     Sub-commands, each with its own --help:
 
@@ -56,73 +49,54 @@ def bench(
     json_path = as_path(json_file)
     if json_path is not None:
         check_new(json_path, "--json")
-
-    import torch
-
-    from ..data.dataset import load
-    from ..report.progress import make_console
-    from ..training.device import pick_device
-    from .speed import measure_training
-    from .tables import speed_table, values_table
-
-    console = make_console()
-    torch_device = pick_device(device)
+    console, torch_device = make_console(), pick_device(device)
     data = load(dataset, as_path(data_dir))
     train_data, val_data = (part.to(torch_device) for part in data.split())
     train_data = train_data.take(torch.arange(min(images, len(train_data)), device=torch_device))
-    results = _describe_run(torch_device) | {"images": len(train_data), "repeats": repeats, "training": {}}
-    console.print(values_table("Machine", results["machine"]))
-    if (load_before := results["load_before"]) is not None and load_before > BUSY_LOAD:
-        console.print(
-            f"Other processes are running (load {load_before}): these figures are not reliable",
-            style="yellow",
-        )
+    machine = {"device": describe_device(torch_device), "processor": describe_processor()} | versions()
+    load_before = speed.load_average()
+    console.print(_values_table("Machine", machine))
+    if load_before is not None and load_before > BUSY_LOAD:
+        warning = f"Other processes are running (load {load_before}): these figures are not reliable"
+        console.print(warning, style="yellow")
+    results: dict[str, Any] = {"machine": machine, "load_before": load_before}
+    results |= {"images": len(train_data), "repeats": repeats, "training": {}}
     networks = benchmark_networks()
     for name, architecture in networks.items():
-        results["training"][name] = measure_training(architecture, train_data, val_data, repeats)
-        console.print(speed_table(name, results["training"][name]))
-    measurements = _measurements(networks["reference"], data, train_data, repeats, seeds, as_path(data_dir))
-    for name, measure in measurements.items():
-        results[name] = measure()
-        console.print(values_table(name.replace("_", ", in ").capitalize(), results[name]))
+        results["training"][name] = speed.measure_training(architecture, train_data, val_data, repeats)
+        console.print(_speed_table(name, results["training"][name]))
+    results["seeds"] = speed.measure_seeds(networks["reference"], train_data, repeats)
+    console.print(_values_table("Seeds, images a second", results["seeds"]))
+    if seeds:
+        results["time"] = speed.measure_time_to_accuracy(networks["reference"], data, torch_device, seeds)
+        console.print(_values_table("Time to an accuracy", results["time"]))
+    if torch_device.type == "cuda":
+        results["whole_seconds"] = speed.measure_commands(speed.WHOLE, as_path(data_dir))
+        console.print(_values_table("Whole commands, seconds", results["whole_seconds"]))
     if json_path is not None:
         write_bytes(json_path, (json.dumps(results, indent=2) + "\n").encode())
 
 
-def _describe_run(device: torch.device) -> dict[str, Any]:
-    """The machine, the versions of libraries, and the load before the first measurement."""
-    from ..core.versions import versions
-    from ..training.device import describe_device, describe_processor
-    from .speed import load_average
-
-    machine = {"device": describe_device(device), "processor": describe_processor()}
-    return {"machine": machine | versions(), "load_before": load_average()}
+def _values_table(title: str, values: Mapping[str, object]) -> Table:
+    """Names and values."""
+    table = new_table(title, [""], [""], show_header=False)
+    for name, value in values.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value))
+    return table
 
 
-def _measurements(
-    reference: Architecture,
-    data: DataSet,
-    train_data: Images,
-    repeats: int,
-    seeds: int,
-    data_dir: Path | None,
-) -> dict[str, Measurement]:
-    """The measurements after the comparison of loops, by their names in the JSON file."""
-    from . import overheads, speed
-
-    device = train_data.images.device
-    found: dict[str, Measurement] = {}
-    if device.type == "cpu":
-        found["workers"] = lambda: speed.measure_workers(reference, train_data, repeats)
-    found["seeds"] = lambda: speed.measure_seeds(reference, train_data, repeats)
-    if seeds:
-        found["time"] = lambda: speed.measure_time_to_accuracy(reference, data, device, seeds)
-    found["counting"] = overheads.measure_counting
-    found["building"] = lambda: overheads.measure_building(reference)
-    found["starting_seconds"] = lambda: overheads.measure_commands(overheads.STARTING, 5)
-    if device.type == "cuda":
-        found["whole_seconds"] = lambda: overheads.measure_commands(overheads.WHOLE, 1, data_dir)
-    return found
+def _speed_table(network: str, found: Mapping[str, Any]) -> Table:
+    """The result of `speed.measure_training` for one network."""
+    title = f"Training {network}, {found['params']:,} parameters, images a second"
+    table = new_table(title, [""], ["Median", "Slowest", "Fastest", "To plain"])
+    for contender, turns in found["images_per_second"].items():
+        ratio = f"{found['to_plain'][contender]:.2f}"
+        table.add_row(contender, *(f"{turns[key]:,}" for key in ("median", "min", "max")), ratio)
+    table.caption = (
+        f"ours : in memory {found['ours_to_in_memory']:.1f}, "
+        f"20 epochs in {found['seconds_for_20_epochs']:,} s; plain is a PyTorch tutorial's loop"
+    )
+    return table
 
 
 if __name__ == "__main__":

@@ -47,40 +47,16 @@ class CurvesMetadata:
     seed: int  # of the random candidates
 
 
-def metadata_path(path: Path) -> Path:
-    """The JSON file beside a table."""
-    return path.with_suffix(".json")
-
-
-def read_metadata(path: Path) -> CurvesMetadata:
-    """The metadata of the table at ``path``; raises `InputError` where its file is missing or another."""
-    file = metadata_path(path)
-    text = read_text(file, "--curves", MAX_TABLE_BYTES)
-    try:
-        return CurvesMetadata(**json.loads(text))
-    except (TypeError, ValueError):
-        raise InputError(f"--curves: {file} does not say how the curves were made") from None
-
-
-def check_metadata(path: Path, metadata: CurvesMetadata) -> None:
-    """Raise `InputError` where the table at ``path`` exists and was made under other conditions."""
-    if not path.exists() and not metadata_path(path).exists():
-        return
-    stored, wanted = asdict(read_metadata(path)), asdict(metadata)
-    differ = [name for name, value in wanted.items() if stored[name] != value]
-    if differ:
-        raise InputError(f"--curves: {path} was made with another {', '.join(differ)} (use a new file)")
-
-
 def read_curves(path: Path) -> tuple[CurvesMetadata, list[Curve]]:
     """A table and its metadata; raises `InputError` where a file is missing or has another format."""
-    text = read_text(path, "--curves", MAX_TABLE_BYTES)
-    metadata = read_metadata(path)
+    file = path.with_suffix(".json")
+    text, conditions = (read_text(one, "--curves", MAX_TABLE_BYTES) for one in (path, file))
     try:
+        metadata = CurvesMetadata(**json.loads(conditions))
         epochs = make_recipe(metadata.recipe, "recipe").epochs
         curves = [_curve_of(row, epochs) for row in pd.read_csv(io.StringIO(text)).to_dict("records")]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"--curves: {path} is no table of curves ({error})") from None
+        raise InputError(f"--curves: {path} with {file} is no table of curves ({error})") from None
     if not curves or len({curve.candidate for curve in curves}) < len(curves):
         raise InputError(f"--curves: {path} is no table of curves (empty, or a candidate comes twice)")
     return metadata, curves
@@ -88,8 +64,14 @@ def read_curves(path: Path) -> tuple[CurvesMetadata, list[Curve]]:
 
 def write_curves(path: Path, metadata: CurvesMetadata, curves: Sequence[Curve]) -> None:
     """Write a table, sorted by candidate, and its metadata."""
-    rows = [_row_of(curve) for curve in sorted(curves, key=lambda curve: curve.candidate)]
-    write_bytes(metadata_path(path), (json.dumps(asdict(metadata), indent=2) + "\n").encode())
+    rows = [
+        {name: getattr(curve, name) for name in ("candidate", "n_params", "macs", "seconds")}
+        | {f"accuracy_{epoch}": value for epoch, value in enumerate(curve.accuracies, 1)}
+        | {f"loss_{epoch}": value for epoch, value in enumerate(curve.losses, 1)}
+        | {"draws": json.dumps(curve.params)}
+        for curve in sorted(curves, key=lambda curve: curve.candidate)
+    ]
+    write_bytes(path.with_suffix(".json"), (json.dumps(asdict(metadata), indent=2) + "\n").encode())
     write_bytes(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode())
 
 
@@ -103,10 +85,3 @@ def _curve_of(row: dict[Any, Any], epochs: int) -> Curve:
         accuracies=tuple(float(row[f"accuracy_{epoch}"]) for epoch in range(1, epochs + 1)),
         losses=tuple(float(row[f"loss_{epoch}"]) for epoch in range(1, epochs + 1)),
     )
-
-
-def _row_of(curve: Curve) -> dict[str, Any]:
-    row = {name: getattr(curve, name) for name in ("candidate", "n_params", "macs", "seconds")}
-    row |= {f"accuracy_{epoch}": value for epoch, value in enumerate(curve.accuracies, 1)}
-    row |= {f"loss_{epoch}": value for epoch, value in enumerate(curve.losses, 1)}
-    return row | {"draws": json.dumps(curve.params)}

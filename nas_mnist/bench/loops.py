@@ -16,7 +16,7 @@ from ..data.dataset import Images
 from ..data.normalize import Normalizer
 from ..models.architecture import Architecture
 from ..models.network import Network, build
-from ..recipes.recipe import Recipe, load_recipe
+from ..recipes.recipe import load_recipe
 from ..training.loop import train
 
 BATCH_SIZE = 64  # images a step in every loop, as in the published log
@@ -55,17 +55,10 @@ def memory_batches(data: Images, normalize: Normalizer) -> Iterator[tuple[Tensor
 
 
 class TutorialLoop:
-    """The training loop of a PyTorch tutorial: SGD, one batch after the other.
+    """The training loop of a PyTorch tutorial: SGD, one batch after the other."""
 
-    ``bfloat16``: under autocast and in the layout channels_last, which bfloat16 kernels prefer.
-    """
-
-    def __init__(
-        self, architecture: Architecture, device: torch.device, seed: int = 0, bfloat16: bool = False
-    ) -> None:
-        self.bfloat16, self.device = bfloat16, device
-        self.layout = torch.channels_last if bfloat16 else torch.contiguous_format
-        self.model = build(architecture, seed).to(device).to(memory_format=self.layout)
+    def __init__(self, architecture: Architecture, device: torch.device, seed: int = 0) -> None:
+        self.model, self.device = build(architecture, seed).to(device), device
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]] | DataLoader[tuple[Tensor, int]]) -> float:
@@ -75,9 +68,7 @@ class TutorialLoop:
         for batch in batches:
             images, labels = (part.to(self.device) for part in batch)
             self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                scores = self.model(images.to(memory_format=self.layout))
-            loss = F.nll_loss(F.log_softmax(scores.float(), dim=1), labels)
+            loss = F.cross_entropy(self.model(images), labels)
             loss.backward()
             self.optimizer.step()
             loss.item()  # tutorials show the loss of every step in a progress bar
@@ -87,8 +78,8 @@ class TutorialLoop:
 
 def train_ours(model: Network, data: Images) -> float:
     """Train by this program for one turn, without augmentation; images a second of the last epoch."""
-    recipe = load_recipe("published").with_epochs(epochs_per_turn(data.images.device))
-    recipe = Recipe.model_validate({**recipe.model_dump(), "batch_size": BATCH_SIZE})
+    epochs = epochs_per_turn(data.images.device)
+    recipe = load_recipe(f"published:epochs={epochs},batch_size={BATCH_SIZE}")
     *_, epoch = train(model, data, recipe, seed=0)
     return epoch.images / epoch.seconds
 

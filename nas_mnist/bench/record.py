@@ -1,29 +1,116 @@
-"""Recording of learning curves: random candidates of a space, trained to the last epoch without pruning."""
+"""``python -m nas_mnist.bench record``: store how random candidates of a space learn."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
+import torch
+
+from ..core.cli import (
+    HOW_WELL,
+    OUTPUT,
+    WHAT,
+    DataDir,
+    Dataset,
+    Device,
+    Workers,
+    as_path,
+    as_table,
+    check_data_dir,
+    integer,
+    option,
+)
+from ..core.defaults import MAX_EPOCHS
 from ..core.errors import InputError, NoResultError
-from ..core.process_pool import WorkerContext, run_workers
+from ..core.fileio import check_writable
+from ..core.process_pool import WorkerContext, auto_workers, parse_workers, run_workers
+from ..data.dataset import Images, load
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
-from ..recipes.recipe import Recipe
+from ..models.network import build
+from ..recipes.recipe import Recipe, load_recipe
+from ..report.progress import make_console
 from ..space.sampling import Params, RandomSampler
 from ..space.space import SearchSpace
+from ..study.candidate import check_space
+from ..training.device import pick_device
 from ..training.jobs import Source, load_split
+from ..training.loop import TrainingError, check_enough, train
 from .curves import Curve, CurvesMetadata, read_curves, write_curves
 
-if TYPE_CHECKING:
-    from ..data.dataset import Images
-
+DEFAULT_TABLE = "reports/curves/mnist.csv"
 MAX_MISSES = 20_000  # draws in a row without a new candidate, after which a space counts as exhausted
+
+
+def record(
+    curves: Annotated[
+        str, option(OUTPUT, "FILE.csv", f"Make or extend this table ({DEFAULT_TABLE}).")
+    ] = DEFAULT_TABLE,
+    candidates: Annotated[int, integer(HOW_WELL, 1, 100_000, "Extend the table to N rows (200).")] = 200,
+    max_params: Annotated[int, integer(WHAT, 1, 10**9, "The parameter budget (20,000).")] = 20_000,
+    space: Annotated[str, option(WHAT, "NAME|FILE.toml", "Draw from this space (default).")] = "default",
+    recipe: Annotated[str, option(HOW_WELL, "NAME|FILE.toml", "Train by this recipe (default).")] = "default",
+    epochs: Annotated[int | None, integer(HOW_WELL, 1, MAX_EPOCHS, "Train N epochs (the recipe's).")] = None,
+    images: Annotated[int | None, integer(HOW_WELL, 100, 10**7, "Images an epoch (all).")] = None,
+    dataset: Dataset = "mnist",
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    workers: Workers = "auto",
+    seed: Annotated[int, integer(HOW_WELL, 0, 2**31 - 1, "Seed of the candidates (0).")] = 0,
+) -> None:
+    """Train random candidates without pruning, and store their learning curves.
+
+    The same command with more candidates extends the table.
+    """
+    path = as_table("--curves", curves)
+    check_data_dir(data_dir, dataset)
+    processes = parse_workers(workers)
+    SearchSpace.load(space)  # an error in it is reported before any data are read
+    used_recipe = load_recipe(recipe) if epochs is None else load_recipe(recipe).with_epochs(epochs)
+    check_writable(path.parent, "--curves")
+    device_type = pick_device(device).type
+    data = load(dataset, as_path(data_dir))
+    fitted_space = SearchSpace.load_for(space, data.shape, data.classes, data.name)
+    budget, train_data = Budget(max_params), data.split()[0]
+    count = len(train_data) if images is None else images
+    if count > len(train_data):
+        raise InputError(f"--images: {count:,} (use at most {len(train_data):,})")
+    check_enough(train_data.take(torch.arange(count)), used_recipe)
+    check_space(fitted_space, budget, seed)
+    space_fields, recipe_fields = (part.model_dump(mode="json") for part in (fitted_space, used_recipe))
+    fingerprint = f"{data.name} {data.fingerprint}"
+    metadata = CurvesMetadata(space_fields, max_params, recipe_fields, fingerprint, count, seed)
+    known = _read_known(path, metadata)
+    missing = sorted(set(range(candidates)) - {curve.candidate for curve in known})
+    source = Source(dataset, as_path(data_dir), device_type)
+    job = RecordJob(tuple(missing), fitted_space, budget, used_recipe, count, seed, source)
+    console = make_console()
+
+    def keep(curve: Curve) -> None:
+        known.append(curve)
+        write_curves(path, metadata, known)
+        reached = f"{curve.n_params:,} parameters, {curve.accuracies[-1]:.2%}, {curve.seconds:.0f} s"
+        console.print(f"candidate {curve.candidate}: {reached}")
+
+    if missing:
+        run_workers(job, processes or auto_workers(device_type), len(missing), {"curve": keep})
+    console.print(f"Written: {path}")
+
+
+def _read_known(path: Path, metadata: CurvesMetadata) -> list[Curve]:
+    """The curves of a table, which may not exist; raises `InputError` for one made under other conditions."""
+    if not path.exists():
+        return []
+    stored, known = read_curves(path)
+    if differ := [name for name, value in asdict(metadata).items() if asdict(stored)[name] != value]:
+        raise InputError(f"--curves: {path} was made with another {', '.join(differ)} (use a new file)")
+    return known
 
 
 def random_candidates(space: SearchSpace, budget: Budget, seed: int) -> Iterator[tuple[Params, Architecture]]:
@@ -47,7 +134,10 @@ def random_candidates(space: SearchSpace, budget: Budget, seed: int) -> Iterator
 
 @dataclass(frozen=True)
 class RecordJob:
-    """One worker's share of a recording: a job is one candidate; sends ``curve`` (`Curve`)."""
+    """One worker's share of a recording: a job is one candidate; sends ``curve`` (`Curve`).
+
+    Raises `NoResultError` where the space has fewer candidates within the budget.
+    """
 
     candidates: tuple[int, ...]  # the numbers of those to train, by job
     space: SearchSpace
@@ -57,15 +147,8 @@ class RecordJob:
     seed: int  # of the random candidates
     source: Source
 
-    def metadata(self, data: str) -> CurvesMetadata:
-        """The conditions of the recording; ``data`` is the name and the fingerprint of the images."""
-        space, recipe = (part.model_dump(mode="json") for part in (self.space, self.recipe))
-        return CurvesMetadata(space, self.budget.max_params, recipe, data, self.images, self.seed)
-
     def __call__(self, context: WorkerContext) -> None:
         """Train until no job is left."""
-        import torch
-
         train_data, val_data = load_split(context, self.source)
         train_data = train_data.take(torch.arange(self.images, device=train_data.images.device))
         drawn, position = random_candidates(self.space, self.budget, self.seed), 0
@@ -80,9 +163,6 @@ class RecordJob:
     def _train(
         self, number: int, params: Params, architecture: Architecture, train_data: Images, val_data: Images
     ) -> Curve:
-        from ..models.network import build
-        from ..training.loop import TrainingError, train
-
         model = build(architecture, number).to(train_data.images.device)
         seconds, scores = 0.0, []
         try:
@@ -102,28 +182,3 @@ class RecordJob:
             accuracies=tuple([score.accuracy for score in scores] + [0.0] * missing),
             losses=tuple([round(score.loss, 5) for score in scores] + [math.nan] * missing),
         )
-
-
-def record_curves(
-    job: RecordJob,
-    metadata: CurvesMetadata,
-    path: Path,
-    total: int,
-    workers: int,
-    on_curve: Callable[[Curve], None],
-) -> None:
-    """Train candidates until the table at ``path`` has ``total``; writes the table after each of them.
-
-    Raises `NoResultError` where the space has fewer candidates within the budget.
-    """
-    curves = read_curves(path)[1] if path.exists() else []
-    missing = set(range(total)) - {curve.candidate for curve in curves}
-    job = replace(job, candidates=tuple(sorted(missing)))
-
-    def keep(curve: Curve) -> None:
-        curves.append(curve)
-        write_curves(path, metadata, curves)
-        on_curve(curve)
-
-    if missing:
-        run_workers(job, workers, len(missing), {"curve": keep})

@@ -11,9 +11,10 @@ import random
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
+
+from scipy.stats import spearmanr
 
 from ..models.cost import Budget
 from ..space.space import SearchSpace
@@ -50,8 +51,7 @@ def pruning_rules(epochs: int) -> dict[str, PruningRule]:
     }
 
 
-@dataclass(frozen=True)
-class ReplayResult:
+class ReplayResult(NamedTuple):
     """One replayed search."""
 
     epochs: int  # trained
@@ -157,12 +157,7 @@ def pruned_front(curves: Sequence[Curve], costs: Sequence[int], repeats: int, se
         for member in members:
             best = max((finals[at] for at in trained if costs[at] <= costs[member]), default=0.0)
             lost.append(finals[member] - best)
-    return PrunedFront(
-        epochs=statistics.mean(spent),
-        members=len(members),
-        kept=statistics.mean(kept),
-        lost=statistics.mean(lost),
-    )
+    return PrunedFront(statistics.mean(spent), len(members), statistics.mean(kept), statistics.mean(lost))
 
 
 def rank_correlations(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
@@ -170,7 +165,6 @@ def rank_correlations(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
 
     The sign of the loss is turned, so that 1 is best for both.
     """
-    from scipy.stats import spearmanr
 
     def correlation(values: Sequence[float]) -> float:
         with warnings.catch_warnings(action="ignore"):  # constant values have no ranks

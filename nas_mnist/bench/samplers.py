@@ -1,34 +1,27 @@
-"""Samplers of a replayed search: they choose among recorded candidates, each one once."""
+"""Samplers of a replayed search: they choose among recorded candidates, each one once.
+
+``ask`` returns the position of the next candidate in the table, ``tell`` takes its result.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from ..core.errors import InputError
 from ..models.cost import Budget
-from ..space.sampling import FixedParams, Params
+from ..space.sampling import Params
 from ..space.space import SearchSpace
 from ..study.pruner import Accuracies
 from .curves import Curve
 
 Distributions = dict[str, BaseDistribution]  # by the name of a parameter
-
-
-class Sampler(Protocol):
-    """Chooses recorded candidates by their positions in the table."""
-
-    def ask(self) -> int:
-        """The position of the next candidate."""
-
-    def tell(self, position: int, accuracies: Accuracies, pruned: bool) -> None:
-        """Take the result of a candidate."""
 
 
 class RandomOrderSampler:
@@ -39,11 +32,10 @@ class RandomOrderSampler:
         rng.shuffle(self.order)
 
     def ask(self) -> int:
-        """The position of the next candidate."""
         return self.order.pop()
 
     def tell(self, position: int, accuracies: Accuracies, pruned: bool) -> None:
-        """Ignore the result."""
+        pass
 
 
 class NearestTpeSampler:
@@ -59,14 +51,12 @@ class NearestTpeSampler:
     ) -> None:
         self.curves, self.space, self.budget = curves, space, budget
         self.left = set(range(len(curves)))
-        self.study = optuna.create_study(
-            direction="maximize", sampler=optuna.samplers.TPESampler(seed=rng.randrange(2**31))
-        )
+        sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
         self.distributions = list(distributions)
         self.by_name = {name: kind for kinds in self.distributions for name, kind in kinds.items()}
 
     def ask(self) -> int:
-        """The position of the next candidate."""
         trial = self.study.ask()
         with contextlib.suppress(InputError):  # its parameters count, whether it fits or not
             self.space.draw(trial, self.budget)
@@ -76,16 +66,14 @@ class NearestTpeSampler:
         return nearest
 
     def tell(self, position: int, accuracies: Accuracies, pruned: bool) -> None:
-        """Add a trial with the result of a candidate."""
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-                value=None if pruned else accuracies[max(accuracies)],
-                params=self.curves[position].params,
-                distributions=self.distributions[position],
-                intermediate_values=dict(accuracies),
-            )
+        result = optuna.trial.create_trial(
+            state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+            value=None if pruned else accuracies[max(accuracies)],
+            params=self.curves[position].params,
+            distributions=self.distributions[position],
+            intermediate_values=dict(accuracies),
         )
+        self.study.add_trial(result)
 
     def distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
         """The sum of the distances of all parameters, each 0 to 1; a parameter that one lacks counts 1."""
@@ -100,18 +88,11 @@ def _distance(distribution: BaseDistribution | None, one: Any, other: Any) -> fl
     return abs(int(one) - int(other)) / max(distribution.high - distribution.low, 1)
 
 
+Sampler = RandomOrderSampler | NearestTpeSampler
+
+
 def distributions_of(space: SearchSpace, budget: Budget, params: Params) -> Distributions:
     """The distributions that these parameters were drawn from."""
-
-    class Recorder(FixedParams):
-        def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-            found[name] = IntDistribution(low, high, step=step)
-            return super().suggest_int(name, low, high, step=step)
-
-        def suggest_categorical(self, name: str, choices: Sequence[Any], /) -> Any:
-            found[name] = CategoricalDistribution(choices)
-            return super().suggest_categorical(name, choices)
-
-    found: Distributions = {}
-    space.draw(Recorder(params), budget)
-    return found
+    trial = optuna.trial.FixedTrial(params)
+    space.draw(trial, budget)
+    return trial.distributions

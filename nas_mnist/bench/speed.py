@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.process_pool import WorkerContext, auto_workers, run_workers
+from ..core.defaults import Engine
 from ..data.dataset import DataSet, Images
 from ..data.normalize import Normalizer
-from ..engine.backend import Engine
 from ..models.architecture import Architecture
 from ..models.cost import cost_of
 from ..models.network import Network, build
 from ..recipes.recipe import load_recipe
-from ..training.device import bfloat16_unit
 from ..training.evaluate import evaluate
 from ..training.jobs import MAX_SEEDS_TOGETHER
 from ..training.loop import train, train_together
@@ -34,6 +36,11 @@ MakeBatches = Callable[[Images, Normalizer], Iterable[tuple[Tensor, Tensor]]]
 SEEDS_AT_ONCE = (10, MAX_SEEDS_TOGETHER)  # on CUDA
 TARGETS = (0.99, 0.994)  # validation accuracies whose time is measured
 TUTORIAL_EPOCHS = 20  # of the tutorial loop, at most, until it reaches a target
+WHOLE = {  # about a minute on a GPU
+    "search --trials 50": ["search", "--trials", "50", "--device", "cuda"],
+    "search --trials 50 --workers 4": ["search", "--trials", "50", "--device", "cuda", "--workers", "4"],
+    "reproduce reference --seeds 10": ["reproduce", "reference", "--seeds", "10", "--device", "cuda"],
+}
 
 
 def interleave(contenders: Mapping[str, Contender], repeats: int) -> dict[str, list[float]]:
@@ -55,18 +62,18 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def measure_training(
     architecture: Architecture, train_data: Images, val_data: Images, repeats: int
 ) -> dict[str, Any]:
-    """Images a second of several loops that train one network by the published recipe.
+    """Images a second of three loops that train one network by the published recipe, and their ratios.
 
-    ``plain`` is the tutorial loop: dataset, loader, contiguous float32. ``in memory`` is the same with the
-    images as one tensor, also in bfloat16 where the processor multiplies it. ``ours`` is `train`. The
-    accuracies on ``val_data`` after the last turn show that all of them learn.
+    ``plain`` is the tutorial loop: dataset, loader, float32. ``in memory`` is the same with the images as one
+    tensor. ``ours`` is `train`. The accuracies on ``val_data`` after the last turn show that all of them
+    learn.
     """
     normalize = Normalizer.of(train_data.images)
     device = train_data.images.device
     models: dict[str, Network] = {}  # of the newest turn
 
-    def tutorial(name: str, make_batches: MakeBatches, bfloat16: bool = False) -> float:
-        loop = TutorialLoop(architecture, device, bfloat16=bfloat16)
+    def tutorial(name: str, make_batches: MakeBatches) -> float:
+        loop = TutorialLoop(architecture, device)
         models[name] = loop.model
         return loop.epoch(make_batches(train_data, normalize))
 
@@ -79,21 +86,9 @@ def measure_training(
         "in memory": lambda: tutorial("in memory", memory_batches),
         "ours": ours,
     }
-    if device.type == "cpu" and bfloat16_unit():
-        name = "in memory, bfloat16"
-        contenders[name] = lambda: tutorial(name, memory_batches, bfloat16=True)
     speeds = interleave(contenders, repeats)
-    accuracies = {name: round(evaluate(one, val_data, normalize).accuracy, 4) for name, one in models.items()}
     return {
         "params": cost_of(architecture).params,
-        **_summarise_speeds(speeds),
-        "accuracy_after_one_turn": accuracies,
-    }
-
-
-def _summarise_speeds(speeds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Images a second by contender, and their ratios."""
-    return {
         "images_per_second": {
             name: {
                 "median": round(statistics.median(values)),
@@ -106,6 +101,9 @@ def _summarise_speeds(speeds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         "ours_to_in_memory": median_ratio(speeds["ours"], speeds["in memory"]),
         "to_plain": {name: median_ratio(values, speeds["plain"]) for name, values in speeds.items()},
         "seconds_for_20_epochs": round(20 * 60_000 / statistics.median(speeds["ours"]), 1),
+        "accuracy_after_one_turn": {
+            name: round(evaluate(model, val_data, normalize).accuracy, 4) for name, model in models.items()
+        },
     }
 
 
@@ -146,49 +144,6 @@ def measure_seeds(architecture: Architecture, train_data: Images, repeats: int) 
     }
 
 
-@dataclass(frozen=True)
-class TurnJob:
-    """One worker's training in `measure_workers`: one turn a job; sends ``trained`` (images a second)."""
-
-    architecture: Architecture
-    train_data: Images
-
-    def __call__(self, context: WorkerContext) -> None:
-        """Train until no job is left; the first turn belongs to no job and does not count."""
-        torch.set_num_threads(context.threads)
-        self._turn()
-        while context.next_job() is not None:
-            context.send("trained", self._turn())
-
-    def _turn(self) -> float:
-        return train_ours(build(self.architecture, 0), self.train_data)
-
-
-def measure_workers(architecture: Architecture, train_data: Images, repeats: int) -> dict[str, float]:
-    """Images a second of one process with all threads and of `auto_workers` processes with one each.
-
-    Every turn starts new processes.
-    """
-    job = TurnJob(architecture, train_data)
-
-    def speed(workers: int) -> float:
-        turns: list[float] = []
-        run_workers(job, workers, 2 * workers, {"trained": turns.append})
-        return workers * statistics.median(turns)
-
-    many = auto_workers("cpu")
-    speeds = interleave({str(count): partial(speed, count) for count in sorted({1, many})}, repeats)
-    found: dict[str, float] = {
-        f"images_per_second_of_{count}": round(statistics.median(values)) for count, values in speeds.items()
-    }
-    if many > 1:
-        ratios = [several / alone for several, alone in zip(speeds[str(many)], speeds["1"], strict=True)]
-        found[f"times_faster_with_{many}"] = round(statistics.median(ratios), 3)
-        found[f"slowest_turn_with_{many}"] = round(min(ratios), 3)
-        found[f"fastest_turn_with_{many}"] = round(max(ratios), 3)
-    return found
-
-
 Epochs = Iterator[tuple[float, float]]  # seconds of training and validation accuracy (0 to 1) of every epoch
 
 
@@ -201,13 +156,12 @@ def measure_time_to_accuracy(
     the target.
     """
     train_data, val_data = (part.to(device) for part in data.split())
-    loops: dict[str, Callable[[int], Epochs]] = {
-        "plain": lambda seed: _tutorial_epochs(architecture, train_data, val_data, seed),
-        "ours": lambda seed: _our_epochs(architecture, train_data, val_data, seed),
-    }
     found: dict[str, float | None] = {"seeds": seeds}
-    for name, epochs in loops.items():
-        by_seed = [seconds_to_targets(epochs(seed), TARGETS) for seed in range(seeds)]
+    for name, epochs in {"plain": _tutorial_epochs, "ours": _our_epochs}.items():
+        by_seed = [
+            seconds_to_targets(epochs(architecture, train_data, val_data, seed), TARGETS)
+            for seed in range(seeds)
+        ]
         for target in TARGETS:
             times = [reached[target] for reached in by_seed if target in reached]
             mean = round(statistics.fmean(times), 1) if times else None
@@ -242,3 +196,22 @@ def _our_epochs(architecture: Architecture, train_data: Images, val_data: Images
     model = build(architecture, seed).to(train_data.images.device)
     for result in train(model, train_data, load_recipe("default"), seed=seed, score_on=val_data):
         yield result.seconds, result.score.accuracy if result.score else 0.0
+
+
+def measure_commands(commands: Mapping[str, Sequence[str]], data_dir: Path | None = None) -> dict[str, float]:
+    """Seconds of whole commands, each in a process and a temporary folder of its own.
+
+    Raises `subprocess.CalledProcessError` where a command fails.
+    """
+    folder = str(data_dir) if data_dir else os.environ.get("NAS_MNIST_DATA", "")
+    package = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    data = folder and str(Path(folder).resolve())
+    environment = os.environ | {"PYTHONPATH": package, "NAS_MNIST_DATA": data}
+    seconds = {}
+    for name, arguments in commands.items():
+        command = [sys.executable, "-m", "nas_mnist", *arguments]
+        with tempfile.TemporaryDirectory() as work:
+            started = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True, cwd=work, env=environment)
+            seconds[name] = round(time.perf_counter() - started, 3)
+    return seconds

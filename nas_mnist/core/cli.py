@@ -35,6 +35,11 @@ def option(group: str, metavar: str, sentence: str, *names: str, **more: Any) ->
     )
 
 
+def integer(group: str, low: int, high: int, sentence: str) -> Any:
+    """An option for a whole number from ``low`` to ``high``."""
+    return option(group, "N", sentence, parser=whole(low, high))
+
+
 def argument(metavar: str, sentence: str) -> Any:
     """A positional argument of a command."""
     return typer.Argument(metavar=metavar, help=sentence, rich_help_panel=ARGUMENTS, show_default=False)
@@ -47,6 +52,9 @@ Storage = Annotated[str, option(WHAT, "URL", "Look that study up in this databas
 DataDir = Annotated[str | None, option(WHERE, "DIR", "Read the data from DIR/MNIST/raw.")]
 Device = Annotated[str, option(WHERE, "NAME", "Train on cpu, cuda or mps (auto).")]
 EngineName = Annotated[str | None, option(WHERE, "NAME", "Compute by fast kernels (auto) or by torch.")]
+Dataset = Annotated[str, option(WHAT, "NAME", "Learn this data set (mnist).")]
+Workers = Annotated[str, option(WHERE, "N|auto", "Train N at once (auto: one a core).")]
+JsonFile = Annotated[str | None, option(OUTPUT, "FILE", "Write the results to a new file.", "--json")]
 Quiet = Annotated[bool, option(OUTPUT, "", "Print errors only.", "--quiet")]
 
 

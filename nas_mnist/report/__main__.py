@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
-
-from ..core.cli import as_path, check_in_use, check_name, run
+from ..core.cli import WHAT, DataDir, Storage, argument, as_path, check_in_use, check_name, option, run
 from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, REPORTS
 from ..core.errors import foreign_data
 from ..core.fileio import check_writable, new_folder
 from ..models.zoo import names as zoo_names
-
-if TYPE_CHECKING:
-    from .items import ReportItem
 
 ZOO = "zoo"  # stands for all networks of the zoo
 
@@ -23,13 +17,11 @@ ZOO = "zoo"  # stands for all networks of the zoo
 def report(
     what: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[WHAT]...", help="Folders of results, names of the zoo (or 'zoo': all), or JSON files."
-        ),
+        argument("[WHAT]...", "Folders of results, names of the zoo (or 'zoo': all), or JSON files."),
     ] = None,
-    study: Annotated[list[str] | None, typer.Option(help="A study; may be given several times.")] = None,
-    storage: Annotated[str, typer.Option(help="Database URL of the studies.")] = DEFAULT_STORAGE,
-    data_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder with MNIST/raw.")] = None,
+    study: Annotated[list[str] | None, option(WHAT, "NAME", "A study; may be given several times.")] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    data_dir: DataDir = None,
 ) -> None:
     """Report a study (without arguments: nas_mnist), a result, or several of them side by side."""
     names = [name for one in what or [] for name in (zoo_names() if one == ZOO else [one])]
@@ -38,10 +30,9 @@ def report(
     data_folder = as_path(data_dir)
 
     from ..study.study import load_study
-    from .comparison import comparison_rows
     from .items import item_of_name, item_of_study
     from .progress import make_console
-    from .sections import sections_of
+    from .sections import comparison_rows, sections_of
     from .tables import comparison_table, print_item
     from .write import study_folder, write_report
 
@@ -56,22 +47,13 @@ def report(
             print_item(console, item)
         if len(sections) > 1:
             console.print(comparison_table(comparison_rows(sections)))
-    if len(items) == 1 and loaded:
-        folder = study_folder(REPORTS, loaded[0])
+    if len(items) > 1 or not (loaded or items[0].folder):
+        joined = ZOO if what == [ZOO] else "-and-".join(item.name for item in items)
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", joined).lstrip(".-")[:80]
+        folder = new_folder(REPORTS, name or "report")
     else:
-        folder = _own_folder(items) or new_folder(REPORTS, _folder_name(what, items))
+        folder = items[0].folder or study_folder(REPORTS, loaded[0])
     console.print(f"Written: {write_report(folder, sections)}")
-
-
-def _own_folder(items: list[ReportItem]) -> Path | None:
-    """The folder of a single result: its report is written there."""
-    return items[0].folder if len(items) == 1 else None
-
-
-def _folder_name(what: list[str] | None, items: list[ReportItem]) -> str:
-    """The name of a new folder for the report of these items."""
-    joined = ZOO if what == [ZOO] else "-and-".join(item.name for item in items)
-    return re.sub(r"[^A-Za-z0-9._-]", "-", joined).lstrip(".-")[:80] or "report"
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ number of channels. The bar on the right is the block's share of the parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 from math import log2
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.textpath import TextPath
@@ -19,18 +19,11 @@ from ..models.architecture import Architecture
 from ..models.blocks import Conv, Pool, Repeat, Residual, Separable
 from ..models.cost import cost_of
 from ..models.layers import Shape
-from .style import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, WIDTH, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .style import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, WIDTH, new_axes, styled
 
 _ACTIVATIONS = {
-    "relu": "ReLU",
-    "leaky_relu": "leaky ReLU",
-    "silu": "SiLU",
-    "hardswish": "hard swish",
-    "gelu": "GELU",
-}
+    "relu": "ReLU", "leaky_relu": "leaky ReLU", "silu": "SiLU", "hardswish": "hard swish", "gelu": "GELU",
+}  # fmt: skip
 _COLOURS = {"conv": BLUE, "separable": GREEN, "residual": ORANGE, "pool": GREY, "head": RED, "image": INK}
 _MAPS, _TEXT, _PARAMS = 1.1, 2.4, 8.4  # x of the three columns: centre of the bars, start of text, of shares
 _ROW = 0.46  # inches per block
@@ -38,8 +31,7 @@ _TEXT_LINE = 0.39  # of a row: distance between two lines of its text
 _TITLE, _DETAILS = 8.5, 7.5  # points
 
 
-@dataclass(frozen=True)
-class DiagramRow:
+class DiagramRow(NamedTuple):
     """One row of the diagram."""
 
     kind: str
@@ -47,13 +39,6 @@ class DiagramRow:
     details: str
     shape: Shape  # of the output
     params: int
-
-
-class TextLine(NamedTuple):
-    """One line of a row's text."""
-
-    text: str
-    in_title: bool
 
 
 def diagram_rows(architecture: Architecture) -> list[DiagramRow]:
@@ -66,15 +51,12 @@ def diagram_rows(architecture: Architecture) -> list[DiagramRow]:
             title = f"{block.method} pooling {block.kernel}×{block.kernel}"
             rows.append(DiagramRow(block.kind, title, _stride(block), shape, params))
             continue
-        repeated = isinstance(block, Repeat)
         last = last if isinstance(block, Repeat) else block
         assert last is not None  # an architecture that exists never begins with a repeat
-        if isinstance(last, Residual):
-            title = "residual: " + ", ".join(_title(unit) for unit in last.body)
-            details = _details(last.body[-1])
-        else:
-            title, details = _title(last), _details(last)
-        rows.append(DiagramRow(last.kind, title + ", shared weights" * repeated, details, shape, params))
+        units = last.body if isinstance(last, Residual) else [last]
+        title = "residual: " * isinstance(last, Residual) + ", ".join(map(_title, units))
+        title += ", shared weights" * isinstance(block, Repeat)
+        rows.append(DiagramRow(last.kind, title, _details(units[-1]), shape, params))
     head = architecture.head
     steps = [f"{head.kernel}×{head.kernel} to {architecture.classes} classes", "global average"]
     steps = steps if head.order == "conv_then_pool" else steps[::-1]
@@ -90,24 +72,19 @@ def draw_network(architecture: Architecture) -> Figure:
     texts = [_text_lines(row) for row in rows]
     tops = list(accumulate((1 + _TEXT_LINE * (len(lines) - 2) for lines in texts), initial=0.0))
     total = cost_of(architecture).params
-    figure = Figure(figsize=(WIDTH, _ROW * (tops[-1] + 0.9)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes(_ROW * (tops[-1] + 0.9))
     axes.set_xlim(-0.4, 10)
     axes.set_ylim(tops[-1] + 0.05, -0.85)
     axes.axis("off")
-    for x, heading, side in (
-        (_MAPS, "maps", "center"),
-        (_TEXT, "block", "left"),
-        (_PARAMS, "parameters", "left"),
-    ):
-        axes.text(x, -0.6, heading, ha=side, va="center", fontsize=8, color=INK, fontweight="bold")
+    for x, heading in ((_MAPS, "maps"), (_TEXT, "block"), (_PARAMS, "parameters")):
+        side = "center" if x == _MAPS else "left"
+        axes.text(x, -0.6, heading, ha=side, va="center", fontsize=8, fontweight="bold")
     widest = max(row.shape[2] for row in rows)
     for top, row, lines in zip(tops, rows, texts, strict=False):
         _draw_maps(axes, top, row, widest)
-        for number, line in enumerate(lines):
-            size, colour = (_TITLE, INK) if line.in_title else (_DETAILS, SOFT)
+        for number, (text, size, colour) in enumerate(lines):
             y = top - 0.17 + _TEXT_LINE * number
-            axes.text(_TEXT, y, line.text, va="center", fontsize=size, color=colour)
+            axes.text(_TEXT, y, text, va="center", fontsize=size, color=colour)
         if row.params:
             _draw_share(axes, top, row, total)
     axes.text(_PARAMS, tops[-1] - 0.3, f"total {total:,}", va="center", fontsize=8, fontweight="bold")
@@ -121,16 +98,11 @@ def _draw_maps(axes: Axes, y: float, row: DiagramRow, widest: int) -> None:
     corner = (_MAPS - length / 2, y - thickness / 2)
     axes.add_patch(Rectangle(corner, length, thickness, facecolor=_COLOURS[row.kind], edgecolor="none"))
     if row.kind == "residual":
-        x = _MAPS - 1.05
-        shortcut = FancyArrowPatch(
-            (x, y - 0.42),
-            (x, y + 0.3),
-            connectionstyle="arc3,rad=0.3",
-            arrowstyle="->",
-            mutation_scale=7,
-            color=INK,
+        ends = (_MAPS - 1.05, y - 0.42), (_MAPS - 1.05, y + 0.3)
+        arc = "arc3,rad=0.3"
+        axes.add_patch(
+            FancyArrowPatch(*ends, connectionstyle=arc, arrowstyle="->", mutation_scale=7, color=INK)
         )
-        axes.add_patch(shortcut)
 
 
 def _draw_share(axes: Axes, y: float, row: DiagramRow, total: int) -> None:
@@ -140,21 +112,18 @@ def _draw_share(axes: Axes, y: float, row: DiagramRow, total: int) -> None:
     axes.text(_PARAMS, y - 0.17, f"{row.params:,}", va="center", fontsize=_TITLE)
 
 
-def _text_lines(row: DiagramRow) -> list[TextLine]:
-    """The text of a row: its title, then output shape and details."""
-    channels, height, width = row.shape
-    details = f"{channels} × {height} × {width}" + (f"; {row.details}" if row.details else "")
-    return [
-        *(TextLine(line, in_title=True) for line in _wrapped(row.title, _TITLE)),
-        *(TextLine(line, in_title=False) for line in _wrapped(details, _DETAILS)),
-    ]
+def _text_lines(row: DiagramRow) -> list[tuple[str, float, str]]:
+    """The lines of a row's text with size and colour: its title, then output shape and details."""
+    shape = " × ".join(map(str, row.shape))
+    details = f"{shape}; {row.details}" if row.details else shape
+    lines = [(line, _TITLE, INK) for line in _wrapped(row.title, _TITLE)]
+    return lines + [(line, _DETAILS, SOFT) for line in _wrapped(details, _DETAILS)]
 
 
 def _wrapped(text: str, points: float) -> list[str]:
     """The text in lines that fit the column, broken at commas."""
-    room = (
-        72 * WIDTH * (_PARAMS - _TEXT - 0.2) / 10.4 * 0.95
-    )  # the axes are a little narrower than the figure
+    # The axes are a little narrower than the figure.
+    room = 0.95 * 72 * WIDTH * (_PARAMS - _TEXT - 0.2) / 10.4
     lines = [""]
     for part in text.split(", "):
         longer = f"{lines[-1]}, {part}" if lines[-1] else part
@@ -168,9 +137,7 @@ def _wrapped(text: str, points: float) -> list[str]:
 
 def _output_and_params(architecture: Architecture, path: str) -> tuple[Shape, int]:
     """Output shape and parameters of the block at a path."""
-    layers = [
-        layer for layer in architecture.layers if layer.path == path or layer.path.startswith(f"{path}.")
-    ]
+    layers = [layer for layer in architecture.layers if f"{layer.path}.".startswith(f"{path}.")]
     return layers[-1].out_shape, sum(layer.params for layer in layers)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ..data.class_names import class_names
@@ -15,9 +16,6 @@ from ..training.requirements import required_accuracy
 from . import result_plots, study_plots
 from .diagram import draw_network
 from .items import ReportItem
-
-if TYPE_CHECKING:
-    import numpy as np
 
 MOST_MISTAKES = 60  # misclassified images on a page
 MOST_IMPORTANCES = 12  # bars
@@ -38,12 +36,10 @@ def figures_of(item: ReportItem) -> dict[str, Figure]:
 def _study_figures(study: StudyResults) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     config, rows = study.config, study.rows
-    if study.curves:
+    if curves := study.curves:
         trained = [row.trial for row in best_rows(rows, len(rows))]
         required = required_accuracy(config.data)
-        figures["learning-curves"] = study_plots.learning_curves(
-            study.curves, trained, study.epochs, required
-        )
+        figures["learning-curves"] = study_plots.learning_curves(curves, trained, study.epochs, required)
         figures["accuracy-parameters"] = study_plots.accuracy_against(rows, config.max_params)
         if config.cost_metric in ("macs", "peak_memory"):
             limit = config.max_macs if config.cost_metric == "macs" else config.max_memory
@@ -52,8 +48,9 @@ def _study_figures(study: StudyResults) -> dict[str, Figure]:
         figures["spending"] = study_plots.search_effort(rows)
     if study.importances:
         greatest = list(study.importances.items())[:MOST_IMPORTANCES]
-        shares = {choice_label(name): share for name, share in greatest}
-        figures["importances"] = study_plots.importance_bars(shares)
+        figures["importances"] = study_plots.importance_bars(
+            {choice_label(name): share for name, share in greatest}
+        )
     return figures
 
 
@@ -62,7 +59,7 @@ def _result_figures(result: Mapping[str, Any], images: np.ndarray | None) -> dic
     figures: dict[str, Figure] = {}
     first, data = result["runs"][0], result["data"]["name"]
     if sum(row["test_accuracy"] is not None for row in first["epochs"]) > 1:
-        is_published = result["name"] == "reference" and data == "mnist"
+        is_published = (result["name"], data) == ("reference", "mnist")
         published = [correct / 10_000 for _, correct in PUBLISHED_LOG] if is_published else []
         required = required_accuracy(data)
         figures["test-curves"] = result_plots.seed_curves(result["runs"], published, required)
@@ -70,22 +67,14 @@ def _result_figures(result: Mapping[str, Any], images: np.ndarray | None) -> dic
         names = class_names(data, len(first["confusion"]))
         figures["confusion"] = result_plots.confusion(first["confusion"], names)
         if images is not None and len(images):
-            mistakes = first["mistakes"]
-            shown = evenly_spread(len(mistakes), MOST_MISTAKES)  # test images may be sorted by class
-            chosen = [mistakes[position] for position in shown]
-            figures["mistakes"] = result_plots.misclassified(images[shown], chosen, names)
+            shown = min(len(images), MOST_MISTAKES)  # spread evenly: test images may be sorted by class
+            positions = [number * len(images) // shown for number in range(shown)]
+            chosen = [first["mistakes"][position] for position in positions]
+            figures["mistakes"] = result_plots.misclassified(images[positions], chosen, names)
     return figures
-
-
-def evenly_spread(length: int, most: int) -> list[int]:
-    """At most ``most`` positions of a list of this length, evenly spread over it."""
-    count = min(length, most)
-    return [position * length // count for position in range(count)]
 
 
 def choice_label(parameter: str) -> str:
     """The label of a search parameter: ``stage2.channels1`` is "stage 2, channels of block 1"."""
-    place, _, key = parameter.rpartition(".")
-    place = re.sub(r"^stage(\d+)$", r"stage \1", place)
-    key = re.sub(r"^channels(\d+)$", r"channels of block \1", key)
-    return f"{place}, {key}" if place else key
+    label = re.sub(r"^stage(\d+)\.", r"stage \1, ", parameter)
+    return re.sub(r"\bchannels(\d+)$", r"channels of block \1", label)

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import optuna
 
 from ..core.errors import InputError
 from ..lookup import resolve
@@ -14,12 +17,8 @@ from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES
 from ..recipes.recipe import RECIPES, current_name, load_recipe
 from ..study.results import StudyResults, TrialRow
-from ..training.requirements import requirements
+from ..training.requirements import requirements, summarise
 from ..training.run_store import RESULT, read_result
-
-if TYPE_CHECKING:
-    import numpy as np
-    import optuna
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,22 @@ class ReportItem:
         return usual
 
     @property
+    def data(self) -> str:
+        """The name of the data set; empty for an untrained network."""
+        if self.result:
+            return str(self.result["data"]["name"])
+        if self.study:
+            return self.study.config.data.partition(" ")[0]  # without the fingerprint
+        return "mnist" if self.zoo_accuracies else ""
+
+    @property
+    def test_accuracy(self) -> Mapping[str, Any] | None:
+        """The summary of the test accuracies, as in ``result.json``."""
+        if self.result:
+            return self.result["test_accuracy"]  # type: ignore[no-any-return]
+        return asdict(summarise(self.zoo_accuracies)) if self.zoo_accuracies else None
+
+    @property
     def data_note(self) -> str:
         """A warning about the data set; empty for a complete one."""
         if self.result and self.result["data"].get("note"):
@@ -62,11 +77,12 @@ class ReportItem:
 def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
     """A study, with the final result of its winner if that still lies where the study says."""
     results = StudyResults.read(study)
-    winner = results.winner
-    result = None
+    winner, result = results.winner, None
     if winner and (stored := results.metadata.get("winner", {})).get("key") == winner.key:
         path = Path(stored["folder"]) / RESULT
         result = read_result(path) if path.is_file() else None
+    recipes = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
+    own_recipe = results.metadata["recipe"]
     data = results.config.data.partition(" ")[0]  # without the fingerprint
     front = f", for every number of {COST_NAMES[results.cost_metric]}" if results.cost_metric else ""
     return ReportItem(
@@ -77,14 +93,8 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
         images=mistaken_images(result, data_dir) if result else None,
         about=f"Search on {data} for the best all-convolutional network with at most "
         f"{results.config.budget}{front}.",
-        recipe_name=_recipe_name(results.metadata["recipe"]),
+        recipe_name=next((name for name, fields in recipes.items() if fields == own_recipe), ""),
     )
-
-
-def _recipe_name(recipe: Mapping[str, Any]) -> str:
-    """The name of a recipe of the package; empty for any other."""
-    known = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
-    return next((name for name, fields in known.items() if fields == recipe), "")
 
 
 def item_of_name(what: str, data_dir: Path | None) -> ReportItem:
@@ -148,5 +158,4 @@ def mistaken_images(result: Mapping[str, Any], data_dir: Path | None) -> np.ndar
     if data.fingerprint != result["data"]["fingerprint"]:
         return None
     positions = [mistake["image"] for mistake in result["runs"][0].get("mistakes", [])]
-    images: np.ndarray = data.read_test().images[positions, 0].numpy()
-    return images
+    return data.read_test().images[positions, 0].numpy()

@@ -9,8 +9,6 @@ from ..models.blocks import Repeat
 from ..models.layers import ACTIVATIONS
 
 _FUNCTIONS = frozenset({"Add", *ACTIVATIONS.values()})  # functions, not modules: no parameters and no row
-_BYTES = 4  # float32
-_MEBIBYTE = 1 << 20
 _RULE = "=" * 64
 
 
@@ -39,27 +37,25 @@ def layer_table(architecture: Architecture) -> str:
     rows = table_rows(architecture)
     params = sum(row[2] for row in rows)
     values = sum(prod(layer.out_shape) for layer in architecture.layers if layer.kind not in _FUNCTIONS)
-    image = prod(architecture.input_shape) * _BYTES / _MEBIBYTE
-    maps = 2 * values * _BYTES / _MEBIBYTE
-    weights = params * _BYTES / _MEBIBYTE
-    lines = [
-        _RULE,
-        "",
-        f"{'Layer (type)':>20}{'Output Shape':>27}{'Param #':>16}",
-        "",
-        *(f"{name:>20}{shape:>27}{count:>16,}" for name, shape, count in rows),
-        "",
-        f"Total params: {params:,}",
-        f"Trainable params: {params:,}",
-        "Non-trainable params: 0",
-        "",
-        _RULE,
-        "",
-        f"Input size (MB): {image:.2f}",
-        f"Forward/backward pass size (MB): {maps:.2f}",
-        f"Params size (MB): {weights:.2f}",
-        f"Estimated Total Size (MB): {image + maps + weights:.2f}",
-        "",
-        _RULE,
-    ]
-    return "\n".join(lines)
+    counts = prod(architecture.input_shape), 2 * values, params
+    image, maps, weights = (4 * count / 2**20 for count in counts)
+    lines = "\n".join(f"{name:>20}{shape:>27}{count:>16,}" for name, shape, count in rows)
+    return f"""\
+{_RULE}
+
+{"Layer (type)":>20}{"Output Shape":>27}{"Param #":>16}
+
+{lines}
+
+Total params: {params:,}
+Trainable params: {params:,}
+Non-trainable params: 0
+
+{_RULE}
+
+Input size (MB): {image:.2f}
+Forward/backward pass size (MB): {maps:.2f}
+Params size (MB): {weights:.2f}
+Estimated Total Size (MB): {image + maps + weights:.2f}
+
+{_RULE}"""

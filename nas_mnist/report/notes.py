@@ -31,12 +31,17 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
     from optuna_dashboard import get_note, save_note
 
     if not get_note(study):
-        save_note(study, study_note(study.user_attrs, dashboard))
+        save_note(study, _study_note(study.user_attrs, dashboard))
 
 
-def study_note(metadata: Mapping[str, Any], dashboard: str) -> str:
-    """The goal of a study, its values, its data and the commands that continue and show it; Markdown."""
+def _study_note(metadata: Mapping[str, Any], dashboard: str) -> str:
     config = StudyConfig.from_metadata(metadata)
+    values = f"value is its accuracy on the validation images after epoch {config.candidate_epochs}."
+    if config.cost_metric is not None:
+        values = (
+            f"values are its accuracy on the validation images after its last epoch and its "
+            f"{COST_NAMES[config.cost_metric]}: the search looks for the Pareto front of both."
+        )
     return f"""\
 # At most {config.budget}
 
@@ -44,7 +49,7 @@ Goal: the most accurate all-convolutional network (no fully connected layer) wit
 {config.epochs} epochs. On MNIST, 99.4 % of the test images are required with fewer than 20,000 parameters.
 The test images are read once, for the winner.
 
-{_values(config)} The user attribute `verdict` says how a trial ended.
+A trial's {values} The user attribute `verdict` says how a trial ended.
 Trials can be sorted by `n_params` and the other numbers.
 
 Data: {metadata["data"]}. {metadata["data_note"]}
@@ -65,32 +70,16 @@ Search space:
 """
 
 
-def _values(config: StudyConfig) -> str:
-    """A sentence about the values of a trial."""
-    if config.cost_metric is None:
-        return (
-            f"A trial's value is its accuracy on the validation images after epoch {config.candidate_epochs}."
-        )
-    return (
-        f"A trial's values are its accuracy on the validation images after its last epoch and its "
-        f"{COST_NAMES[config.cost_metric]}: the search looks for the Pareto front of both."
-    )
-
-
 def space_json(space: Mapping[str, Any]) -> str:
     """A search space as JSON with one entry per key and per stage, wrapped to the note's width."""
-    stages = ",\n  ".join(_wrapped(stage, "   ") for stage in space["stages"])
-    entries = {name: _wrapped(value, "  ") for name, value in space.items()}
-    entries["stages"] = f"[\n  {stages}\n ]"
+
+    def wrapped(value: Any) -> str:
+        unbroken: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+        return textwrap.fill(json.dumps(value), _WIDTH, subsequent_indent="   ", **unbroken)
+
+    entries = {name: wrapped(value) for name, value in space.items()}
+    entries["stages"] = "[\n  " + ",\n  ".join(map(wrapped, space["stages"])) + "\n ]"
     return "{\n" + ",\n".join(f' "{name}": {value}' for name, value in entries.items()) + "\n}"
-
-
-def _wrapped(value: Any, indent: str) -> str:
-    """JSON, broken at its spaces."""
-    text = json.dumps(value)
-    return textwrap.fill(
-        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def write_trial_note(study: optuna.Study, number: int) -> None:
@@ -115,22 +104,18 @@ def trial_note(trial: FrozenTrial) -> str:
     """Verdict, cost, accuracy and layers of a trial; Markdown. A killed trial may lack any attribute."""
     attrs, accuracies = trial.user_attrs, trial.intermediate_values
     reason = f": {attrs['reason']}" if attrs.get("reason") else ""
-    lines = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}", ""]
+    parts = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}"]
     if {"n_params", "macs", "peak_memory"} <= set(attrs):
-        lines += [
-            f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds, "
-            f"{attrs['peak_memory']:,} bytes of peak memory",
-            "",
-        ]
+        counts = f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds"
+        parts.append(f"{counts}, {attrs['peak_memory']:,} bytes of peak memory")
     if accuracies:
         last = max(accuracies)
-        lines += [f"Validation accuracy {accuracies[last]:.2%} after epoch {last}", ""]
+        parts.append(f"Validation accuracy {accuracies[last]:.2%} after epoch {last}")
     if {"images", "seconds"} <= set(attrs):
-        lines += [f"Trained on {attrs['images']:,} images in {attrs['seconds']:,.1f} s", ""]
+        parts.append(f"Trained on {attrs['images']:,} images in {attrs['seconds']:,.1f} s")
     if architecture := trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")):
-        table = layer_table(Architecture.make(architecture))
-        lines += ["```text", table, "```"]
-    return "\n".join(lines)
+        parts.append(f"```text\n{layer_table(Architecture.make(architecture))}\n```")
+    return "\n\n".join(parts)
 
 
 def attach_curve(trial: Trial, artifacts: Path) -> None:
@@ -146,10 +131,9 @@ def attach_curve(trial: Trial, artifacts: Path) -> None:
 
     curve = {trial.number: stored.intermediate_values}
     trained = [trial.number] if trial.user_attrs["verdict"] == Verdict.TRAINED else []
-    picture = png(learning_curves(curve, trained, max(stored.intermediate_values)))
     artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"learning-curve-{trial.number}.png"
-        path.write_bytes(picture)
+        path.write_bytes(png(learning_curves(curve, trained, max(stored.intermediate_values))))
         store = FileSystemArtifactStore(artifacts)
         upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import jinja2
 
 from ..study.importance import MIN_TRIALS
-from .comparison import comparison_figure, comparison_rows
 from .figures import MOST_MISTAKES
-from .sections import Section
+from .layer_table import layer_table, shared_weights
+from .sections import Section, comparison_figure, comparison_rows
 from .style import inline_svg
+from .tables import counts_line
 
 
 def render_page(sections: Sequence[Section]) -> str:
@@ -23,9 +24,14 @@ def render_page(sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["percent"] = lambda share, digits=2: f"{share:.{digits}%}"
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2)
+    environment.filters |= {
+        "percent": lambda share, digits=2: f"{share:.{digits}%}",
+        "thousands": lambda number: f"{number:,}",
+        "pretty": lambda value: json.dumps(value, indent=2),
+        "layer_table": layer_table,
+        "shared_weights": shared_weights,
+        "counts_line": counts_line,
+    }
     svgs = [
         {name: inline_svg(figure, f"{number}-{name}") for name, figure in section.figures.items()}
         for number, section in enumerate(sections)

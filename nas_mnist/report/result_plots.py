@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..models.published import Published
-from .style import (
-    BLUE,
-    DARK,
-    FAINT,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    SKY,
-    SOFT,
-    cost_axis,
-    error_axis,
-    error_percent,
-    new_axes,
-    plot_errors,
-    plot_required,
-    styled,
-)
-
-if TYPE_CHECKING:
-    import numpy as np
+from . import style
+from .style import BLUE, GREY, ORANGE, error_percent, new_axes, styled
 
 _MOST_COUNTED = 12  # classes up to which a confusion matrix shows its counts as text
 _MOST_NAMED = 30  # classes up to which its axes show their names
@@ -48,20 +29,19 @@ def seed_curves(
     empty. ``required`` is the required accuracy, 0 to 1.
     """
     figure, axes = new_axes(3.2)
-    plot_required(axes, required)
+    style.plot_required(axes, required)
     if published:
         curve = dict(enumerate(published, 1))
-        plot_errors(axes, curve, ORANGE, 1.4, label="published run", linestyle="--")
+        style.plot_errors(axes, curve, ORANGE, 1.4, label="published run", linestyle="--")
     label = f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"
     for run in runs:
         by_epoch = {row["epoch"]: row["test_accuracy"] for row in run["epochs"]}
         evaluated = {epoch: accuracy for epoch, accuracy in by_epoch.items() if accuracy is not None}
-        plot_errors(axes, evaluated, BLUE, 1.2, label=label)
+        style.plot_errors(axes, evaluated, BLUE, 1.2, label=label)
         label = "_"  # one entry in the legend for all seeds
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    error_axis(axes, "Test error (%)")
-    figure.legend(loc="outside lower center", ncols=2)
+    style.error_axis(axes, "Test")
     return figure
 
 
@@ -79,27 +59,26 @@ def comparison(
     """
     figure, axes = new_axes(4.6 if published else 3.4)
     _plot_published(axes, published)
+    colours = (BLUE, ORANGE, style.GREEN, style.RED, style.SKY)
     for position, (name, size, test) in enumerate(zip(names, params, tests, strict=True)):
         error = error_percent(test["mean"])
         low, high = test["interval"] or (test["mean"], test["mean"])
         reach = [[error - error_percent(high)], [error_percent(low) - error]]
-        colour = (BLUE, ORANGE, GREEN, RED, SKY)[position % 5]
-        marker, label = "os^Dv"[(position + position // 5) % 5], name
+        colour, marker, label = colours[position % 5], "os^Dv"[(position + position // 5) % 5], name
         if published:  # one marker for all of ours, and the names beside the points
             colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
             _annotate_result(axes, name.removeprefix("mnist-"), size, error, params)
         axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
     sizes = [*params, *(result.params for result in published)]
-    cost_axis(axes)
+    style.cost_axis(axes)
     if max(sizes) > 10 * min(sizes):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
     else:
         axes.set_xlim(0, 1.1 * max(sizes))
-    error_axis(axes, "Test error (%)")
-    figure.legend(loc="outside lower center", ncols=1 if published else 2)
+    style.error_axis(axes, "Test", legend_columns=1 if published else 2)
     return figure
 
 
@@ -107,23 +86,14 @@ def _plot_published(axes: Axes, published: Sequence[Published]) -> None:
     scores = dict.fromkeys(result.how for result in published)
     for score, marker in zip(scores, "xP*+", strict=False):
         results = [result for result in published if result.how == score]
+        sizes = [result.params for result in results]
         errors = [error_percent(result.accuracy) for result in results]
         label = f"published, one seed: {score}"
-        axes.scatter(
-            [result.params for result in results], errors, s=26, marker=marker, color=GREY, label=label
-        )
-        for result, error in zip(results, errors, strict=True):
+        axes.scatter(sizes, errors, s=26, marker=marker, color=GREY, label=label)
+        for result, point in zip(results, zip(sizes, errors, strict=True), strict=True):
             if result.epochs:
-                axes.annotate(
-                    f"{result.epochs:,} epochs",
-                    (result.params, error),
-                    (4, -3),
-                    textcoords="offset points",
-                    ha="left",
-                    va="top",
-                    fontsize=7,
-                    color=GREY,
-                )
+                text: dict[str, Any] = {"fontsize": 7, "color": GREY, "va": "top"}
+                axes.annotate(f"{result.epochs:,} epochs", point, (4, -3), textcoords="offset points", **text)
 
 
 def _annotate_result(axes: Axes, name: str, size: int, error: float, params: Sequence[int]) -> None:
@@ -138,25 +108,26 @@ def _annotate_result(axes: Axes, name: str, size: int, error: float, params: Seq
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     """The confusion matrix: true classes are rows, predicted classes columns; ``names`` of the classes."""
     figure, axes = new_axes(4.2)
-    size = len(matrix)
+    counts, size = np.asarray(matrix), len(matrix)
+    errors = counts * ~np.eye(size, dtype=bool)
+    most = max(1, errors.max())
     counted = size <= _MOST_COUNTED
-    wrong = [
-        [math.nan if row == column or not count else count for column, count in enumerate(line)]
-        for row, line in enumerate(matrix)
-    ]  # NaN stays transparent
-    most = max([1, *(count for line in wrong for count in line if count > 0)])
     low, high = (-0.3 * most, 1.4 * most) if counted else (0, most)
-    image = axes.imshow(wrong, cmap="Oranges", vmin=low, vmax=high)
+    transparent = np.where(errors, errors, np.nan)
+    image = axes.imshow(transparent, cmap="Oranges", vmin=low, vmax=high)
     axes.spines[:].set_visible(False)
     if counted:
-        _write_counts(axes, matrix)
+        for row, column in np.argwhere(counts):
+            colour, points = (style.SOFT, 8) if row == column else (style.DARK, 9)
+            text = str(counts[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=points)
     else:
-        right = [row for row in range(size) if matrix[row][row]]
-        axes.scatter(right, right, s=(180 / size) ** 2 / 4, marker="s", color=FAINT)
+        (right,) = np.nonzero(counts.diagonal())
+        axes.scatter(right, right, s=(180 / size) ** 2 / 4, marker="s", color=style.FAINT)
         figure.colorbar(image, label="Images", shrink=0.8)
     if size <= _MOST_NAMED:
-        long = max(map(len, names)) > 3
-        axes.set_xticks(range(size), names, rotation=45 if long else 0, ha="right" if long else "center")
+        rotation, side = (45, "right") if max(map(len, names)) > 3 else (0, "center")
+        axes.set_xticks(range(size), names, rotation=rotation, ha=side)
         axes.set_yticks(range(size), names)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -165,14 +136,6 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     return figure
-
-
-def _write_counts(axes: Axes, matrix: Sequence[Sequence[int]]) -> None:
-    for row, line in enumerate(matrix):
-        for column, count in enumerate(line):
-            if count:
-                colour, points = (SOFT, 8) if row == column else (DARK, 9)
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=points)
 
 
 @styled

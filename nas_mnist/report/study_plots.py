@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -12,24 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from ..models.cost import COST_NAMES
 from ..study.results import TrialRow, pareto_front
 from ..study.verdict import Verdict
-from .style import (
-    BLUE,
-    FAINT,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    SKY,
-    SOFT,
-    cost_axis,
-    error_axis,
-    error_percent,
-    new_axes,
-    percent_ticks,
-    plot_errors,
-    plot_required,
-    styled,
-)
+from . import style
+from .style import BLUE, GREY, ORANGE, RED, SKY, error_percent, new_axes, styled
 
 VERDICT_STYLES = (  # colour and hatch of the bar of every verdict
     (Verdict.TRAINED, BLUE, ""),
@@ -37,9 +23,9 @@ VERDICT_STYLES = (  # colour and hatch of the bar of every verdict
     (Verdict.FAILED, RED, "xx"),
     (Verdict.OVER_BUDGET, ORANGE, ".."),
     (Verdict.IMPOSSIBLE, SKY, "\\\\"),
-    (Verdict.DUPLICATE, GREEN, "--"),
-    (Verdict.INTERRUPTED, SOFT, "oo"),
-    (Verdict.UNNEEDED, FAINT, ""),
+    (Verdict.DUPLICATE, style.GREEN, "--"),
+    (Verdict.INTERRUPTED, style.SOFT, "oo"),
+    (Verdict.UNNEEDED, style.FAINT, ""),
 )
 
 
@@ -56,24 +42,21 @@ def learning_curves(
     last epoch, the best one first. ``required`` is the required accuracy, 0 to 1.
     """
     figure, axes = new_axes(3.4)
-    plot_required(axes, required)
+    style.plot_required(axes, required)
     stopped = [trial for trial in curves if trial not in trained]
     for trial in stopped:
-        plot_errors(axes, curves[trial], GREY, 0.8, alpha=0.7)
+        label = "stopped early" if trial == stopped[0] else "_"  # one entry in the legend
+        style.plot_errors(axes, curves[trial], GREY, 0.8, alpha=0.7, label=label)
     for trial in trained[:0:-1]:
-        plot_errors(axes, curves[trial], SKY, 1.4)
-    if stopped:
-        axes.plot([], [], color=GREY, linewidth=0.8, label="stopped early")
-    if len(trained) > 1:
-        axes.plot([], [], color=SKY, linewidth=1.4, label="trained to the end")
+        label = "trained to the end" if trial == trained[-1] else "_"
+        style.plot_errors(axes, curves[trial], SKY, 1.4, label=label)
     if trained:
         best = f"best: trial {trained[0]}" if len(curves) > 1 else f"trial {trained[0]}"
-        plot_errors(axes, curves[trained[0]], BLUE, 2.4, label=best)
+        style.plot_errors(axes, curves[trained[0]], BLUE, 2.4, label=best)
     axes.set_xlim(0.5, epochs + 0.5)
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    error_axis(axes, "Validation error (%)")
-    figure.legend(loc="outside lower center", ncols=2)
+    style.error_axis(axes, "Validation")
     return figure
 
 
@@ -94,9 +77,8 @@ def accuracy_against(rows: Sequence[TrialRow], limit: int | None, cost: str = "n
     costs, _ = _points([*stopped, *trained], cost)
     if limit is None or min(costs, default=0) < limit / 2:  # else all points lie near the limit
         axes.set_xlim(left=0)
-    cost_axis(axes, COST_NAMES[cost].capitalize())
-    error_axis(axes, "Validation error (%)")
-    figure.legend(loc="outside lower center", ncols=2)
+    style.cost_axis(axes, COST_NAMES[cost].capitalize())
+    style.error_axis(axes, "Validation")
     return figure
 
 
@@ -105,14 +87,8 @@ def _plot_front(axes: Axes, trained: list[TrialRow], cost: str, limit: int | Non
     costs, errors = _points(pareto_front(trained, cost), cost)
     rings = axes.scatter(costs, errors, s=90, facecolor="none", edgecolor=ORANGE, linewidths=1.6, zorder=4)
     rings.set_clip_on(False)
-    axes.step(
-        [*costs, max(limit or 0, costs[-1])],
-        [*errors, errors[-1]],
-        where="post",
-        color=ORANGE,
-        linewidth=1.4,
-        label="Pareto front",
-    )
+    ends = [*costs, max(limit or 0, costs[-1])], [*errors, errors[-1]]
+    axes.step(*ends, where="post", color=ORANGE, linewidth=1.4, label="Pareto front")
 
 
 def _points(rows: Sequence[TrialRow], cost: str) -> tuple[list[int], list[float]]:
@@ -124,23 +100,14 @@ def _points(rows: Sequence[TrialRow], cost: str) -> tuple[list[int], list[float]
 @styled
 def importance_bars(importances: Mapping[str, float]) -> Figure:
     """A bar for every share of importance, the greatest at the top."""
-    names = list(importances)[::-1]
-    figure, axes = new_axes(0.7 + 0.24 * len(names))
-    shares = [importances[name] for name in names]
-    axes.barh(names, shares, color=BLUE, height=0.65)
-    for position, share in enumerate(shares):
-        axes.annotate(
-            f"{share:.0%}",
-            (share, position),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    axes.set_xlim(0, 1.15 * max(shares))
+    figure, axes = new_axes(0.7 + 0.24 * len(importances))
+    bars = axes.barh(list(importances), list(importances.values()), color=BLUE, height=0.65)
+    axes.bar_label(bars, fmt="{:.0%}", padding=4, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(importances.values()))
     axes.set_xlabel("Share of importance")
     axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))
-    percent_ticks(axes.xaxis)
+    axes.xaxis.set_major_formatter("{x:.0%}")
     return figure
 
 
@@ -153,27 +120,17 @@ def search_effort(rows: Sequence[TrialRow]) -> Figure:
         sums["Images"][row.verdict] += row.images
         sums["Seconds"][row.verdict] += round(row.seconds)
     figure, axes = new_axes(2.4)
-    left = dict.fromkeys(sums, 0.0)
+    left = np.zeros(len(sums))
     for verdict, colour, hatch in VERDICT_STYLES:
-        shares = [counts[verdict] / max(counts.total(), 1) for counts in sums.values()]
-        if not any(shares):
-            continue
-        axes.barh(
-            list(sums),
-            shares,
-            height=0.6,
-            left=list(left.values()),
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0.6,
-            label=verdict.value,
-        )
-        left = {name: left[name] + share for name, share in zip(sums, shares, strict=True)}
+        shares = np.array([counts[verdict] / max(counts.total(), 1) for counts in sums.values()])
+        if shares.any():
+            bars: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6}
+            axes.barh(list(sums), shares, 0.6, left, label=verdict.value, **bars)
+            left += shares
     axes.invert_yaxis()
     axes.set_yticks(range(3), [f"{name}\n{_abbreviated(counts.total())}" for name, counts in sums.items()])
     axes.set_xlim(0, 1)
-    percent_ticks(axes.xaxis)
+    axes.xaxis.set_major_formatter("{x:.0%}")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 

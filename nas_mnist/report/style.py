@@ -14,9 +14,8 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.axis import XAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 WIDTH = 4.6  # inches
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
@@ -32,18 +31,14 @@ _PAGE_COLOURS = {  # replaced in a page by its CSS colours, which depend on the 
     RED: "var(--red)",
 }
 
-_STYLE: dict[Any, Any] = {
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+_STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
     "font.size": 10,
     "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
@@ -81,27 +76,26 @@ def cost_axis(axes: Axes, name: str = "Parameters") -> None:
     """Label the x axis of a cost, with at most five whole numbers."""
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def error_axis(axes: Axes, label: str) -> None:
-    """Label the y axis of errors; logarithmic where they differ by more than a factor of 3."""
+def error_axis(axes: Axes, images: str, legend_columns: int = 2) -> None:
+    """Label the y axis of errors on some images, and add the legend.
+
+    The axis is logarithmic where the errors differ by more than a factor of 3.
+    """
     low, high = axes.dataLim.intervaly
     if low > 0 and high > 3 * low:  # below a factor of 3 a logarithmic axis would have hardly a number on it
         axes.set_yscale("log")
         subs = (1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 5, 7)
         axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
     elif low <= 0:  # an error of 0 has no logarithm
         axes.set_ylim(-0.02 * (high or 1), 1.05 * high or 1)  # the line at 0 stays fully visible
-    axes.set_ylabel(label)
+    axes.set_ylabel(f"{images} error (%)")
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
-
-
-def percent_ticks(axis: XAxis) -> None:
-    """Show the shares on an axis, 0 to 1, in percent."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.figure.legend(loc="outside lower center", ncols=legend_columns)
 
 
 def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
@@ -112,14 +106,20 @@ def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
     return stream.getvalue()
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str, transparent: bool = False) -> str:
     """The figure on a white background; ``name`` makes its element ids differ from those of other figures."""
-    return _svg(figure, name, facecolor="white")
+    stream, background = io.StringIO(), "none" if transparent else "white"
+    _lay_out(figure)
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure.savefig(
+            stream, format="svg", metadata={"Date": None}, facecolor=background, transparent=transparent
+        )
+    return stream.getvalue()
 
 
 def inline_svg(figure: Figure, name: str) -> str:
     """The figure as an element of an HTML page: transparent, in the page's colours, without unused ids."""
-    text = _svg(figure, name, transparent=True)
+    text = svg(figure, name, transparent=True)
     text = text[text.index("<svg") :]
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -128,14 +128,6 @@ def inline_svg(figure: Figure, name: str) -> str:
     for colour, variable in _PAGE_COLOURS.items():
         text = text.replace(colour.lower(), variable)
     return text
-
-
-def _svg(figure: Figure, name: str, **options: Any) -> str:
-    stream = io.StringIO()
-    _lay_out(figure)
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", metadata={"Date": None}, **options)
-    return stream.getvalue()
 
 
 def _lay_out(figure: Figure) -> None:

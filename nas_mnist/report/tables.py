@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -15,72 +15,73 @@ from rich.text import Text
 
 from ..models.cost import cost_of
 from ..models.published import PUBLISHED_LOG
+from ..models.zoo import Entry
 from ..study.results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
 from ..study.verdict import Verdict
 from ..training.requirements import Requirement, Summary, summarise
 from .items import ReportItem, requirements_of
 from .layer_table import layer_table
 
-if TYPE_CHECKING:
-    from ..models.zoo import Entry
-
 SHOWN = 5  # candidates in the table of the best
+SUMMARY = ["Seeds", "Mean %", "Std", "95 % interval"]  # headings of `summary_cells`
+
+
+def new_table(
+    title: str, left: Sequence[str], right: Sequence[str], compact: bool = False, **options: Any
+) -> Table:
+    """A table of the columns ``left``, of text, and the columns ``right``, of numbers.
+
+    A ``compact`` one has no frame and breaks no number. ``options`` as of rich's `Table`.
+    """
+    if compact:
+        options = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)} | options
+    table = Table(title=title, **options)
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=compact)
+    return table
 
 
 def counts_line(counts: Counter[Verdict]) -> str:
     """The number of trials by verdict, in one line."""
-    rejected = counts[Verdict.OVER_BUDGET] + counts[Verdict.IMPOSSIBLE]
-    parts = [
-        f"{counts[Verdict.TRAINED]} trained to the end",
-        f"{counts[Verdict.STOPPED]} stopped early",
-        f"{rejected} rejected",
-        f"{counts[Verdict.DUPLICATE]} duplicate",
-    ]
-    parts += [f"{counts[kind]} {kind}" for kind in (Verdict.FAILED, Verdict.INTERRUPTED) if counts[kind]]
-    return ", ".join(parts)
+    parts = {
+        "trained to the end": counts[Verdict.TRAINED],
+        "stopped early": counts[Verdict.STOPPED],
+        "rejected": counts[Verdict.OVER_BUDGET] + counts[Verdict.IMPOSSIBLE],
+        "duplicate": counts[Verdict.DUPLICATE],
+    }
+    parts |= {kind: counts[kind] for kind in (Verdict.FAILED, Verdict.INTERRUPTED) if counts[kind]}
+    return ", ".join(f"{number} {kind}" for kind, number in parts.items())
 
 
 def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Table:
     """Candidates in the given order."""
-    table = Table(title=f"{title} (chosen on the validation images)")
-    for heading in ("", "Trial", "Validation", "Parameters", "Multiply-adds", "Memory", "Seconds"):
-        table.add_column(heading, justify="right")
+    headings = ["", "Trial", "Validation", "Parameters", "Multiply-adds", "Memory", "Seconds"]
+    table = new_table(f"{title} (chosen on the validation images)", [], headings)
     for rank, row in enumerate(rows, 1):
-        table.add_row(
-            str(rank),
-            str(row.trial),
-            f"{row.validation_accuracy:.2%}",
-            f"{row.n_params:,}",
-            f"{row.macs:,}",
-            f"{row.peak_memory:,}",
-            f"{row.seconds:.0f}",
-        )
+        numbers = str(rank), str(row.trial), f"{row.validation_accuracy:.2%}"
+        costs = (f"{cost:,}" for cost in (row.n_params, row.macs, row.peak_memory))
+        table.add_row(*numbers, *costs, f"{row.seconds:.0f}")
     return table
 
 
 def finals_table(rows: Sequence[TrialRow], finals: Finals, low_fidelity: bool) -> Table:
-    """The finalists: validation accuracies by seed and their mean, the highest first.
-
-    ``low_fidelity`` as in `accuracies_of`.
-    """
-    table = Table(title="Finalists trained with further seeds (validation images)")
+    """The finalists: accuracies by seed and their mean (`accuracies_of`), the highest first."""
     search = "Search (shorter training)" if low_fidelity else "Search"
-    for heading in ("Trial", "Parameters", search, "Further seeds", "Mean"):
-        table.add_column(heading, justify="right")
-    for row in sorted(rows, key=lambda row: -fmean(accuracies_of(row, finals, low_fidelity))):
+    headings = ["Trial", "Parameters", search, "Further seeds", "Mean"]
+    table = new_table("Finalists trained with further seeds (validation images)", [], headings)
+    means = {row.trial: fmean(accuracies_of(row, finals, low_fidelity)) for row in rows}
+    for row in sorted(rows, key=lambda row: -means[row.trial]):
         further = ", ".join(f"{accuracy:.2%}" for accuracy in seeds_of(row, finals))
-        mean = fmean(accuracies_of(row, finals, low_fidelity))
-        in_search = f"{row.validation_accuracy or 0:.2%}"
-        table.add_row(str(row.trial), f"{row.n_params:,}", in_search, further, f"{mean:.3%}")
+        in_search, mean = f"{row.validation_accuracy or 0:.2%}", f"{means[row.trial]:.3%}"
+        table.add_row(str(row.trial), f"{row.n_params:,}", in_search, further, mean)
     return table
 
 
 def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
     """The requirements, the values reached, and whether they are met."""
-    table = Table(title=title)
-    table.add_column("Requirement")
-    table.add_column("Reached", justify="right")
-    table.add_column("Met")
+    table = new_table(title, ["Requirement"], ["Reached", "Met"])
     for requirement in requirements:
         met = Text("yes", "green") if requirement.met else Text("NO", "bold red")
         table.add_row(requirement.what, requirement.got, met)
@@ -90,34 +91,29 @@ def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
 def zoo_table(entries: Sequence[Entry]) -> Table:
     """The networks of the zoo: cost, recipe and test accuracy on MNIST. It fits into 80 columns."""
     title = "The zoo: test accuracy on MNIST after the last epoch"
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column("Name", no_wrap=True)
-    for heading in ("Params", "MACs", "Recipe", "Seeds", "Mean %", "Std", "95 % interval"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["Params", "MACs", "Recipe", *SUMMARY]
+    table = new_table(title, ["Name"], headings, compact=True, show_edge=False, padding=0)
     for entry in sorted(entries, key=lambda entry: -cost_of(entry.architecture).params):
         cost = cost_of(entry.architecture)
-        row = [entry.name, f"{cost.params:,}", f"{cost.macs:,}", entry.recipe]
-        if entry.test_accuracies:
-            summary = summarise(entry.test_accuracies)
-            row += [str(summary.runs), f"{100 * summary.mean:.3f}", *std_and_interval(summary)]
-        table.add_row(*row)
+        test = summary_cells(summarise(entry.test_accuracies)) if entry.test_accuracies else ()
+        table.add_row(entry.name, f"{cost.params:,}", f"{cost.macs:,}", entry.recipe, *test)
     return table
 
 
-def std_and_interval(summary: Summary) -> tuple[str, str]:
-    """Standard deviation and 95 % interval in percent; empty for a single run."""
+def summary_cells(summary: Summary) -> list[str]:
+    """Runs, mean, standard deviation and 95 % interval; in percent, the last two empty for a single run."""
+    cells = [str(summary.runs), f"{100 * summary.mean:.3f}"]
     if summary.std is None or summary.interval is None:
-        return "", ""
+        return [*cells, "", ""]
     low, high = summary.interval
-    return f"{100 * summary.std:.3f}", f"{100 * low:.3f}-{100 * high:.3f}"
+    return [*cells, f"{100 * summary.std:.3f}", f"{100 * low:.3f}-{100 * high:.3f}"]
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     """One row per seed. The best epoch has its own column: it was chosen on the test images."""
-    table = Table(title="Test images, by seed")
-    for heading in ("Seed", "Last epoch (the result)", "Test loss", "Seconds"):
-        table.add_column(heading, justify="right")
-    table.add_column("Best epoch (chosen on test, no result)", justify="right")
+    headings = ["Seed", "Last epoch (the result)", "Test loss", "Seconds"]
+    headings.append("Best epoch (chosen on test, no result)")
+    table = new_table("Test images, by seed", [], headings)
     for run in runs:
         best = run["best_epoch_chosen_on_test"]
         best_epoch = f"{best['test_accuracy']:.2%} (epoch {best['epoch']})" if best else ""
@@ -128,9 +124,8 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
 
 def published_table(run: Mapping[str, Any]) -> Table:
     """A run of the reference beside the published run, epoch by epoch."""
-    table = Table(title=f"Seed {run['seed']} beside the published run (one run, unknown seed)")
-    for heading in ("Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"):
-        table.add_column(heading, justify="right")
+    title = f"Seed {run['seed']} beside the published run (one run, unknown seed)"
+    table = new_table(title, [], ["Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"])
     for epoch, (loss, correct) in zip(run["epochs"], PUBLISHED_LOG, strict=False):
         scored = epoch["test_loss"] is not None
         ours = (f"{epoch['test_loss']:.4f}", f"{epoch['test_accuracy']:.2%}") if scored else ("", "")
@@ -139,20 +134,13 @@ def published_table(run: Mapping[str, Any]) -> Table:
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Several items side by side; ``rows`` from `comparison.comparison_rows`."""
+    """Several items side by side; ``rows`` from `sections.comparison_rows`."""
     title = "Comparison: test accuracy after the last epoch"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    for heading in ("Name", "Data", "Recipe"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("Params", "Mean %", "95 % interval", "Seeds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table(title, ["Name", "Data", "Recipe"], ["Params", *SUMMARY], compact=True)
     for row in rows:
         params = f"{row['params']:,}" if "params" in row else ""
-        figures = ["", "", ""]
-        if row["test"]:
-            summary = Summary(**row["test"])
-            figures = [f"{100 * summary.mean:.3f}", std_and_interval(summary)[1], str(summary.runs)]
-        table.add_row(row["name"], row["data"], row["recipe"], params, *figures)
+        test = summary_cells(Summary(**row["test"])) if row["test"] else ()
+        table.add_row(row["name"], row["data"], row["recipe"], params, *test)
     return table
 
 

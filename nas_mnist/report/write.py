@@ -7,19 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
 
 from ..core.errors import InputError
 from ..core.fileio import new_folder, read_text, write_bytes
 from ..study.results import StudyResults, to_frame
-from .comparison import comparison_figure
 from .page import render_page
-from .sections import Section
+from .sections import Section, comparison_figure
 from .style import png, svg
-
-if TYPE_CHECKING:
-    import optuna
-
 
 MAX_SUMMARY_BYTES = 1 << 24
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

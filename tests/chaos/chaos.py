@@ -2,13 +2,11 @@
 
     python tests/chaos/chaos.py --storage sqlite --kills 50 --json chaos.json
 
-A search with tiny networks on 5,000 images is started again and again with the same command, and killed
-(SIGKILL) at a random moment while it starts or trains. A kill hits all processes; or the first process alone,
-after which the workers must end by themselves; or one worker, after which the others must go on. Once all
-candidates are trained, the search is killed while it trains the winner and writes the report. In the end it
-may finish.
+A search with tiny networks is started again and again with the same command, and killed at a random moment:
+all processes, one worker, or the first process alone, after which the workers must end by themselves. Once
+all candidates are trained, it is killed while it trains the winner and writes the report. Then it may finish.
 
-Then the storage is checked. Every trial that was ever seen finished is still there with its value. No
+In the end the storage is checked. Every trial that was ever seen finished is still there with its value. No
 candidate was trained to the end twice. No trial is left running. The total is reached, and the database is
 intact. All files in the folder of reports are whole.
 
@@ -96,16 +94,20 @@ class Chaos:
         folder.mkdir(exist_ok=True)
         (folder / "space.toml").write_text(SPACE)
         (folder / "recipe.toml").write_text(RECIPE)
-        command = [sys.executable, "-m", "nas_mnist.search", "--dataset", "mnist-5k", "--device", "cpu"]
-        command += ["--space", "space.toml", "--recipe", "recipe.toml", "--epochs", str(EPOCHS)]
-        command += [] if retrain else ["--no-retrain"]
         url = self.url.replace(f"{self.folder}/", "") if self.url.startswith("journal:") else self.url
-        command += ["--trials", str(self.trials), "--workers", str(self.workers), "--storage", url]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = (
+            f"-m nas_mnist.search --dataset mnist-5k --device cpu --space space.toml --recipe recipe.toml "
+            f"--epochs {EPOCHS} --trials {self.trials} --workers {self.workers} --storage {url}"
+        )
         self.starts += 1
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, *command.split(), *([] if retrain else ["--no-retrain"])],
+                cwd=folder,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     @property
@@ -116,15 +118,14 @@ class Chaos:
     def kill_at_random(self, kills: int, longest: float, rng: random.Random) -> None:
         """Kill and continue, until it comes to its end or all kills are done."""
         while self.kills < kills:
-            began, running = datetime.now(), self.start()
+            running = self.start()
             if rng.random() < 0.25:  # while it starts
                 _wait(running, rng.uniform(0.2, STARTING))
             else:
-                while running.poll() is None and not self.trains_since(began):
-                    _wait(running, 0.3)
-                _wait(running, rng.uniform(0, longest))
+                self.let_train(running, rng.uniform(0, longest))
             if running.poll() is not None:
-                self.ended_early(running.returncode, kills)
+                told = f"only {self.kills} of {kills} kills; the search ended with code {running.returncode}"
+                self.wrong.append(f"{told}: {self.printed()[-500:]}")
                 break
             self.kill(running, rng.choices(PARTS, (5, 2, 2, 1))[0])
             time.sleep(0.2)
@@ -176,30 +177,30 @@ class Chaos:
         for file in reports.rglob("weights-*.safetensors"):
             Classifier.load(file)
 
-    def ended_early(self, code: int, kills: int) -> None:
-        """The search came to its end before all kills were done."""
-        text = self.log.read_text(errors="replace")
-        told = f"only {self.kills} of {kills} kills; the search ended with code {code}"
-        self.wrong.append(f"{told}: {text[-500:]}")
+    def let_train(self, running: subprocess.Popen[bytes], seconds: float) -> None:
+        """Wait until a search that was just started trains, and so many seconds more."""
+        began = datetime.now()
+        while running.poll() is None:
+            trials = [trial for trial in self.stored() if trial.state == TrialState.RUNNING]
+            if any(trial.datetime_start and trial.datetime_start > began for trial in trials):
+                break
+            _wait(running, 0.3)
+        _wait(running, seconds)
 
-    def trains_since(self, began: datetime) -> bool:
-        """Whether a trial was begun after a moment, and still runs."""
-        running = [trial for trial in self.stored() if trial.state == TrialState.RUNNING]
-        return any(trial.datetime_start and trial.datetime_start > began for trial in running)
+    def printed(self) -> str:
+        """The output of all searches."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def take_the_server_away(self, server: PostgreSQL, after: float) -> None:
         """Stop the server during a search; the search must end in one line, and the server comes back."""
-        printed = self.log.stat().st_size if self.log.exists() else 0
-        began, running = datetime.now(), self.start()
-        while running.poll() is None and not self.trains_since(began):
-            _wait(running, 0.3)
-        _wait(running, after)
+        before, running = len(self.printed()), self.start()
+        self.let_train(running, after)
         if running.poll() is not None:
             self.wrong.append("the search was over before the server went away")
         server.stop("immediate")
         code = running.wait(120)
         server.start()
-        text = self.log.read_text(errors="replace")[printed:]
+        text = self.printed()[before:]
         if code != 1 or "Traceback" in text or text.count("error: ") != 1:
             self.wrong.append(f"without a server the search ended with code {code}: {text[-2000:]}")
         self.observe()
@@ -209,8 +210,7 @@ class Chaos:
         places = ["one", "two"] if self.server else ["."]
         codes = [search.wait(within) for search in [self.start(place) for place in places]]
         if any(codes):
-            tail = self.log.read_text(errors="replace")[-1500:]
-            self.wrong.append(f"the last search ended with code {codes}: {tail}")
+            self.wrong.append(f"the last search ended with code {codes}: {self.printed()[-1500:]}")
 
     def observe(self) -> None:
         """Remember every trial that has ended with a verdict; open the dashboard once there is a study."""
@@ -243,25 +243,20 @@ class Chaos:
         changed = {number: was for number, was in self.seen.items() if now.get(number) != was}
         self.lost = len(changed)
         found += [f"trial {number} was {was}, is {now.get(number)}" for number, was in changed.items()]
-        keys = Counter(
-            trial.user_attrs["key"] for trial in stored if trial.user_attrs.get("verdict") in COUNTS
-        )
-        whole = Counter(
-            trial.user_attrs["key"] for trial in stored if trial.user_attrs.get("epochs") == EPOCHS
-        )
-        self.repeated = sum(count - 1 for counts in (keys, whole) for count in counts.values() if count > 1)
-        found += [f"candidate {key} was trained {count} times" for key, count in keys.items() if count > 1]
-        found += [
-            f"candidate {key} was at its end {count} times" for key, count in whole.items() if count > 1
-        ]
+        counted = [trial.user_attrs for trial in stored if trial.user_attrs.get("verdict") in COUNTS]
+        whole = [trial.user_attrs for trial in stored if trial.user_attrs.get("epochs") == EPOCHS]
+        for what, group in (("trained", counted), ("at its end", whole)):
+            keys = Counter(attributes["key"] for attributes in group)
+            self.repeated += len(group) - len(keys)
+            found += [f"candidate {key} was {what} {n} times" for key, n in keys.items() if n > 1]
         if not self.seen and self.kills > MANY:
             found.append("no trial had ended before a kill")
-        if "Traceback" in self.log.read_text(errors="replace"):
+        if "Traceback" in self.printed():
             found.append("a traceback was printed")
         running = [trial.number for trial in stored if trial.state == TrialState.RUNNING]
         found += [f"trial {number} is left running" for number in running]
-        if keys.total() != self.trials:
-            found.append(f"{keys.total()} candidates, not {self.trials}")
+        if len(counted) != self.trials:
+            found.append(f"{len(counted)} candidates, not {self.trials}")
         found += self.damage()
 
     def damage(self) -> list[str]:
@@ -280,8 +275,7 @@ class Chaos:
             answer = str(error)
         if answer == "ok":
             return []
-        kept = Path(tempfile.mkdtemp(prefix="chaos-")) / "studies"
-        shutil.copytree(file.parent, kept)
+        kept = shutil.copytree(file.parent, Path(tempfile.mkdtemp(prefix="chaos-")) / "studies")
         return [f"integrity_check: {answer} (kept: {kept})"]
 
 
@@ -380,7 +374,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--longest", type=float, default=5.0, help="seconds of training until a kill")
     parser.add_argument(
-        "--dashboard", action="store_true", help="read the study in optuna-dashboard all the time"
+        "--dashboard", action="store_true", help="read the study in optuna-dashboard meanwhile"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
