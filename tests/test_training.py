@@ -87,7 +87,7 @@ def test_building_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_loss_falls_and_the_network_learns(name: str, five_thousand: DataSet) -> None:
-    _, results = run(RECIPES[name].model_copy(update={"batch_size": 20}), five_thousand)
+    _, results = run(RECIPES[name].model_copy(update={"epochs": 3, "batch_size": 20}), five_thousand)
     assert results[-1].train_loss < 0.9 * results[0].train_loss
     assert results[-1].score is not None
     assert results[-1].score.accuracy > 0.4  # a guess has 0.1
