@@ -180,13 +180,14 @@ def test_a_file_cut_short_is_named(name: str, tmp_path: Path) -> None:
 
 
 @needs_full_mnist
+@pytest.mark.usefixtures("one_process")
 def test_search_reads_broken_test_files_only_to_judge_the_winner(invoke: Runner, work: Path) -> None:
     folder = fake_mnist(work / "data")
     link_full(folder, *FILES[:2])
     (work / "space.toml").write_text('[[stages]]\nblocks = 1\nchannels = 1\ndownsample = "stride"\n')
     (work / "fast.toml").write_text("batch_size = 1000\n")
     asked = ["--data-dir", folder, "--space", "space.toml", "--recipe", "fast.toml", "--trials", 1]
-    asked += ["--epochs", 1, "--device", "cpu", "--workers", 2]
+    asked += ["--epochs", 1, "--device", "cpu", "--workers", 1]
     ended = invoke("search", *asked, "--no-retrain")
     assert (ended.code, ended.err) == (0, "")
     assert "60,000 images to train" in ended.out
