@@ -12,7 +12,7 @@ import torch
 from conftest import Runner
 
 import nas_mnist.bench.__main__ as bench
-from nas_mnist.bench import speed
+from nas_mnist.bench import networks, speed
 from nas_mnist.bench.recipes import read_rows
 from nas_mnist.data.dataset import DataSet, load
 from nas_mnist.models.architecture import Architecture
@@ -97,7 +97,7 @@ def test_seeds_are_measured_one_after_the_other_and_at_once(tiny_data: DataSet) 
 def test_the_whole_benchmark_is_written_as_json(
     work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "benchmark_networks", lambda: {"reference": SMALL})
+    monkeypatch.setattr(networks, "benchmark_networks", lambda: {"reference": SMALL})
     monkeypatch.setattr(speed, "load_average", lambda: 1.7)
     command = ["--dataset", "mnist-5k", "--images", 640, "--repeats", 1, "--device", "cpu"]
     ended = invoke("bench", *command, "--json", "found.json")

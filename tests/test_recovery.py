@@ -173,7 +173,8 @@ def test_a_process_that_dies_while_it_recovers_loses_nothing(study: optuna.Study
 def test_a_trial_that_had_come_to_its_end_gets_it(study: optuna.Study, dead: Any, end: Any) -> None:
     verdict, last_epoch, config, state = end
     with_config(study, **config)
-    trial = optuna.trial.Trial(study, study.trials[begin(study, dead)]._trial_id)
+    number = begin(study, dead)
+    trial = optuna.trial.Trial(study, study.trials[number]._trial_id)
     trial.report(0.9, last_epoch)
     if verdict:
         trial.set_user_attr("verdict", verdict)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
-
-import torch
-from rich.table import Table
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..core.cli import HOW_WELL, DataDir, Dataset, Device, JsonFile, as_path, check_data_dir, integer, run
 from ..core.fileio import check_new, write_bytes
 from ..core.versions import versions
-from ..data.dataset import load
-from ..report.progress import make_console
-from ..report.tables import new_table
-from ..training.device import describe_device, describe_processor, pick_device
-from . import speed
-from .networks import benchmark_networks
 from .recipes import recipes
 from .record import record
 from .search import search
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SUBCOMMANDS: dict[str, Callable[..., None]] = {"record": record, "search": search, "recipes": recipes}
 BUSY_LOAD = 0.5  # load average of the minute before, from which on figures are not reliable
@@ -49,6 +43,15 @@ def bench(
     json_path = as_path(json_file)
     if json_path is not None:
         check_new(json_path, "--json")
+
+    import torch
+
+    from ..data.dataset import load
+    from ..report.progress import make_console
+    from ..training.device import describe_device, describe_processor, pick_device
+    from . import speed
+    from .networks import benchmark_networks
+
     console, torch_device = make_console(), pick_device(device)
     data = load(dataset, as_path(data_dir))
     train_data, val_data = (part.to(torch_device) for part in data.split())
@@ -79,6 +82,8 @@ def bench(
 
 def _values_table(title: str, values: Mapping[str, object]) -> Table:
     """Names and values."""
+    from ..report.tables import new_table
+
     table = new_table(title, [""], [""], show_header=False)
     for name, value in values.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value))
@@ -87,6 +92,8 @@ def _values_table(title: str, values: Mapping[str, object]) -> Table:
 
 def _speed_table(network: str, found: Mapping[str, Any]) -> Table:
     """The result of `speed.measure_training` for one network."""
+    from ..report.tables import new_table
+
     title = f"Training {network}, {found['params']:,} parameters, images a second"
     table = new_table(title, [""], ["Median", "Slowest", "Fastest", "To plain"])
     for contender, turns in found["images_per_second"].items():

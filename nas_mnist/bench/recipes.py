@@ -8,10 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import pandas as pd
-from rich.table import Table
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..core.cli import (
     HOW_WELL,
@@ -31,17 +28,13 @@ from ..core.cli import (
 from ..core.errors import InputError
 from ..core.fileio import check_writable, read_text, write_bytes
 from ..core.process_pool import auto_workers, parse_workers, run_workers
-from ..data.dataset import load
 from ..lookup import resolve
 from ..recipes.recipe import Recipe, load_recipe
-from ..report.epoch_log import EpochLog
-from ..report.progress import make_console
-from ..report.tables import SUMMARY, new_table, summary_cells
-from ..training.device import pick_device
-from ..training.final import check_fits
 from ..training.jobs import Source, ValidateJob, Validation
-from ..training.loop import check_enough
 from ..training.requirements import summarise
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DEFAULT_TABLE = "reports/recipes/mnist.csv"
 KEYS = ["key", "digest", "data", "seed"]  # two trainings with the same values are the same training
@@ -73,6 +66,16 @@ def recipes(
     found = resolve(network)
     by_name = _load_recipes(names)
     check_writable(path.parent, "--table")
+
+    import pandas as pd
+
+    from ..data.dataset import load
+    from ..report.epoch_log import EpochLog
+    from ..report.progress import make_console
+    from ..training.device import pick_device
+    from ..training.final import check_fits
+    from ..training.loop import check_enough
+
     device_type = pick_device(device).type
     rows, data = read_rows(path), load(dataset, as_path(data_dir))
     check_fits(found.architecture, data)
@@ -128,6 +131,8 @@ def _load_recipes(names: Sequence[str]) -> dict[str, Recipe]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a table, which may not exist; raises `InputError` for another format."""
+    import pandas as pd
+
     if not path.exists():
         return []
     text = read_text(path, "--table")
@@ -141,6 +146,10 @@ def read_rows(path: Path) -> list[Row]:
 
 def _recipes_table(network: str, rows: Sequence[Row]) -> Table:
     """The trainings of a network, a row a recipe, the best mean accuracy first."""
+    import pandas as pd
+
+    from ..report.tables import SUMMARY, new_table, summary_cells
+
     title = f"{network}: validation images after the last epoch"
     table = new_table(title, ["Recipe"], [*SUMMARY, "Loss", "Training loss"], compact=True)
     groups = [group for _, group in pd.DataFrame(rows, columns=COLUMNS).groupby("digest")]

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
-
-import torch
+from typing import TYPE_CHECKING, Annotated
 
 from ..core.cli import (
     HOW_WELL,
@@ -30,19 +28,16 @@ from ..core.defaults import MAX_EPOCHS
 from ..core.errors import InputError, NoResultError
 from ..core.fileio import check_writable
 from ..core.process_pool import WorkerContext, auto_workers, parse_workers, run_workers
-from ..data.dataset import Images, load
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
-from ..models.network import build
 from ..recipes.recipe import Recipe, load_recipe
-from ..report.progress import make_console
 from ..space.sampling import Params, RandomSampler
 from ..space.space import SearchSpace
-from ..study.candidate import check_space
-from ..training.device import pick_device
 from ..training.jobs import Source, load_split
-from ..training.loop import TrainingError, check_enough, train
-from .curves import Curve, CurvesMetadata, read_curves, write_curves
+
+if TYPE_CHECKING:
+    from ..data.dataset import Images
+    from .curves import Curve, CurvesMetadata
 
 DEFAULT_TABLE = "reports/curves/mnist.csv"
 MAX_MISSES = 20_000  # draws in a row without a new candidate, after which a space counts as exhausted
@@ -74,6 +69,16 @@ def record(
     SearchSpace.load(space)  # an error in it is reported before any data are read
     used_recipe = load_recipe(recipe) if epochs is None else load_recipe(recipe).with_epochs(epochs)
     check_writable(path.parent, "--curves")
+
+    import torch
+
+    from ..data.dataset import load
+    from ..report.progress import make_console
+    from ..study.candidate import check_space
+    from ..training.device import pick_device
+    from ..training.loop import check_enough
+    from .curves import CurvesMetadata, write_curves
+
     device_type = pick_device(device).type
     data = load(dataset, as_path(data_dir))
     fitted_space = SearchSpace.load_for(space, data.shape, data.classes, data.name)
@@ -105,6 +110,8 @@ def record(
 
 def _read_known(path: Path, metadata: CurvesMetadata) -> list[Curve]:
     """The curves of a table, which may not exist; raises `InputError` for one made under other conditions."""
+    from .curves import read_curves
+
     if not path.exists():
         return []
     stored, known = read_curves(path)
@@ -149,6 +156,8 @@ class RecordJob:
 
     def __call__(self, context: WorkerContext) -> None:
         """Train until no job is left."""
+        import torch
+
         train_data, val_data = load_split(context, self.source)
         train_data = train_data.take(torch.arange(self.images, device=train_data.images.device))
         drawn, position = random_candidates(self.space, self.budget, self.seed), 0
@@ -163,6 +172,10 @@ class RecordJob:
     def _train(
         self, number: int, params: Params, architecture: Architecture, train_data: Images, val_data: Images
     ) -> Curve:
+        from ..models.network import build
+        from ..training.loop import TrainingError, train
+        from .curves import Curve
+
         model = build(architecture, number).to(train_data.images.device)
         seconds, scores = 0.0, []
         try:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
-
-import numpy as np
-import optuna
-from rich.table import Table
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..core.cli import HOW_WELL, WHAT, JsonFile, as_path, as_table, integer, option
 from ..core.errors import InputError, foreign_data
 from ..core.fileio import check_new, write_bytes
 from ..models.cost import COST_NAMES, Budget
-from ..report.progress import make_console
-from ..report.tables import new_table
 from ..space.space import SearchSpace
-from .curves import read_curves
-from .replay import EffortToTarget, PrunedFront, compare_searches, pruned_front, rank_correlations
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .replay import EffortToTarget, PrunedFront
 
 DEFAULT_TABLE = "reports/curves/tiny-1000-20-epochs.csv"  # of this repository
 TARGET_QUANTILE = 0.95  # of the last accuracies: the target, unless one is given
@@ -43,6 +40,13 @@ def search(
         check_new(json_path, "--json")
     if target is not None and not 0 < target <= 100:
         raise InputError(f"--target: {target} (use a percentage above 0 and up to 100)")
+
+    import optuna
+
+    from ..report.progress import make_console
+    from .curves import read_curves
+    from .replay import compare_searches, pruned_front, rank_correlations
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     metadata, known = read_curves(path)
     finals = [curve.accuracies[-1] for curve in known]
@@ -77,6 +81,8 @@ def search(
 def _target(finals: Sequence[float], percent: float | None) -> float:
     """The target as an accuracy from 0 to 1; raises `InputError` where no candidate reaches it."""
     if percent is None:
+        import numpy as np
+
         return float(np.quantile(finals, TARGET_QUANTILE, method="higher"))
     if max(finals) < percent / 100:
         raise InputError(
@@ -94,6 +100,8 @@ def _finite(value: Any) -> Any:
 
 def _correlations_table(found: Mapping[str, Mapping[str, float]]) -> Table:
     """The result of `rank_correlations`."""
+    from ..report.tables import new_table
+
     title = "Rank correlation with the accuracy after the last epoch"
     table = new_table(title, ["After"], ["Accuracy", "Loss"])
     for after, signals in found.items():
@@ -103,6 +111,8 @@ def _correlations_table(found: Mapping[str, Mapping[str, float]]) -> Table:
 
 def _efforts_table(found: Mapping[str, Mapping[str, EffortToTarget]]) -> Table:
     """The result of `compare_searches`; shares are of the first row."""
+    from ..report.tables import new_table
+
     title = "Epochs trained until a candidate reaches the target (mean, its standard error)"
     table = new_table(title, ["Sampler", "Pruning"], ["Epochs", "Error", "Share", "Reached"])
     table.caption = "share: of the first row; reached: replays that reach the target without a new start"
@@ -118,6 +128,8 @@ def _efforts_table(found: Mapping[str, Mapping[str, EffortToTarget]]) -> Table:
 
 def _fronts_table(found: Mapping[str, PrunedFront]) -> Table:
     """The results of `pruned_front`, by cost."""
+    from ..report.tables import new_table
+
     title = "The front of accuracy against a cost: pruning beside training to the last epoch"
     table = new_table(title, ["Against"], ["Epochs", "The front has", "Of it trained", "Accuracy lost"])
     for cost, one in found.items():
