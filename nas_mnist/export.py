@@ -48,9 +48,8 @@ def export(
     write_bytes(target, content)
     params = sum(parameter.numel() for parameter in classifier.model.parameters())
     print(f"Written: {target}, {len(content):,} bytes")
-    print(
-        f"Parameters: {params:,}; {4 * params:,} bytes as float32, {int8_bytes(classifier):,} bytes as int8"
-    )
+    sizes = f"{4 * params:,} bytes as float32, {int8_bytes(classifier):,} bytes as int8"
+    print(f"Parameters: {params:,}; {sizes} (weights, scales, biases)")
     normalizer = classifier.normalizer
     if to == "safetensors":
         print(f"Preprocessing: (byte - {normalizer.mean:.6f}) / {normalizer.std:.6f}")

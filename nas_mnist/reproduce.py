@@ -139,8 +139,7 @@ def reproduce(
     processes = min(count or auto_workers(where.type), max(len(missing), 1))
     store.metadata["device"] = describe_machine(where, processes)
     training = f"{found.name}, recipe {recipe_name}, {describe_device(where, processes)}"
-    kept = f"{store.folder} has {seeds - len(missing)} of {seeds} seeds" if len(missing) < seeds else ""
-    _announce(console, found.architecture, data, [note, training, kept])
+    _announce(console, found.architecture, data, [note, training, _folder_line(store, seeds, missing)])
     source = Source(data.name, as_path(data_dir), where.type, chosen)
     job = RetrainJob(found.architecture, own_recipe, tuple(missing), source, last_only=False)
     again = command_line("reproduce", *shown, again=True)
@@ -151,6 +150,15 @@ def reproduce(
         if copy_to is not None:
             write_bytes(copy_to, (store.folder / RESULT).read_bytes())
     console.print(f"Written: {store.folder}" if missing else f"Nothing to train: see {store.folder}")
+
+
+def _folder_line(store: RunStore, seeds: int, missing: Sequence[int]) -> str:
+    """A line about an earlier folder of this name, if there is one."""
+    if len(missing) < seeds:
+        return f"{store.folder} has {seeds - len(missing)} of {seeds} seeds"
+    folder = store.parent / store.name
+    another = folder.exists() and not store.continues
+    return f"{folder} holds another training; this one gets a new folder" if another else ""
 
 
 def _announce(console: Console, architecture: Architecture, data: DataSet, lines: Sequence[str]) -> None:

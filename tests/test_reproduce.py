@@ -117,7 +117,9 @@ def test_the_same_command_again_trains_nothing_and_overwrites_nothing(mine: Path
     again = invoke("reproduce", *ONE)
     assert (again.code, again.err) == (0, "")
     assert "Nothing to train: see reports/mine" in again.out
-    assert invoke("reproduce", *ONE, "--epochs", 2).code == 0  # another training: another folder
+    other = invoke("reproduce", *ONE, "--epochs", 2)
+    assert (other.code, other.err) == (0, "")
+    assert "reports/mine holds another training" in other.out
     assert {path.name for path in reports.iterdir()} == {"mine", "mine-2"}
     assert (reports / "mine" / "result.json").read_bytes() == first
     (reports / "mine" / "weights-seed-0.safetensors").unlink()  # published results come without weights

@@ -64,6 +64,11 @@ class RunStore:
         return None
 
     @property
+    def continues(self) -> bool:
+        """Whether the runs go into a folder that exists."""
+        return self._folder is not None
+
+    @property
     def folder(self) -> Path:
         """The folder; only after the first run."""
         assert self._folder is not None
