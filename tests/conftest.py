@@ -21,7 +21,7 @@ from nas_mnist.core.process_pool import WorkerContext
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
 
-# Files are real, but where there is a file system in memory nobody waits for a disk to keep them.
+# Files are real, but where there is a file system in memory, tests do not wait for a disk.
 MEMORY = Path("/dev/shm")
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 300 << 20:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
