@@ -25,6 +25,7 @@ from ..core.cli import (
     integer,
     option,
 )
+from ..core.defaults import MAX_SEED
 from ..core.errors import InputError
 from ..core.fileio import check_writable, read_text, write_bytes
 from ..core.process_pool import auto_workers, parse_workers, run_workers
@@ -47,7 +48,7 @@ def recipes(
     network: Network,
     names: Annotated[list[str], argument("RECIPE...", "Recipes, as --recipe of a search.")],
     seeds: Annotated[int, integer(HOW_WELL, 1, 1000, "Train with N seeds (3).")] = 3,
-    seed: Annotated[int, integer(HOW_WELL, 0, 2**31 - 1, "Begin with seed N (0).")] = 0,
+    seed: Annotated[int, integer(HOW_WELL, 0, MAX_SEED, "Begin with seed N (0).")] = 0,
     table: Annotated[
         str, option(OUTPUT, "FILE.csv", f"Make or extend this table ({DEFAULT_TABLE}).")
     ] = DEFAULT_TABLE,

@@ -24,7 +24,7 @@ from ..core.cli import (
     integer,
     option,
 )
-from ..core.defaults import MAX_EPOCHS
+from ..core.defaults import MAX_EPOCHS, MAX_PARAMS, MAX_SEED
 from ..core.errors import InputError, NoResultError
 from ..core.fileio import check_writable
 from ..core.process_pool import WorkerContext, auto_workers, parse_workers, run_workers
@@ -48,7 +48,9 @@ def record(
         str, option(OUTPUT, "FILE.csv", f"Make or extend this table ({DEFAULT_TABLE}).")
     ] = DEFAULT_TABLE,
     candidates: Annotated[int, integer(HOW_WELL, 1, 100_000, "Extend the table to N rows (200).")] = 200,
-    max_params: Annotated[int, integer(WHAT, 1, 10**9, "The parameter budget (20,000).")] = 20_000,
+    max_params: Annotated[
+        int, integer(WHAT, 1, 10**9, f"The parameter budget ({MAX_PARAMS:,}).")
+    ] = MAX_PARAMS,
     space: Annotated[str, option(WHAT, "NAME|FILE.toml", "Draw from this space (default).")] = "default",
     recipe: Annotated[str, option(HOW_WELL, "NAME|FILE.toml", "Train by this recipe (default).")] = "default",
     epochs: Annotated[int | None, integer(HOW_WELL, 1, MAX_EPOCHS, "Train N epochs (the recipe's).")] = None,
@@ -57,7 +59,7 @@ def record(
     data_dir: DataDir = None,
     device: Device = "auto",
     workers: Workers = "auto",
-    seed: Annotated[int, integer(HOW_WELL, 0, 2**31 - 1, "Seed of the candidates (0).")] = 0,
+    seed: Annotated[int, integer(HOW_WELL, 0, MAX_SEED, "Seed of the candidates (0).")] = 0,
 ) -> None:
     """Train random candidates without pruning, and store their learning curves.
 

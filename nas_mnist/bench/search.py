@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..core.cli import HOW_WELL, WHAT, JsonFile, as_path, as_table, integer, option
+from ..core.defaults import MAX_SEED
 from ..core.errors import InputError, foreign_data
 from ..core.fileio import check_new, write_bytes
 from ..models.cost import COST_NAMES, Budget
@@ -30,7 +31,7 @@ def search(
     target: Annotated[
         float | None, option(WHAT, "PERCENT", "Search for this accuracy (the best 5 % reach it).")
     ] = None,
-    seed: Annotated[int, integer(HOW_WELL, 0, 2**31 - 1, "Seed of the replays (0).")] = 0,
+    seed: Annotated[int, integer(HOW_WELL, 0, MAX_SEED, "Seed of the replays (0).")] = 0,
     json_file: JsonFile = None,
 ) -> None:
     """Replay searches on recorded learning curves, to compare samplers and pruning rules."""
