@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from .core.cli import OUTPUT, WHAT, Network, Storage, Study, as_path, check_lookup, option, run
 from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
@@ -14,6 +15,8 @@ from .core.fileio import check_new, write_bytes
 from .data.class_names import class_names
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from .training.classifier import Classifier
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
@@ -40,11 +43,13 @@ def export(
     target = as_path(output)
 
     from .lookup import find_classifier
+    from .training.classifier import Classifier
 
     name, classifier = find_classifier(network, study, storage)
     target = target or Path(name + FORMATS[to])
     check_new(target, "--output")
-    content = {"safetensors": _safetensors, "onnx": to_onnx, "torch": to_torch}[to](classifier)
+    writers = {"safetensors": Classifier.to_bytes, "onnx": to_onnx, "torch": to_torch}
+    content = writers[to](classifier)
     write_bytes(target, content)
     params = sum(parameter.numel() for parameter in classifier.model.parameters())
     print(f"Written: {target}, {len(content):,} bytes")
@@ -80,28 +85,38 @@ def int8_bytes(classifier: Classifier) -> int:
 def to_onnx(classifier: Classifier) -> bytes:
     """An ONNX model: input ``pixels`` (N, C, H, W) float32 from 0 to 255, output ``scores`` (N, classes)."""
     import torch
+    from onnx.helper import set_model_props
+
+    with warnings.catch_warnings(action="ignore"):  # the exporter warns of its own code
+        names: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["scores"]}
+        exported = torch.onnx.export(_program(classifier), dynamo=True, verbose=False, **names)
+    assert exported is not None
+    model = exported.model_proto
+    model.doc_string = f"A network for images of {classifier.data}, by nas_mnist"
+    set_model_props(model, metadata(classifier))
+    return bytes(model.SerializeToString())
+
+
+def to_torch(classifier: Classifier) -> bytes:
+    """A `torch.export` program with the same input and output: ``torch.export.load(file).module()``."""
+    import torch
+
+    stream = io.BytesIO()
+    torch.export.save(_program(classifier), stream)
+    return stream.getvalue()
+
+
+def _program(classifier: Classifier) -> ExportedProgram:
+    """The classifier with its preprocessing, for any number of images."""
+    import torch
 
     from .training.classifier import WithPreprocessing
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own code
-        program = torch.onnx.export(
-            WithPreprocessing(classifier).eval(),
-            (_example(classifier),),
-            input_names=["pixels"],
-            output_names=["scores"],
-            dynamic_shapes=({0: torch.export.Dim("images")},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    from onnx.helper import set_model_props
-
-    model = program.model_proto
-    model.doc_string = f"A network for images of {classifier.data}, by nas_mnist"
-    set_model_props(model, metadata(classifier))
-    content: bytes = model.SerializeToString()
-    return content
+    example = torch.zeros(2, *classifier.model.architecture.input_shape)
+    images = torch.export.Dim("images")
+    return torch.export.export(
+        WithPreprocessing(classifier).eval(), (example,), dynamic_shapes=({0: images},)
+    )
 
 
 def metadata(classifier: Classifier) -> dict[str, str]:
@@ -115,32 +130,6 @@ def metadata(classifier: Classifier) -> dict[str, str]:
         "data": classifier.data,
         "architecture": architecture.to_json(),
     }
-
-
-def to_torch(classifier: Classifier) -> bytes:
-    """A `torch.export` program with the same input and output: ``torch.export.load(file).module()``."""
-    import io
-
-    import torch
-
-    from .training.classifier import WithPreprocessing
-
-    stream = io.BytesIO()
-    images = torch.export.Dim("images")
-    model = WithPreprocessing(classifier).eval()
-    program = torch.export.export(model, (_example(classifier),), dynamic_shapes=({0: images},))
-    torch.export.save(program, stream)
-    return stream.getvalue()
-
-
-def _safetensors(classifier: Classifier) -> bytes:
-    return classifier.to_bytes()
-
-
-def _example(classifier: Classifier):  # type: ignore[no-untyped-def]
-    import torch
-
-    return torch.zeros(2, *classifier.model.architecture.input_shape)
 
 
 def _need_onnx() -> None:

@@ -14,7 +14,7 @@ Loads torch only to read a FILE.safetensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,16 +37,15 @@ class NamedNetwork:
 
     name: str  # for people, and for the folders and files that are made of it
     architecture: Architecture
-    recipe: Recipe  # that it is trained with unless another is asked for
-    recipe_name: str
-    dataset: str = "mnist"  # that it is trained on unless another is asked for
+    recipe: Recipe = field(default_factory=lambda: load_recipe("default"))  # unless another is asked for
+    recipe_name: str = "default"
+    dataset: str = "mnist"  # unless another is asked for
     about: str = ""
     budget: int | None = None  # parameters, of the search that found it
     test_accuracies: tuple[float, ...] = ()  # of the zoo: MNIST, this recipe, last epoch, one a seed; 0 to 1
     folder: Path | None = None  # of the results, for a FOLDER
     result: Mapping[str, Any] | None = None  # the content of its ``result.json``
     weights: Path | None = None  # a safetensors file; None: without trained weights
-    no_weights: Exception | None = None  # the error for a command that needs weights
 
 
 def resolve(
@@ -84,14 +83,18 @@ def find_classifier(
 
     found = resolve(what, study, storage)
     if found.weights is None:
-        raise found.no_weights or InputError(f"weights: {what} has none")
+        if what == "best":
+            raise NoResultError(
+                f"{found.about}, is not trained yet (continue the search without --no-retrain)"
+            )
+        train = f"python -m nas_mnist.reproduce {what}"
+        raise InputError(f"weights: {what} has none (train it with {train}, then use the folder of results)")
     return found.name, Classifier.load(found.weights)
 
 
 def _from_zoo(name: str) -> NamedNetwork:
     entry = zoo.load(name)
     file = Path(str(resources.files(zoo) / f"{name}.safetensors"))
-    train = f"python -m nas_mnist.reproduce {name}"
     return NamedNetwork(
         name=name,
         architecture=entry.architecture,
@@ -100,7 +103,6 @@ def _from_zoo(name: str) -> NamedNetwork:
         about=entry.about,
         test_accuracies=entry.test_accuracies,
         weights=file if file.is_file() else None,
-        no_weights=InputError(f"weights: the zoo has none for {name!r} (train it with {train})"),
     )
 
 
@@ -110,28 +112,14 @@ def _from_json(path: Path) -> NamedNetwork:
         architecture = Architecture.from_json(text)
     except InputError as error:
         raise InputError(f"{path}: {str(error).removeprefix('architecture: ')}") from None
-    train = f"python -m nas_mnist.reproduce {path}"
-    return NamedNetwork(
-        name=path.stem,
-        architecture=architecture,
-        recipe=load_recipe("default"),
-        recipe_name="default",
-        no_weights=InputError(f"weights: {path} is an architecture without weights (train it with {train})"),
-    )
+    return NamedNetwork(path.stem, architecture)
 
 
 def _from_weights(path: Path) -> NamedNetwork:
     from .training.classifier import Classifier
 
     classifier = Classifier.load(path)
-    return NamedNetwork(
-        name=path.stem,
-        architecture=classifier.model.architecture,
-        recipe=load_recipe("default"),
-        recipe_name="default",
-        dataset=classifier.data,
-        weights=path,
-    )
+    return NamedNetwork(path.stem, classifier.model.architecture, dataset=classifier.data, weights=path)
 
 
 def _from_folder(folder: Path) -> NamedNetwork:
@@ -141,10 +129,8 @@ def _from_folder(folder: Path) -> NamedNetwork:
         raise InputError(f"network: {folder} holds no {RESULT} ({advice})")
     result = read_result(folder / RESULT)
     with foreign_data(f"result: {folder}"):
-        name = folder.resolve().name
-        own = f" (or use {name})" if name in zoo.names() else ""  # published results come without weights
         return NamedNetwork(
-            name=name,
+            name=folder.resolve().name,
             architecture=Architecture.make(result["architecture"]),
             recipe=stored_recipe(result["recipe"], f"{folder}: recipe"),
             recipe_name=current_name(str(result.get("recipe_name") or f"of {folder}")),
@@ -153,7 +139,6 @@ def _from_folder(folder: Path) -> NamedNetwork:
             folder=folder,
             result=result,
             weights=_lowest_seed(folder, result),
-            no_weights=InputError(f"weights: {folder} holds no {weights_file(0)}{own}"),
         )
 
 
@@ -181,13 +166,10 @@ def _from_study(study: str, storage: str, trial: int | None) -> NamedNetwork:
     with foreign_data(f"study: {study!r}"):
         usual = metadata["recipe"]
         recipe = stored_recipe(row.recipe or usual, f"study {study!r}: recipe").with_epochs(usual["epochs"])
-        dataset = metadata.get("dataset") or metadata["identity"]["data"].rpartition(" ")[0]
-        retrained = metadata.get("winner") or {}
-        folder = Path(retrained["folder"]) if retrained.get("key") == row.key else None
-        trained = folder is not None and (folder / RESULT).is_file()
-        weights = _lowest_seed(folder, read_result(folder / RESULT)) if folder and trained else None
-        command = str(metadata.get("command") or f"python -m nas_mnist.search --study {study}")
-    again = command.replace(" --no-retrain", "")
+        dataset = metadata.get("dataset") or results.config.data.partition(" ")[0]  # else of an older study
+        retrained, weights = metadata.get("winner") or {}, None
+        if retrained.get("key") == row.key and (file := Path(retrained["folder"]) / RESULT).is_file():
+            weights = _lowest_seed(file.parent, read_result(file))
     return NamedNetwork(
         name=f"{study}-best" if trial is None else f"{study}-trial-{trial}",
         architecture=Architecture.make(row.architecture),
@@ -195,7 +177,6 @@ def _from_study(study: str, storage: str, trial: int | None) -> NamedNetwork:
         recipe_name=f"of study {study!r}",
         dataset=str(dataset),
         about=f"{'best' if trial is None else 'one'} of study {study!r}, trial {row.trial}",
-        budget=metadata["identity"]["max_params"],
+        budget=results.config.max_params,
         weights=weights,
-        no_weights=NoResultError(f"the winner of study {study!r} is not trained yet (continue with {again})"),
     )

@@ -65,14 +65,10 @@ def classify(picture: Path, classifier: Classifier) -> list[float]:
     if len(image.getcolors(1 << 8) or []) == 1:
         raise InputError(f"picture: {picture} shows nothing: all of it is of one colour")
     dark = classifier.normalizer.mean < MIDDLE
-    pixels = torch.tensor(prepare(image, height, width, dark=dark, digit=_of_digits(classifier.data)))
+    digit = classifier.data.startswith(("mnist", "qmnist", "emnist"))
+    pixels = torch.tensor(prepare(image, height, width, dark=dark, digit=digit))
     found: list[float] = classifier(pixels[None, None])[0].tolist()
     return found
-
-
-def _of_digits(data: str) -> bool:
-    """Whether a data set has MNIST's form: a character of 20 pixels in the middle of 28 x 28."""
-    return data.startswith(("mnist", "qmnist", "emnist"))
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -130,22 +126,20 @@ def _centred(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    ink = pixels > MIN_INK
-    canvas = np.zeros((height, width), dtype=np.uint8)
-    if not ink.any():
-        return canvas
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    digit = Image.fromarray(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    factor = DIGIT_SHARE * min(height, width) / max(digit.size)
-    long, high = (max(1, round(side * factor)) for side in digit.size)
-    small = np.asarray(digit.resize((long, high), Image.Resampling.LANCZOS))
-    weights = np.maximum(small.astype(float), 1e-9)
-    centre_y = (weights.sum(1) @ np.arange(small.shape[0])) / weights.sum()
-    centre_x = (weights.sum(0) @ np.arange(small.shape[1])) / weights.sum()
-    top = round(float(np.clip((height - 1) / 2 - centre_y, 0, height - small.shape[0])))
-    left = round(float(np.clip((width - 1) / 2 - centre_x, 0, width - small.shape[1])))
-    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return canvas
+    picture, canvas = Image.fromarray(pixels), Image.new("L", (width, height))
+    box = Image.fromarray(pixels > MIN_INK).getbbox()  # None without ink
+    if box is not None:
+        digit = picture.crop(box)
+        factor = DIGIT_SHARE * min(height, width) / max(digit.size)
+        wide, high = (max(1, round(side * factor)) for side in digit.size)
+        small = digit.resize((wide, high), Image.Resampling.LANCZOS)
+        weights = np.maximum(np.asarray(small, dtype=float), 1e-9)
+        centre_y = (weights.sum(1) @ np.arange(high)) / weights.sum()
+        centre_x = (weights.sum(0) @ np.arange(wide)) / weights.sum()
+        top = round(float(np.clip((height - 1) / 2 - centre_y, 0, height - high)))
+        left = round(float(np.clip((width - 1) / 2 - centre_x, 0, width - wide)))
+        canvas.paste(small, (left, top))
+    return np.array(canvas)
 
 
 if __name__ == "__main__":

@@ -31,14 +31,7 @@ from .core.cli import (
     run,
     whole,
 )
-from .core.defaults import (
-    DEFAULT_STORAGE,
-    DEFAULT_STUDY,
-    MAX_EPOCHS,
-    MAX_PARAMS,
-    MAX_SEED,
-    REPORTS,
-)
+from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARAMS, MAX_SEED, REPORTS
 from .core.errors import InputError, NoResultError
 from .core.fileio import check_new, check_writable, write_bytes
 from .core.process_pool import auto_workers, parse_workers
@@ -46,7 +39,6 @@ from .lookup import resolve
 from .models import zoo
 from .recipes.recipe import load_recipe
 from .training.jobs import RetrainJob, Source, retrain_seeds
-from .training.requirements import Requirement, Summary
 from .training.run_store import RESULT, RunStore, metadata_of
 
 if TYPE_CHECKING:
@@ -58,10 +50,12 @@ if TYPE_CHECKING:
 
 def _show_zoo(wanted: bool) -> None:
     if wanted:
+        from .report.items import comparison_rows, item_of_name
         from .report.progress import make_console
-        from .report.tables import zoo_table
+        from .report.tables import comparison_table
 
-        make_console().print(zoo_table([zoo.load(name) for name in zoo.names()]))
+        rows = comparison_rows([item_of_name(name, None) for name in zoo.names()])
+        make_console().print(comparison_table(rows, "The zoo on MNIST"))
         raise typer.Exit
 
 
@@ -118,6 +112,7 @@ def reproduce(
 
     from .data.dataset import load
     from .engine.backend import resolve_engine
+    from .report.epoch_log import EpochLog
     from .report.progress import make_console
     from .study.storage import hide_password
     from .training.device import describe_device, describe_machine, pick_device
@@ -145,7 +140,8 @@ def reproduce(
     again = command_line("reproduce", *shown, again=True)
     with _continuation_hint(store, range(seed, seed + seeds), again, console):
         if missing:
-            _train(job, data, processes, console, store)
+            with EpochLog(console, own_recipe.epochs, len(missing)) as log:
+                retrain_seeds(job, data, processes, log, store.add)
         _report(store, data, console, as_path(data_dir))
         if copy_to is not None:
             write_bytes(copy_to, (store.folder / RESULT).read_bytes())
@@ -157,47 +153,36 @@ def _folder_line(store: RunStore, seeds: int, missing: Sequence[int]) -> str:
     if len(missing) < seeds:
         return f"{store.folder} has {seeds - len(missing)} of {seeds} seeds"
     folder = store.parent / store.name
-    another = folder.exists() and not store.continues
+    another = folder.exists() and not store.seeds
     return f"{folder} holds another training; this one gets a new folder" if another else ""
 
 
 def _announce(console: Console, architecture: Architecture, data: DataSet, lines: Sequence[str]) -> None:
     """Print the network, the data and those of the lines that are not empty."""
     from .report.layer_table import layer_table
+    from .report.progress import print_warning
 
     console.print(layer_table(architecture), markup=False)
     console.print(f"Data: {data.source}", markup=False)
-    _warn(console, data)
-    for line in filter(None, lines):
-        console.print(line, markup=False)
-
-
-def _train(job: RetrainJob, data: DataSet, processes: int, console: Console, store: RunStore) -> None:
-    """Train and store every seed."""
-    from .report.epoch_log import EpochLog
-
-    with EpochLog(console, job.recipe.epochs, len(job.seeds)) as log:
-        retrain_seeds(job, data, processes, log, store.add)
+    print_warning(console, data.note)
+    console.print(*filter(None, lines), sep="\n", markup=False)
 
 
 def _report(store: RunStore, data: DataSet, console: Console, data_dir: Path | None) -> None:
     """Print all runs of the folder as tables, and write its page."""
     from .report.items import item_of_result
+    from .report.progress import print_warning
     from .report.sections import sections_of
-    from .report.tables import published_table, requirement_table, runs_table, summary_line
+    from .report.tables import print_result, published_table
     from .report.write import write_report
 
-    folder, result = store.folder, store.result
+    result = store.result
+    item = item_of_result(result, store.folder.name, data_dir, store.folder)
     if result["name"] == "reference" and data.name == "mnist":
         console.print(published_table(result["runs"][0]))
-    console.print(runs_table(result["runs"]))
-    summary = Summary(**result["test_accuracy"])
-    of = "one seed" if summary.runs == 1 else "mean of the seeds"
-    met = [Requirement(**one) for one in result["requirements"]]
-    console.print(requirement_table(met, f"The requirements (test images, last epoch, {of})"))
-    console.print(summary_line(summary))
-    _warn(console, data)
-    write_report(folder, sections_of([item_of_result(result, folder.name, data_dir)]))
+    print_result(console, item, result)
+    print_warning(console, data.note)
+    write_report(store.folder, sections_of([item]))
 
 
 @contextlib.contextmanager
@@ -212,11 +197,6 @@ def _continuation_hint(store: RunStore, seeds: Sequence[int], again: str, consol
         elif isinstance(error, KeyboardInterrupt):
             console.print("Interrupted; nothing was written.")
         raise
-
-
-def _warn(console: Console, data: DataSet) -> None:
-    if data.note:
-        console.print(f"[bold yellow]{data.note}[/bold yellow]")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 FULL_MNIST = os.environ.get("NAS_MNIST_DATA")  # a folder with MNIST/raw, or None
+needs_full_mnist = pytest.mark.skipif(
+    not FULL_MNIST, reason="full MNIST is not here (set NAS_MNIST_DATA to a folder with MNIST/raw)"
+)
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses: no test downloads anything
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 UNSET = ("NAS_MNIST_DATA", "no_proxy", "NO_PROXY")
@@ -64,12 +67,6 @@ class Ended(NamedTuple):
 
 
 Runner = Callable[..., Ended]
-
-
-def pytest_report_header() -> str:
-    if FULL_MNIST:
-        return f"full MNIST: {FULL_MNIST}"
-    return "full MNIST: not here, its tests are skipped (set NAS_MNIST_DATA to a folder with MNIST/raw)"
 
 
 @pytest.fixture(autouse=True)

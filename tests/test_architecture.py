@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,61 +89,54 @@ def test_frozen(reference: Architecture) -> None:
     assert hash(reference) == hash(Architecture.from_json(reference.to_json()))
 
 
-EVEN = "(input should be 1, 3, 5 or 7)"
+LIMITS: dict[str, tuple[Callable[[Any], dict[str, Any]], int, int]] = {
+    "blocks[0].channels": (lambda number: conv(channels=number), 1, 1024),
+    "blocks[0].stride": (lambda number: conv(stride=number), 1, 4),
+    "blocks[0].kernel": (lambda number: pool(kernel=number) | {"input_shape": [1, 99, 99]}, 2, 64),
+    "classes": (lambda number: conv() | {"classes": number}, 2, 1000),
+    "input_shape[0]": (lambda number: conv() | {"input_shape": [number, 28, 28]}, 1, 4),
+    "input_shape[1]": (lambda number: conv() | {"input_shape": [1, number, 28]}, 4, 256),
+}
+
+
+@pytest.mark.parametrize("field", LIMITS)
+def test_a_number_beyond_its_limits_is_refused(field: str) -> None:
+    data, low, high = LIMITS[field]
+    for value in (low, high):
+        Architecture.make(data(value))
+    refused = [(low - 1, f"use at least {low}"), (high + 1, f"use at most {high:,}")]
+    refused += [(value, "use a whole number") for value in (str(low), float(low), True, None)]
+    for value, said in refused:
+        check_refused(data(value), f"{field}: {value!r} ({said})")
+
+
+KERNELS = "(use 1, 3, 5 or 7)"
 NO_FIT = "does not fit a map of"
-REFUSED = [  # the words after a value's parenthesis are mostly pydantic's
-    (conv(kernel=4), f"blocks[0].kernel: 4 {EVEN}"),
-    (conv(kernel="3"), "blocks[0].kernel: '3' (use 1, 3, 5 or 7)"),
-    (conv(channels=0), "blocks[0].channels: 0 ("),
-    (conv(channels=1025), "blocks[0].channels: 1025 ("),
-    (conv(channels=10**30), f"blocks[0].channels: {10**30} ("),
-    (conv(channels=4.0), "blocks[0].channels: 4.0 ("),
-    (conv(channels="8"), "blocks[0].channels: '8' ("),
-    (conv(channels=True), "blocks[0].channels: True ("),
-    (conv(stride=0), "blocks[0].stride: 0 ("),
-    (conv(stride=5), "blocks[0].stride: 5 ("),
-    (conv(padding="full"), "blocks[0].padding: 'full' ("),
-    (conv(norm="batch"), "blocks[0].norm: 'batch' ("),
-    (conv(activation="relu6"), "blocks[0].activation: 'relu6' (input should be 'none', 'relu', 'leaky_relu'"),
-    (conv(dropout=1.0), "blocks[0].dropout: 1.0 ("),
-    (conv(dropout=-0.1), "blocks[0].dropout: -0.1 ("),
-    (conv(dropout=float("nan")), "blocks[0].dropout: nan ("),
-    (conv(bias=None), "blocks[0].bias: None ("),
+REFUSED = [
+    (conv(kernel=4), f"blocks[0].kernel: 4 {KERNELS}"),
+    (conv(kernel="3"), f"blocks[0].kernel: '3' {KERNELS}"),
+    (conv(channels=10**30), f"blocks[0].channels: {10**30} (use at most 1,024)"),
+    (conv(activation="relu6"), "blocks[0].activation: 'relu6' (use none, relu, leaky_relu, silu, "),
+    (conv(dropout=1.0), "blocks[0].dropout: 1.0 (use less than 1)"),
+    (conv(dropout=float("nan")), "blocks[0].dropout: nan (use a finite number)"),
+    (conv(dropout="much"), "blocks[0].dropout: 'much' (use a number)"),
+    (conv(bias=None), "blocks[0].bias: None (use true or false)"),
     (conv(width=3), "blocks[0].width: unknown field"),
     (conv() | {"layers": 3}, "layers: unknown field"),
     ({"blocks": [{"kind": "conv"}]}, "blocks[0].channels: missing field"),
     ({}, "blocks: missing field"),
-    ({"blocks": 5}, "blocks: 5 ("),
-    ({"blocks": []}, "blocks: [] ("),
+    ({"blocks": 5}, "blocks: 5 (use a list)"),
+    ({"blocks": []}, "blocks: [] (use a list of at least 1)"),
+    ({"blocks": pool()["blocks"] * 65}, "blocks: [{'kind': 'pool'}, "),
     ({"blocks": [{"channels": 4}]}, "blocks[0].kind: missing field"),
-    (
-        {"blocks": [{"kind": "linear"}]},
-        "blocks[0].kind: 'linear' (use 'conv', 'separable', 'residual', 'pool'",
-    ),
+    ({"blocks": [{"kind": "linear"}]}, "blocks[0].kind: 'linear' (use conv, separable, residual, pool"),
     ({"blocks": [{"kind": "repeat"}]}, "blocks[0]: nothing to repeat ("),
-    (
-        {"blocks": [*conv()["blocks"], {"kind": "repeat"}]},
-        "blocks[1]: reads 4 channels where the block that it",
-    ),
-    ({"blocks": [{"kind": "repeat", "times": 2}]}, "blocks[0].times: unknown field"),
-    (conv() | {"classes": 1}, "classes: 1 ("),
-    (conv() | {"classes": "10"}, "classes: '10' ("),
+    ({"blocks": [*conv()["blocks"], {"kind": "repeat"}]}, "blocks[1]: reads 4 channels where the block"),
     (conv() | {"input_shape": [1, 28]}, "input_shape[2]: missing field"),
-    (conv() | {"input_shape": [5, 28, 28]}, "input_shape[0]: 5 ("),
-    (conv() | {"input_shape": [1, 3, 28]}, "input_shape[1]: 3 ("),
-    (conv() | {"input_shape": [1, 257, 256]}, "input_shape[1]: 257 ("),  # a map of unreasonable size
-    (conv() | {"head": {"kernel": 2}}, f"head.kernel: 2 {EVEN}"),
-    (
-        conv() | {"head": {"order": "pool_then_conv", "kernel": 3}},
-        "head.kernel: 3 needs more than one pixel (",
-    ),
-    (
-        conv() | {"input_shape": [1, 6, 6], "head": {"kernel": 7}},
-        f"head.kernel: 7 {NO_FIT} 6x6 (use at most 6",
-    ),
-    (pool(method="median"), "blocks[0].method: 'median' ("),
-    (pool(kernel=1), "blocks[0].kernel: 1 ("),
-    (pool(stride=0), "blocks[0].stride: 0 ("),
+    (conv() | {"head": {"order": "pool_then_conv", "kernel": 3}}, "head.kernel: 3 needs more than one pixel"),
+    (conv() | {"head": {"kernel": 2}}, f"head.kernel: 2 {KERNELS}"),
+    (conv() | {"input_shape": [1, 6, 6], "head": {"kernel": 7}}, f"head.kernel: 7 {NO_FIT} 6x6 (use at mo"),
+    (pool(method="median"), "blocks[0].method: 'median' (use max or average)"),
     (pool(kernel=29), f"blocks[0].kernel: 29 {NO_FIT} 28x28 (use at most 28)"),
     (
         {"blocks": [*pool(kernel=14, stride=14)["blocks"], *conv(padding="valid")["blocks"]]},
@@ -152,17 +146,20 @@ REFUSED = [  # the words after a value's parenthesis are mostly pydantic's
         residual({"kind": "conv", "channels": 4, "padding": "valid"}),
         "blocks[0].body: 26x26 where the shortcut has 28x28 (use 'same' padding in the body)",
     ),
-    (residual(), "blocks[0].body: [] ("),
-    (residual({"kind": "pool"}), "blocks[0].body[0].kind: 'pool' (use 'conv', 'separable')"),
+    (residual({"kind": "pool"}), "blocks[0].body[0].kind: 'pool' (use conv, separable)"),
     (
         residual({"kind": "conv", "channels": 4}, {"kind": "separable", "channels": 4, "kernel": 9}),
-        f"blocks[0].body[1].kernel: 9 {EVEN}",
+        f"blocks[0].body[1].kernel: 9 {KERNELS}",
     ),
 ]
 
 
 @pytest.mark.parametrize(("data", "said"), REFUSED, ids=[said.split(" ")[0] for _, said in REFUSED])
 def test_refused_with_field_value_and_what_is_allowed(data: dict[str, Any], said: str) -> None:
+    check_refused(data, said)
+
+
+def check_refused(data: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as refused:
         Architecture.make(data)
     assert str(refused.value).startswith(said)
@@ -172,10 +169,7 @@ NOT_JSON = "architecture: not JSON ("
 NOT_READ = [
     *((text, NOT_JSON) for text in ("not json", "", b"\xff\xfe\x00", "[" * 100_000, '{"a":' * 50_000)),
     ("[1, 2]", "architecture: a JSON list (use an object with 'blocks')"),
-    ("null", "architecture: a JSON NoneType (use an object with 'blocks')"),
     ('{"blocks": ' + "[" * 200 + "]" * 200 + "}", "blocks[0]: [[[["),
-    ('{"blocks": NaN}', "blocks: nan ("),
-    ('{"blocks": [{"kind": "conv", "channels": 4, "dropout": NaN}]}', "blocks[0].dropout: nan ("),
     ('{"blocks": [{"kind": "conv", "channels": ' + "9" * 5000 + "}]}", NOT_JSON),
     ('{"blocks": []' + " " * 1_000_000 + "}", "architecture: 1,000,014 bytes of JSON (at most 1,000,000)"),
 ]

@@ -52,13 +52,6 @@ def test_affine_maps_are_those_of_torchs_grid() -> None:
     torch.testing.assert_close(moved(images, how, 4), expected)
 
 
-def test_augmentation_depends_on_its_generator_alone() -> None:
-    how = Augmentation(rotate=10, translate=0.1, scale=0.1, shear=5)
-    first, again, other = (moved(pictures(), how, seed) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 10, 7), (1, 2, 5), (2, 1, 1)])
 def test_the_kernel_warps_images_as_torch_does(shape: tuple[int, ...], threads: int) -> None:

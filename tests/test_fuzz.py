@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.core.errors import InputError
@@ -87,6 +86,7 @@ def accepted_or_refused(read: Callable[[], object]) -> None:
         assert str(error)
         assert len(str(error)) < 1_000
         assert "\n" not in str(error).strip()
+        assert "use another value" not in str(error)  # every type of pydantic's errors has words of its own
 
 
 @given(
@@ -101,12 +101,8 @@ def test_spoiled_architectures(document: Any, text: str) -> None:
 
 @given(document=spoiled(SPACE), seed=st.integers(0, 3))
 def test_spoiled_spaces(document: Any, seed: int) -> None:
-    try:
-        space = SearchSpace.model_validate(document)
-    except ValidationError:
-        return
-    for _ in range(3):
-        accepted_or_refused(lambda: space.draw(RandomSampler(random.Random(seed)), Budget(20_000)))
+    sampler = RandomSampler(random.Random(seed))
+    accepted_or_refused(lambda: SearchSpace.make(document).draw(sampler, Budget(20_000)))
 
 
 @given(document=spoiled(RECIPE))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_module, run_python
 
 from nas_mnist.core.cli import INTERRUPTED
 
@@ -25,12 +25,9 @@ run(command)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interruption_ends_with_130(name: str) -> None:
-    program = PROGRAM.format(name=name, seconds=30)
-    ended = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20
-    )
-    assert (ended.returncode, ended.stderr) == (INTERRUPTED, "")
+def test_an_interruption_ends_with_130(name: str, work: Path) -> None:
+    ended = run_python(["-c", PROGRAM.format(name=name, seconds=30)], work)
+    assert (ended.code, ended.err) == (INTERRUPTED, "")
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
@@ -44,18 +41,12 @@ def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_an_interruption_while_libraries_load_says_how_to_go_on(tmp_path: Path) -> None:
+def test_an_interruption_while_libraries_load_says_how_to_go_on(work: Path) -> None:
     """A torch that is only half loaded when the signal comes."""
-    (tmp_path / "torch.py").write_text(
+    (work / "torch.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-m", "nas_mnist.search", "--trials", "3", "--json", "new.json"],
-        check=False, capture_output=True, text=True, timeout=20, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (INTERRUPTED, "")
-    assert (
-        ended.stdout == "Interrupted. Continue with:\npython -m nas_mnist.search --trials 3 --json new.json\n"
-    )
-    assert {path.name for path in tmp_path.iterdir()} <= {"torch.py", "__pycache__"}
+    ended = run_module("search", "--trials", 3, "--json", "new.json", cwd=work)
+    assert (ended.code, ended.err) == (INTERRUPTED, "")
+    assert ended.out == "Interrupted. Continue with:\npython -m nas_mnist.search --trials 3 --json new.json\n"
+    assert {path.name for path in work.iterdir()} <= {"torch.py", "__pycache__"}

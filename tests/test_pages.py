@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import Runner
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -96,9 +95,3 @@ def test_command_lines_are_accepted(line: str, tmp_path: Path, monkeypatch: Any)
     missing_allowed = not words  # a bare mention of the command
     if not (required and missing_allowed):
         command.make_context(module, words)
-
-
-def test_the_cheap_commands_of_the_first_page_run(invoke: Runner) -> None:
-    assert "19,122" in invoke("describe", "reference").out
-    assert "mnist-500" in invoke("reproduce", "--list").out
-    assert invoke("export", "mnist-4k", "--to", "safetensors").code == 0

@@ -18,12 +18,12 @@ BAD_RECIPES = [
     ({"epochs": 21}, "epochs: 21 ("),
     ({"epochs": "20"}, "epochs: '20' ("),
     ({"batch_size": 0}, "batch_size: 0 ("),
-    ({"optimizer": "adam"}, "optimizer: 'adam' (input should be 'sgd' or 'adamw')"),
+    ({"optimizer": "adam"}, "optimizer: 'adam' (use sgd or adamw)"),
     ({"learning_rate": 0}, "learning_rate: 0 ("),
     ({"learning_rate": float("nan")}, "learning_rate: nan ("),
     ({"momentum": 1.0}, "momentum: 1.0 ("),
     ({"weight_decay": -1e-3}, "weight_decay: -0.001 ("),
-    ({"schedule": "step"}, "schedule: 'step' (input should be 'constant', 'cosine' or 'linear')"),
+    ({"schedule": "step"}, "schedule: 'step' (use constant, cosine or linear)"),
     ({"warmup": 1.0}, "warmup: 1.0 ("),
     ({"label_smoothing": 1.0}, "label_smoothing: 1.0 ("),
     ({"average": 1.0}, "average: 1.0 ("),
@@ -99,7 +99,7 @@ def test_the_older_name_of_a_recipe_is_accepted_and_shown_as_the_current_one() -
         ("speed=1", "tiny: 'speed' is not known (use epochs, batch_size, "),
         ("augmentation.flip=1", "tiny: 'augmentation.flip' is not known (use rotate, "),
         ("epochs=2,momentum", "tiny: 'momentum' changes nothing (use field=value,field=value)"),
-        ("epochs=0", "tiny:epochs=0: epochs: 0 (input should be greater than or equal to 1)"),
+        ("epochs=0", "tiny:epochs=0: epochs: 0 (use at least 1)"),
     ],
 )
 def test_a_bad_change_is_refused_in_one_line(changes: str, said: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import METADATA
+from conftest import METADATA, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -123,7 +122,6 @@ def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
     assert not is_gone(owner | {"place": "another machine"})
     assert is_gone(owner | {"place": "another machine", "seen": time.time() - ABSENT_AFTER - 1})
     assert not is_gone(this_process() | {"seen": 0})  # it lives, however long it was busy
-    assert this_process()["pid"] == os.getpid()
 
 
 def test_a_dead_process_loses_its_trial_and_the_candidate_is_tried_again_once(
@@ -196,15 +194,6 @@ def test_a_heartbeat_that_stopped_takes_no_trial_from_a_living_process(
     time.sleep(2.5)
     recover(study)
     assert [trial.state for trial in study.trials[:2]] == [TrialState.RUNNING, TrialState.FAIL]
-
-
-def test_a_living_process_and_one_elsewhere_keep_their_trials(
-    study: optuna.Study, dead: dict[str, Any]
-) -> None:
-    begin(study, this_process())
-    begin(study, dead | {"place": "another machine"})
-    recover(study)
-    assert [trial.state for trial in study.trials] == [TrialState.RUNNING] * 2
 
 
 def test_a_trial_without_an_owner_is_taken_over_later(
@@ -302,7 +291,8 @@ def test_a_lost_storage_is_said_in_one_line_and_a_mistake_of_the_program_is_not(
             if stumbling:  # as Optuna does where it cannot store how a trial ended
                 raise UnboundLocalError("state") from None
             raise
-    assert str(told.value).startswith("storage: sqlite:///studies/my.db failed ([Errno 28] No space)")
+    assert str(told.value).startswith("storage: sqlite:///studies/my.db failed (")
+    assert "No space" in str(told.value)
     with pytest.raises(ZeroDivisionError), storage_guard("sqlite:///studies/my.db"):
         _ = 1 / 0
 
@@ -318,7 +308,5 @@ def test_opening_a_storage_again_drops_no_lock_that_sqlite_holds(tmp_path: Path)
             "import fcntl, sys; file = open(sys.argv[1], 'rb+');"
             "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)"  # SQLite's shared bytes
         )
-        other = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "a.db")], check=False, capture_output=True, text=True
-        )
-    assert "BlockingIOError" in other.stderr
+        other = run_python(["-c", code, str(tmp_path / "a.db")], tmp_path)
+    assert "BlockingIOError" in other.err

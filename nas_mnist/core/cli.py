@@ -28,8 +28,15 @@ ARGUMENTS, WHAT, HOW_WELL, WHERE, OUTPUT = "Arguments", "What", "How well", "Whe
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # also of unknown and missing options
 
 
+def _check_path(param: typer.CallbackParam, text: str | None) -> str | None:
+    as_path(text, param.opts[0])
+    return text
+
+
 def option(group: str, metavar: str, sentence: str, *names: str, **more: Any) -> Any:
     """An option of a command: its group in --help, its value's name and one sentence with the default."""
+    if metavar in ("DIR", "FILE"):
+        more["callback"] = _check_path
     return typer.Option(
         *names, metavar=metavar, help=sentence, rich_help_panel=group, show_default=False, **more
     )
@@ -93,7 +100,7 @@ def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     try:
         code = app(words, name, standalone_mode=False)
     except InputError as error:
-        code = _print_error(str(error), BAD_INPUT)
+        code = _print_error(_with_option(str(error), words), BAD_INPUT)
     except NoResultError as error:
         code = _print_error(str(error), NO_RESULT)
     except _UsageError as error:
@@ -164,21 +171,28 @@ def check_data_dir(data_dir: str | None, dataset: str) -> None:
     check_in_use("--data-dir", data_dir, None, not elsewhere, "with sets that torchvision downloads")
 
 
-def as_path(text: str | None) -> Path | None:
+def as_path(text: str | None, option: str = "path") -> Path | None:
     """An option's text as a path; raises `InputError` for text that cannot be one."""
     if text is None:
         return None
     if not text or "\0" in text:
-        raise InputError(f"path: {text!r} (use the path of a file or folder)")
-    return expand_user(text, "path")
+        raise InputError(f"{option}: {text!r} (use the path of a file or folder)")
+    return expand_user(text, option)
 
 
 def as_table(option: str, text: str) -> Path:
     """The path of a table; raises `InputError` with the option's name if it does not end in .csv."""
-    path = as_path(text)
+    path = as_path(text, option)
     if path is None or path.suffix != ".csv":
         raise InputError(f"{option}: {text!r} (use a path that ends in .csv)")
     return path
+
+
+def _with_option(message: str, words: list[str]) -> str:
+    """A message that begins with a field's name; it begins with the option where that was typed."""
+    field = message.partition(":")[0]
+    typed = any(word.partition("=")[0] == f"--{field}" for word in words)
+    return f"--{message}" if typed else message
 
 
 def _short(text: str) -> str:

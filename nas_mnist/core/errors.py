@@ -33,35 +33,80 @@ def foreign_data(what: str) -> Iterator[None]:
         raise InputError(f"{what} was not written by this program ({type(error).__name__}: {text})") from None
 
 
+_WHOLE, _NUMBER, _FIELDS = "use a whole number", "use a number", "use named fields"
+_ALLOWED = {  # by pydantic's type of an error
+    "bool_parsing": "use true or false",
+    "bool_type": "use true or false",
+    "dict_type": _FIELDS,
+    "finite_number": "use a finite number",
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "greater_than": "use more than {gt}",
+    "greater_than_equal": "use at least {ge}",
+    "int_from_float": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "int_type": _WHOLE,
+    "json_invalid": "use JSON",
+    "less_than": "use less than {lt}",
+    "less_than_equal": "use at most {le}",
+    "literal_error": "use {expected}",
+    "model_attributes_type": _FIELDS,
+    "model_type": _FIELDS,
+    "path_type": "use a path",
+    "string_too_long": "use at most {max_length} characters",
+    "string_type": "use text",
+    "string_unicode": "use text",
+    "too_long": "use a list of at most {max_length}",
+    "too_short": "use a list of at least {min_length}",
+    "tuple_type": "use a list",
+    "union_tag_invalid": "use {expected_tags}",
+    "value_error": "{error}",
+}
+_OTHERWISE = "use another value"
+
+
 def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
-    """The first error of a pydantic validation: ``blocks[1].kernel: 4 (input should be 1, 3, 5 or 7)``.
+    """The first error of a pydantic validation in our words: ``blocks[1].kernel: 4 (use 1, 3, 5 or 7)``.
 
     ``tags`` are discriminator values of unions: pydantic puts them into the location, the input has none.
     """
-    errors = error.errors()
+    errors = error.errors(include_url=False)
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
-    message = first["msg"].removeprefix("Value error, ")
+    context, value, where = first.get("ctx", {}), first["input"], _path(first["loc"], tags)
+    if first["type"].startswith("union_tag_"):
+        where, value = f"{where}.kind", context.get("tag")
+    if first["type"] in ("missing", "union_tag_not_found"):
+        return f"{where}: missing field"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown field"
+    reason = _ALLOWED.get(first["type"], _OTHERWISE).format_map(
+        {name: _shown(context[name]) for name in context}
+    )
+    if first["type"] == "value_error" and re.match(r"\S+: ", reason):
+        return f"{where}.{reason}" if where else reason  # a validator of several fields names them itself
+    if first["type"] == "value_error" and not where:
+        return reason
+    return f"{where}: {_short(repr(value))} ({reason})".removeprefix(": ")
+
+
+def _path(location: tuple[int | str, ...], tags: frozenset[str]) -> str:
+    """The place of a value as one writes it: ``blocks[1].kernel``."""
     where = ""
-    for part in first["loc"]:
+    for part in location:
         if isinstance(part, int):
             where += f"[{part}]"
         elif part not in tags:
             name = part if part.isprintable() and len(part) <= 60 else repr(part[:57] + "...")
             where += f".{name}" if where else name
-    if first["type"] == "value_error" and re.match(r"\S+: ", message):
-        return f"{where}.{message}" if where else message  # a validator of several fields names them itself
-    if first["type"] == "union_tag_invalid":
-        tag, allowed = first["ctx"]["tag"], first["ctx"]["expected_tags"]
-        return f"{where}.kind: {_short(repr(tag))} (use {allowed})"
-    if first["type"] == "union_tag_not_found":
-        return f"{where}.kind: missing field"
-    value = _short(repr(first["input"]))
-    reason = message[0].lower() + message[1:]
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown field"
-    if first["type"] == "missing":
-        return f"{where}: missing field"
-    return f"{where}: {value} ({reason})" if where else reason
+    return where
+
+
+def _shown(allowed: object) -> str:
+    """A limit or the allowed values of an error's context."""
+    if isinstance(allowed, int | float):
+        return f"{allowed:,}".removesuffix(".0")
+    return str(allowed) if isinstance(allowed, Exception) else str(allowed).replace("'", "")
 
 
 def _short(text: str) -> str:

@@ -17,7 +17,7 @@ ZOO = "zoo"  # stands for all networks of the zoo
 def report(
     what: Annotated[
         list[str] | None,
-        argument("[WHAT]...", "Folders of results, names of the zoo (or 'zoo': all), or JSON files."),
+        argument("WHAT", "Folders of results, names of the zoo (or 'zoo': all), or JSON files."),
     ] = None,
     study: Annotated[list[str] | None, option(WHAT, "NAME", "A study; may be given several times.")] = None,
     storage: Storage = DEFAULT_STORAGE,
@@ -30,9 +30,9 @@ def report(
     data_folder = as_path(data_dir)
 
     from ..study.study import load_study
-    from .items import item_of_name, item_of_study
+    from .items import comparison_rows, item_of_name, item_of_study
     from .progress import make_console
-    from .sections import comparison_rows, sections_of
+    from .sections import sections_of
     from .tables import comparison_table, print_item
     from .write import study_folder, write_report
 
@@ -45,8 +45,8 @@ def report(
         sections = sections_of(items)
         for item in items:
             print_item(console, item)
-        if len(sections) > 1:
-            console.print(comparison_table(comparison_rows(sections)))
+        if len(items) > 1:
+            console.print(comparison_table(comparison_rows([section.item for section in sections])))
     if len(items) > 1 or not (loaded or items[0].folder):
         joined = ZOO if what == [ZOO] else "-and-".join(item.name for item in items)
         name = re.sub(r"[^A-Za-z0-9._-]", "-", joined).lstrip(".-")[:80]

@@ -6,28 +6,22 @@ number of channels. The bar on the right is the block's share of the parameters.
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import groupby
 from math import log2
+from textwrap import shorten
 from typing import NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
-from matplotlib.textpath import TextPath
 
 from ..models.architecture import Architecture
 from ..models.blocks import Conv, Pool, Repeat, Residual, Separable
 from ..models.cost import cost_of
-from ..models.layers import Shape
-from .style import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, WIDTH, new_axes, styled
+from ..models.layers import ACTIVATIONS, Shape
+from .style import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, new_axes, styled
 
-_ACTIVATIONS = {
-    "relu": "ReLU", "leaky_relu": "leaky ReLU", "silu": "SiLU", "hardswish": "hard swish", "gelu": "GELU",
-}  # fmt: skip
 _COLOURS = {"conv": BLUE, "separable": GREEN, "residual": ORANGE, "pool": GREY, "head": RED, "image": INK}
 _MAPS, _TEXT, _PARAMS = 1.1, 2.4, 8.4  # x of the three columns: centre of the bars, start of text, of shares
 _ROW = 0.46  # inches per block
-_TEXT_LINE = 0.39  # of a row: distance between two lines of its text
 _TITLE, _DETAILS = 8.5, 7.5  # points
 
 
@@ -54,7 +48,9 @@ def diagram_rows(architecture: Architecture) -> list[DiagramRow]:
         last = last if isinstance(block, Repeat) else block
         assert last is not None  # an architecture that exists never begins with a repeat
         units = last.body if isinstance(last, Residual) else [last]
-        title = "residual: " * isinstance(last, Residual) + ", ".join(map(_title, units))
+        counts = [(title, len(list(equal))) for title, equal in groupby(map(_title, units))]
+        titles = [f"{count} × {title}" if count > 1 else title for title, count in counts]
+        title = "residual: " * isinstance(last, Residual) + ", ".join(titles)
         title += ", shared weights" * isinstance(block, Repeat)
         rows.append(DiagramRow(last.kind, title, _details(units[-1]), shape, params))
     head = architecture.head
@@ -69,70 +65,31 @@ def diagram_rows(architecture: Architecture) -> list[DiagramRow]:
 def draw_network(architecture: Architecture) -> Figure:
     """The diagram as a figure."""
     rows = diagram_rows(architecture)
-    texts = [_text_lines(row) for row in rows]
-    tops = list(accumulate((1 + _TEXT_LINE * (len(lines) - 2) for lines in texts), initial=0.0))
     total = cost_of(architecture).params
-    figure, axes = new_axes(_ROW * (tops[-1] + 0.9))
-    axes.set_xlim(-0.4, 10)
-    axes.set_ylim(tops[-1] + 0.05, -0.85)
+    widest = max(row.shape[2] for row in rows)
+    figure, axes = new_axes(_ROW * (len(rows) + 0.9))
+    axes.set(xlim=(-0.4, 10), ylim=(len(rows) + 0.05, -0.85))
     axes.axis("off")
     for x, heading in ((_MAPS, "maps"), (_TEXT, "block"), (_PARAMS, "parameters")):
         side = "center" if x == _MAPS else "left"
         axes.text(x, -0.6, heading, ha=side, va="center", fontsize=8, fontweight="bold")
-    widest = max(row.shape[2] for row in rows)
-    for top, row, lines in zip(tops, rows, texts, strict=False):
-        _draw_maps(axes, top, row, widest)
-        for number, (text, size, colour) in enumerate(lines):
-            y = top - 0.17 + _TEXT_LINE * number
-            axes.text(_TEXT, y, text, va="center", fontsize=size, color=colour)
+    for y, row in enumerate(rows):
+        colour, (channels, _, width) = _COLOURS[row.kind], row.shape
+        length, thickness = 1.9 * width / widest, 0.05 + 0.05 * log2(1 + channels)
+        axes.barh(y - 0.1, length, thickness, _MAPS - length / 2, color=colour)
+        shape = " × ".join(map(str, row.shape))
+        axes.text(_MAPS, y + 0.3, shape, ha="center", va="center", fontsize=_DETAILS, color=SOFT)
+        title, details = shorten(row.title, 38, placeholder="…"), shorten(row.details, 45, placeholder="…")
+        axes.text(_TEXT, y - 0.17, title, va="center", fontsize=_TITLE)
+        axes.text(_TEXT, y + 0.22, details, va="center", fontsize=_DETAILS, color=SOFT)
+        if row.kind == "residual":  # the arrow of its shortcut
+            arrow = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.3", "color": INK}
+            axes.annotate("", (_MAPS - 1.05, y + 0.3), (_MAPS - 1.05, y - 0.42), arrowprops=arrow)
         if row.params:
-            _draw_share(axes, top, row, total)
-    axes.text(_PARAMS, tops[-1] - 0.3, f"total {total:,}", va="center", fontsize=8, fontweight="bold")
+            axes.text(_PARAMS, y - 0.17, f"{row.params:,}", va="center", fontsize=_TITLE)
+            axes.barh(y + 0.2, 1.5 * row.params / total, 0.2, _PARAMS, color=colour)
+    axes.text(_PARAMS, len(rows) - 0.3, f"total {total:,}", va="center", fontsize=8, fontweight="bold")
     return figure
-
-
-def _draw_maps(axes: Axes, y: float, row: DiagramRow, widest: int) -> None:
-    """The bar of the output and, for a residual block, the arrow of its shortcut."""
-    channels, _, width = row.shape
-    length, thickness = 1.9 * width / widest, 0.05 + 0.055 * log2(1 + channels)
-    corner = (_MAPS - length / 2, y - thickness / 2)
-    axes.add_patch(Rectangle(corner, length, thickness, facecolor=_COLOURS[row.kind], edgecolor="none"))
-    if row.kind == "residual":
-        ends = (_MAPS - 1.05, y - 0.42), (_MAPS - 1.05, y + 0.3)
-        arc = "arc3,rad=0.3"
-        axes.add_patch(
-            FancyArrowPatch(*ends, connectionstyle=arc, arrowstyle="->", mutation_scale=7, color=INK)
-        )
-
-
-def _draw_share(axes: Axes, y: float, row: DiagramRow, total: int) -> None:
-    """The number of parameters above the bar of their share."""
-    share = 1.5 * row.params / total
-    axes.add_patch(Rectangle((_PARAMS, y + 0.1), share, 0.2, facecolor=_COLOURS[row.kind], edgecolor="none"))
-    axes.text(_PARAMS, y - 0.17, f"{row.params:,}", va="center", fontsize=_TITLE)
-
-
-def _text_lines(row: DiagramRow) -> list[tuple[str, float, str]]:
-    """The lines of a row's text with size and colour: its title, then output shape and details."""
-    shape = " × ".join(map(str, row.shape))
-    details = f"{shape}; {row.details}" if row.details else shape
-    lines = [(line, _TITLE, INK) for line in _wrapped(row.title, _TITLE)]
-    return lines + [(line, _DETAILS, SOFT) for line in _wrapped(details, _DETAILS)]
-
-
-def _wrapped(text: str, points: float) -> list[str]:
-    """The text in lines that fit the column, broken at commas."""
-    # The axes are a little narrower than the figure.
-    room = 0.95 * 72 * WIDTH * (_PARAMS - _TEXT - 0.2) / 10.4
-    lines = [""]
-    for part in text.split(", "):
-        longer = f"{lines[-1]}, {part}" if lines[-1] else part
-        if lines[-1] and TextPath((0, 0), longer, size=points).get_extents().width > room:
-            lines[-1] += ","
-            lines.append(part)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def _output_and_params(architecture: Architecture, path: str) -> tuple[Shape, int]:
@@ -147,15 +104,16 @@ def _title(block: Conv | Separable) -> str:
 
 
 def _details(block: Conv | Separable) -> str:
-    words = [_ACTIVATIONS[block.activation]] if block.activation != "none" else []
-    if block.norm != "none":
-        words.insert(0 if block.norm == "before" else len(words), "norm")
-    words += ["bias"] * block.bias
-    if block.dropout:
-        words.append(f"dropout {block.dropout:g}")
-    if block.padding == "valid" and block.kernel > 1:
-        words.append("valid")
-    return ", ".join([*words, _stride(block)] if _stride(block) else words)
+    words = [
+        _stride(block),
+        "norm" * (block.norm == "before"),
+        ACTIVATIONS.get(block.activation, ""),
+        "norm" * (block.norm == "after"),
+        "bias" * block.bias,
+        f"dropout {block.dropout:g}" if block.dropout else "",
+        "valid" * (block.padding == "valid" and block.kernel > 1),
+    ]
+    return ", ".join(filter(None, words))
 
 
 def _stride(block: Conv | Separable | Pool) -> str:

@@ -14,10 +14,10 @@ import optuna
 from ..core.errors import InputError
 from ..lookup import resolve
 from ..models.architecture import Architecture
-from ..models.cost import COST_NAMES
+from ..models.cost import COST_NAMES, cost_of
 from ..recipes.recipe import RECIPES, current_name, load_recipe
 from ..study.results import StudyResults, TrialRow
-from ..training.requirements import requirements, summarise
+from ..training.requirements import Requirement, requirements, summarise
 from ..training.run_store import RESULT, read_result
 
 
@@ -128,23 +128,36 @@ def item_of_result(
     )
 
 
-def requirements_of(item: ReportItem) -> list[dict[str, Any]]:
-    """The requirements as in ``result.json``.
+def requirements_of(item: ReportItem) -> list[Requirement]:
+    """The requirements; for a study also the limits of its budget.
 
-    For a study they include the limits of its budget. The accuracy is the validation accuracy until the
-    winner has a test accuracy.
+    The accuracy is the validation accuracy until the winner has a test accuracy.
     """
-    winner, study, result = item.winner, item.study, item.result
-    if item.zoo_accuracies and item.architecture:
-        epochs, accuracy = load_recipe(item.recipe_name).epochs, fmean(item.zoo_accuracies)
-        met = requirements(item.architecture, epochs, accuracy, "mnist")
-    elif study and winner and item.architecture:
-        config, epochs = study.config, study.metadata["recipe"]["epochs"]
-        accuracy = result["test_accuracy"]["mean"] if result else winner.validation_accuracy or 0.0
-        met = requirements(item.architecture, epochs, accuracy, config.data, config.budget)
-    else:
-        return list(result["requirements"]) if result else []
-    return [asdict(requirement) for requirement in met]
+    winner, study = item.winner, item.study
+    if item.architecture and item.zoo_accuracies:
+        epochs = load_recipe(item.recipe_name).epochs
+        return requirements(item.architecture, epochs, fmean(item.zoo_accuracies), "mnist")
+    if item.architecture and study and winner:
+        test, epochs = item.test_accuracy, study.metadata["recipe"]["epochs"]
+        accuracy = test["mean"] if test else winner.validation_accuracy or 0.0
+        return requirements(item.architecture, epochs, accuracy, study.config.data, study.config.budget)
+    return [Requirement(**stored) for stored in item.result["requirements"]] if item.result else []
+
+
+def comparison_rows(items: Sequence[ReportItem]) -> list[dict[str, Any]]:
+    """One row per item, the largest network first."""
+    rows = [
+        {
+            "name": item.name,
+            "data": item.data,
+            "recipe": item.recipe_name,
+            "validation": item.winner.validation_accuracy if item.winner else None,
+            "test": item.test_accuracy,
+            **(asdict(cost_of(item.architecture)) if item.architecture else {}),
+        }
+        for item in items
+    ]
+    return sorted(rows, key=lambda row: -row.get("params", 0))
 
 
 def mistaken_images(result: Mapping[str, Any], data_dir: Path | None) -> np.ndarray | None:

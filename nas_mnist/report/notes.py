@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-import textwrap
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
@@ -19,8 +15,7 @@ from ..study.config import StudyConfig
 from ..study.objective import ARCHITECTURE
 from ..study.verdict import Verdict
 from .layer_table import layer_table
-
-_WIDTH = 90  # characters; longer lines widen the dashboard's page
+from .progress import counted
 
 
 def write_study_note(study: optuna.Study, dashboard: str) -> None:
@@ -30,11 +25,9 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
     """
     from optuna_dashboard import get_note, save_note
 
-    if not get_note(study):
-        save_note(study, _study_note(study.user_attrs, dashboard))
-
-
-def _study_note(metadata: Mapping[str, Any], dashboard: str) -> str:
+    if get_note(study):
+        return
+    metadata = study.user_attrs
     config = StudyConfig.from_metadata(metadata)
     values = f"value is its accuracy on the validation images after epoch {config.candidate_epochs}."
     if config.cost_metric is not None:
@@ -42,12 +35,14 @@ def _study_note(metadata: Mapping[str, Any], dashboard: str) -> str:
             f"values are its accuracy on the validation images after its last epoch and its "
             f"{COST_NAMES[config.cost_metric]}: the search looks for the Pareto front of both."
         )
-    return f"""\
+    save_note(
+        study,
+        f"""\
 # At most {config.budget}
 
-Goal: the most accurate all-convolutional network (no fully connected layer) within this budget, trained for
-{config.epochs} epochs. On MNIST, 99.4 % of the test images are required with fewer than 20,000 parameters.
-The test images are read once, for the winner.
+Goal: the most accurate all-convolutional network (no fully connected layer) within this budget,
+trained for {counted(config.epochs, "epoch")}. On MNIST, 99.4 % of the test images are required with fewer
+than 20,000 parameters. The test images are read once, for the winner.
 
 A trial's {values} The user attribute `verdict` says how a trial ended.
 Trials can be sorted by `n_params` and the other numbers.
@@ -61,25 +56,8 @@ Continue the search with
 Open the dashboard, with the learning curves, with
 
     {dashboard}
-
-Search space:
-
-```json
-{space_json(metadata["space"])}
-```
-"""
-
-
-def space_json(space: Mapping[str, Any]) -> str:
-    """A search space as JSON with one entry per key and per stage, wrapped to the note's width."""
-
-    def wrapped(value: Any) -> str:
-        unbroken: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-        return textwrap.fill(json.dumps(value), _WIDTH, subsequent_indent="   ", **unbroken)
-
-    entries = {name: wrapped(value) for name, value in space.items()}
-    entries["stages"] = "[\n  " + ",\n  ".join(map(wrapped, space["stages"])) + "\n ]"
-    return "{\n" + ",\n".join(f' "{name}": {value}' for name, value in entries.items()) + "\n}"
+""",
+    )
 
 
 def write_trial_note(study: optuna.Study, number: int) -> None:

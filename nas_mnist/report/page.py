@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import jinja2
 
 from ..study.importance import MIN_TRIALS
-from .figures import MOST_MISTAKES
+from ..study.pruner import eval_epochs, rungs
+from .items import comparison_rows
 from .layer_table import layer_table, shared_weights
-from .sections import Section, comparison_figure, comparison_rows
+from .progress import counted
+from .result_plots import MOST_MISTAKES
+from .sections import Section, comparison_figure
 from .style import inline_svg
 from .tables import counts_line
 
@@ -31,15 +34,19 @@ def render_page(sections: Sequence[Section]) -> str:
         "layer_table": layer_table,
         "shared_weights": shared_weights,
         "counts_line": counts_line,
+        "counted": counted,
+        "eval_epochs": lambda epochs: sorted(eval_epochs(epochs)),
+        "rungs": rungs,
     }
     svgs = [
         {name: inline_svg(figure, f"{number}-{name}") for name, figure in section.figures.items()}
         for number, section in enumerate(sections)
     ]
-    comparison = comparison_figure(sections)
+    items = [section.item for section in sections]
+    comparison = comparison_figure(items)
     return environment.get_template("page.html.j2").render(
         sections=list(zip(sections, svgs, strict=True)),
-        comparison_rows=comparison_rows(sections),
+        comparison_rows=comparison_rows(items),
         comparison=inline_svg(comparison, "comparison") if comparison else "",
         importance_trials=MIN_TRIALS,
         most_mistakes=MOST_MISTAKES,

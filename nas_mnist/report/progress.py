@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from typing import Self
 
-from rich.console import Console, RenderableType
-from rich.progress import Progress, TaskID
-from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -22,6 +20,12 @@ def make_console(quiet: bool = False) -> Console:
     return console
 
 
+def print_warning(console: Console, text: str) -> None:
+    """Print a warning; nothing for an empty text."""
+    if text:
+        console.print(text, style="bold yellow", markup=False)
+
+
 def clock(seconds: float) -> str:
     """Seconds as ``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -29,68 +33,33 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Pace:
-    """The mean time of the steps so far, and estimates from it; times in seconds."""
-
-    def __init__(self) -> None:
-        self.started = self.last_step = time.monotonic()
-        self.count = 0  # steps since the start
-
-    def step(self) -> None:
-        """Count one more step."""
-        self.count += 1
-        self.last_step = time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        """The time since the start."""
-        return time.monotonic() - self.started
-
-    def left(self, steps: float) -> float | None:
-        """The estimated time until so many more steps are done; None before the first step."""
-        waited = time.monotonic() - self.last_step
-        return max(self._step_time * steps - waited, 0.0) if self.count else None
-
-    def fraction(self) -> float:
-        """The estimated share of the current step that is done, at most 0.95."""
-        waited = time.monotonic() - self.last_step
-        return min(waited / max(self._step_time, 1e-9), 0.95) if self.count else 0.0
-
-    @property
-    def _step_time(self) -> float:
-        return (self.last_step - self.started) / self.count
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 epoch``, ``20,000 images``."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-class ProgressLines(Progress):
-    """One line per task, within 80 columns: a bar for a task with a total, else its description.
+class NoteColumn(ProgressColumn):
+    """The text behind a bar: a task's field ``note``, a function, is called whenever the bar is drawn."""
 
-    A task's field ``note`` is a function that returns the text behind the bar; ``fraction``, if there is one,
-    returns the share of the current step that is done.
-    """
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """The lines from top to bottom."""
-        for task in self.tasks:
-            if task.total is None:
-                yield Text(f"       {task.description}", overflow="ellipsis", no_wrap=True)
-                continue
-            width = 10 if self.console.width < 100 else 24
-            fraction = task.fields["fraction"]() if "fraction" in task.fields else 0.0
-            bar = ProgressBar(total=task.total, completed=task.completed + fraction, width=width)
-            whole, note = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis")
-            line = Table.grid(whole, Column(width=width), whole.copy(), note, padding=(0, 1))
-            count = f"{task.completed:.0f}/{task.total:.0f}"
-            line.add_row(task.description, bar, count, task.fields["note"]())
-            yield line
+    def render(self, task: Task) -> Text:
+        """The text, cut to the rest of the line."""
+        return Text(task.fields["note"](), no_wrap=True, overflow="ellipsis")
 
 
 class LiveDisplay:
-    """Progress bars as a context manager: the subclass has one for all steps, and one a running training."""
+    """Progress bars as a context manager: one for all steps, and one for every running training."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.pace = console, Pace()
-        self.progress = ProgressLines(console=console, transient=True, disable=not console.is_terminal)
-        self.bars: dict[int | str, tuple[TaskID, Pace]] = {}  # by training
+    def __init__(self, console: Console, unit: str, total: int, done: int = 0) -> None:
+        """``total`` steps of a ``unit``, of which an earlier command has ``done`` some."""
+        self.console, self.total, self.done = console, total, done
+        self.started = self.last_step = time.monotonic()  # seconds
+        self.steps = 0  # since the start
+        self.bars: dict[int | str, TaskID] = {}  # by training
+        whole = Column(no_wrap=True)
+        bar = BarColumn(10 if console.width < 100 else 24, table_column=whole)
+        columns = TextColumn("{task.description}"), bar, MofNCompleteColumn(table_column=whole), NoteColumn()
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.total_bar = self.progress.add_task(unit, total=total, completed=done, note=self.note)
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -99,25 +68,31 @@ class LiveDisplay:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def add_bar(self, training: int | str, text: str, epochs: int, note: str, seconds: float = 0.0) -> None:
-        """The bar of a training that began ``seconds`` ago."""
-        pace = Pace()
-        pace.started -= seconds
-        bar = self.progress.add_task(text, total=epochs, note=lambda: note, fraction=pace.fraction)
-        self.bars[training] = bar, pace
+    def step(self) -> None:
+        """Count one more step."""
+        self.steps += 1
+        self.last_step = time.monotonic()
+        self.progress.update(self.total_bar, completed=min(self.done + self.steps, self.total))
+
+    def add_bar(self, training: int | str, epochs: int, note: str) -> None:
+        """A training begins."""
+        self.bars[training] = self.progress.add_task("epochs", total=epochs, note=lambda: note)
 
     def step_bar(self, training: int | str, note: str) -> None:
         """A training has finished an epoch."""
-        bar, pace = self.bars[training]
-        pace.step()
-        self.progress.update(bar, completed=pace.count, note=lambda: note)
+        self.progress.update(self.bars[training], advance=1, note=lambda: note)
 
     def remove_bar(self, training: int | str) -> None:
         """A training has ended; one without a bar is ignored."""
         if training in self.bars:
-            self.progress.remove_task(self.bars.pop(training)[0])
+            self.progress.remove_task(self.bars.pop(training))
 
-    def times(self, steps: float) -> str:
-        """The time since the start, and the estimated time until so many more steps are done."""
-        left = self.pace.left(steps)
-        return f"{clock(self.pace.elapsed)} elapsed" + ("" if left is None else f", {clock(left)} left")
+    def note(self) -> str:
+        """The text behind the bar of all steps: the time since the start, and the estimated time left."""
+        now = time.monotonic()
+        elapsed = f"{clock(now - self.started)} elapsed"
+        if not self.steps:
+            return elapsed
+        of_a_step = (self.last_step - self.started) / self.steps
+        left = of_a_step * max(self.total - self.done - self.steps, 0) - (now - self.last_step)
+        return f"{elapsed}, {clock(max(left, 0.0))} left"

@@ -1,4 +1,4 @@
-"""Plots of test results. Each function takes data and returns a matplotlib figure in the common `style`."""
+"""Plots of test results. Each function takes data and returns figures in the common `style`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from ..models.published import Published
+from ..data.class_names import class_names
+from ..models.published import PUBLISHED_LOG, Published
+from ..training.requirements import required_accuracy
 from . import style
 from .style import BLUE, GREY, ORANGE, error_percent, new_axes, styled
 
 _MOST_COUNTED = 12  # classes up to which a confusion matrix shows its counts as text
 _MOST_NAMED = 30  # classes up to which its axes show their names
 _COLUMNS = 6  # of misclassified images
+
+
+MOST_MISTAKES = 60  # misclassified images on a page
+
+
+def result_figures(result: Mapping[str, Any], images: np.ndarray | None) -> dict[str, Figure]:
+    """The figures of a ``result.json`` by file name: curves of all runs, and the errors of the first run.
+
+    ``images`` (N, H, W) are all that the first run misclassified; None where the data set is not here.
+    """
+    figures: dict[str, Figure] = {}
+    first, data = result["runs"][0], result["data"]["name"]
+    if sum(row["test_accuracy"] is not None for row in first["epochs"]) > 1:
+        is_published = (result["name"], data) == ("reference", "mnist")
+        published = [correct / 10_000 for _, correct in PUBLISHED_LOG] if is_published else []
+        figures["test-curves"] = seed_curves(result["runs"], published, required_accuracy(data))
+    if "confusion" in first:
+        names = class_names(data, len(first["confusion"]))
+        figures["confusion"] = confusion(first["confusion"], names)
+        if images is not None and len(images):
+            step = -(-len(images) // MOST_MISTAKES)  # spread evenly: test images may be sorted by class
+            figures["mistakes"] = misclassified(images[::step], first["mistakes"][::step], names)
+    return figures
 
 
 @styled
@@ -46,29 +71,24 @@ def seed_curves(
 
 
 @styled
-def comparison(
-    names: Sequence[str],
-    params: Sequence[int],
-    tests: Sequence[Mapping[str, Any]],
-    published: Sequence[Published] = (),
-) -> Figure:
+def comparison(rows: Sequence[Mapping[str, Any]], published: Sequence[Published] = ()) -> Figure:
     """Test error against parameters of several results.
 
-    ``tests`` holds the ``test_accuracy`` of each, as in ``result.json``. ``published`` results are grey, with
-    a marker by the score that was published.
+    ``rows`` from `items.comparison_rows`, with a test accuracy each. ``published`` results are grey, with a
+    marker by the score that was published.
     """
     figure, axes = new_axes(4.6 if published else 3.4)
     _plot_published(axes, published)
-    colours = (BLUE, ORANGE, style.GREEN, style.RED, style.SKY)
-    for position, (name, size, test) in enumerate(zip(names, params, tests, strict=True)):
-        error = error_percent(test["mean"])
-        low, high = test["interval"] or (test["mean"], test["mean"])
+    params = [row["params"] for row in rows]
+    label = "ours: last epoch, mean and 95 % interval"
+    for row in rows:
+        mean, interval = row["test"]["mean"], row["test"]["interval"]
+        error, (low, high) = error_percent(mean), interval or (mean, mean)
         reach = [[error - error_percent(high)], [error_percent(low) - error]]
-        colour, marker, label = colours[position % 5], "os^Dv"[(position + position // 5) % 5], name
-        if published:  # one marker for all of ours, and the names beside the points
-            colour, marker, label = BLUE, "o", "_" if position else "ours: last epoch, mean and 95 % interval"
-            _annotate_result(axes, name.removeprefix("mnist-"), size, error, params)
-        axes.errorbar(size, error, reach, color=colour, marker=marker, capsize=3, label=label, linestyle="")
+        point = row["params"], error
+        axes.errorbar(*point, reach, color=BLUE, marker="o", capsize=3, label=label, linestyle="")
+        _annotate_result(axes, row["name"].removeprefix("mnist-"), *point, params)
+        label = "_"  # one entry in the legend for all
     sizes = [*params, *(result.params for result in published)]
     style.cost_axis(axes)
     if max(sizes) > 10 * min(sizes):
@@ -78,7 +98,7 @@ def comparison(
         axes.xaxis.set_major_formatter("{x:,.0f}")
     else:
         axes.set_xlim(0, 1.1 * max(sizes))
-    style.error_axis(axes, "Test", legend_columns=1 if published else 2)
+    style.error_axis(axes, "Test", legend_columns=1)
     return figure
 
 
@@ -86,14 +106,13 @@ def _plot_published(axes: Axes, published: Sequence[Published]) -> None:
     scores = dict.fromkeys(result.how for result in published)
     for score, marker in zip(scores, "xP*+", strict=False):
         results = [result for result in published if result.how == score]
-        sizes = [result.params for result in results]
-        errors = [error_percent(result.accuracy) for result in results]
+        points = [(result.params, error_percent(result.accuracy)) for result in results]
         label = f"published, one seed: {score}"
-        axes.scatter(sizes, errors, s=26, marker=marker, color=GREY, label=label)
-        for result, point in zip(results, zip(sizes, errors, strict=True), strict=True):
+        axes.plot(*zip(*points, strict=True), marker, markersize=5, color=GREY, label=label)
+        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": GREY, "va": "top"}
+        for result, point in zip(results, points, strict=True):
             if result.epochs:
-                text: dict[str, Any] = {"fontsize": 7, "color": GREY, "va": "top"}
-                axes.annotate(f"{result.epochs:,} epochs", point, (4, -3), textcoords="offset points", **text)
+                axes.annotate(f"{result.epochs:,} epochs", point, (4, -3), **text)
 
 
 def _annotate_result(axes: Axes, name: str, size: int, error: float, params: Sequence[int]) -> None:
@@ -110,29 +129,22 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     figure, axes = new_axes(4.2)
     counts, size = np.asarray(matrix), len(matrix)
     errors = counts * ~np.eye(size, dtype=bool)
-    most = max(1, errors.max())
-    counted = size <= _MOST_COUNTED
-    low, high = (-0.3 * most, 1.4 * most) if counted else (0, most)
-    transparent = np.where(errors, errors, np.nan)
-    image = axes.imshow(transparent, cmap="Oranges", vmin=low, vmax=high)
+    image = axes.imshow(
+        np.where(errors, errors, np.nan), cmap="Oranges", vmin=0, vmax=1.5 * errors.max() or 1
+    )
     axes.spines[:].set_visible(False)
-    if counted:
+    axes.tick_params(length=0, labelsize=9 if size <= _MOST_COUNTED else 6)
+    if size <= _MOST_COUNTED:
         for row, column in np.argwhere(counts):
             colour, points = (style.SOFT, 8) if row == column else (style.DARK, 9)
             text = str(counts[row, column])
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=points)
     else:
-        (right,) = np.nonzero(counts.diagonal())
-        axes.scatter(right, right, s=(180 / size) ** 2 / 4, marker="s", color=style.FAINT)
         figure.colorbar(image, label="Images", shrink=0.8)
     if size <= _MOST_NAMED:
         rotation, side = (45, "right") if max(map(len, names)) > 3 else (0, "center")
         axes.set_xticks(range(size), names, rotation=rotation, ha=side)
         axes.set_yticks(range(size), names)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.tick_params(length=0, labelsize=6 if _MOST_COUNTED < size <= _MOST_NAMED else 9)
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     return figure

@@ -6,7 +6,6 @@ with the elapsed time and the best candidate.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Self
 
 from rich.console import Console
@@ -16,7 +15,6 @@ from ..study.results import TrialRow, best_rows
 from ..study.verdict import Verdict
 from ..training.loop import EpochResult
 from .progress import LiveDisplay, clock
-from .tables import counts_line
 
 
 class SearchDisplay(LiveDisplay):
@@ -24,33 +22,25 @@ class SearchDisplay(LiveDisplay):
 
     def __init__(self, console: Console, trials: int, epochs: int, rows: list[TrialRow]) -> None:
         """``rows`` are the trials that the study has already."""
-        super().__init__(console)
-        self.trials, self.epochs = trials, epochs
-        self.counts = Counter(row.verdict for row in rows)
+        self.epochs = epochs
         self._best = best_rows(rows, 1)  # of the trained candidates; empty without one
-        self._earlier = self._done()
-        self._trial_bar = self.progress.add_task(
-            "trials", total=trials, completed=self._earlier, note=self._note
-        )
-        self._counts_line = self.progress.add_task(counts_line(self.counts), total=None)
         self._names: dict[int, str] = {}  # of the running candidates, by trial
         self._accuracies: dict[int, str] = {}  # the latest, by trial
+        super().__init__(console, "trials", trials, sum(row.verdict.counts for row in rows))
 
     def __enter__(self) -> Self:
-        if self._earlier:
-            self.console.print(f"Continuing: {self._earlier} of {self.trials} candidates are done.")
-        super().__enter__()
-        self._refresh()
-        return self
+        if self.done:
+            self.console.print(f"Continuing: {self.done} of {self.total} candidates are done.")
+        return super().__enter__()
 
     def candidate(self, trial: int, cost: Cost) -> None:
         """The training of a candidate begins."""
         self._names[trial] = f"trial {trial}, {cost.params:,} parameters"
-        self.add_bar(trial, "epochs", self.epochs, self._names[trial])
+        self.add_bar(trial, self.epochs, self._names[trial])
 
     def epoch(self, trial: int, result: EpochResult) -> None:
         """A candidate has finished an epoch."""
-        if result.score is not None:
+        if result.score:
             self._accuracies[trial] = f", {result.score.accuracy:.2%}"
         speed = f", {result.images / result.seconds:,.0f} images/s"
         self.step_bar(trial, self._names[trial] + self._accuracies.get(trial, "") + speed)
@@ -58,36 +48,29 @@ class SearchDisplay(LiveDisplay):
     def ended(self, row: TrialRow) -> None:
         """Count a trial that has ended; print its line if it counts."""
         self.remove_bar(row.trial)
-        self.counts[row.verdict] += 1
         self._best = best_rows([*self._best, row], 1)
-        if row.verdict.counts:
-            self.pace.step()
-            value = row.validation_accuracy
-            accuracy = "     -" if value is None else f"{value:.2%}"
-            ending = row.verdict if row.verdict is Verdict.TRAINED else f"{row.verdict}: {row.reason}"
-            if not self.console.is_terminal:  # a terminal shows it below, beside the bar
-                ending += f"  ({clock(self.pace.elapsed)} elapsed{self._best_text()})"
-            self.console.print(
-                f"{self._done():>4}/{self.trials}  trial {row.trial:<4} {row.n_params:>7,} parameters  "
-                f"{accuracy}  {ending}",
-            )
-        self._refresh()
+        if not row.verdict.counts:
+            return
+        self.step()
+        value = row.validation_accuracy
+        accuracy = "     -" if value is None else f"{value:.2%}"
+        ending = row.verdict if row.verdict is Verdict.TRAINED else f"{row.verdict}: {row.reason}"
+        if not self.console.is_terminal:  # a terminal shows it below, beside the bar
+            ending += f"  ({clock(self.last_step - self.started)} elapsed{self._best_text()})"
+        self.console.print(
+            f"{self.done + self.steps:>4}/{self.total}  trial {row.trial:<4} {row.n_params:>7,} parameters  "
+            f"{accuracy}  {ending}",
+        )
 
     def lost(self, left: int) -> None:
         """A worker process was killed."""
         self.console.print(f"A worker process was killed; {left} left. Its candidate is trained again.")
 
-    def _done(self) -> int:
-        return sum(number for verdict, number in self.counts.items() if verdict.counts)
-
-    def _note(self) -> str:
-        return self.times(max(self.trials - self._done(), 0)) + self._best_text()
+    def note(self) -> str:
+        """Times, and the best candidate."""
+        return super().note() + self._best_text()
 
     def _best_text(self) -> str:
         return "".join(
             f", best {row.validation_accuracy or 0:.2%} ({row.n_params:,} parameters)" for row in self._best
         )
-
-    def _refresh(self) -> None:
-        self.progress.update(self._trial_bar, completed=min(self._done(), self.trials))
-        self.progress.update(self._counts_line, description=counts_line(self.counts))

@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..models.cost import cost_of
 from ..models.published import RESULTS
 from ..models.zoo import names as zoo_names
-from ..recipes.recipe import RECIPES, current_name
-from ..study.results import TrialRow, accuracies_of, best_rows
-from . import result_plots
-from .figures import figures_of
-from .items import ReportItem, requirements_of
+from ..study.results import StudyResults, TrialRow, accuracies_of, best_rows
+from ..training.requirements import Requirement
+from .diagram import draw_network
+from .items import ReportItem, comparison_rows, requirements_of
+from .result_plots import comparison, result_figures
+from .study_plots import study_figures
 
 BEST = 10  # candidates in the page's table
 
@@ -34,7 +34,7 @@ class Section:
     figures: Mapping[str, Figure]  # by file name
     headline: str
     sentence: str  # below the headline
-    requirements: Sequence[Mapping[str, Any]]  # as in ``result.json``
+    requirements: Sequence[Requirement]
     best: Sequence[TrialRow]
     seed_means: Mapping[str, float]  # by key: mean validation accuracy of the finalists
     cost: Mapping[str, int]  # as in ``result.json``; empty without a network
@@ -56,22 +56,29 @@ def sections_of(items: Sequence[ReportItem]) -> list[Section]:
 def _section(item: ReportItem) -> Section:
     study = item.study
     headline, sentence = _headline(item)
-    means: dict[str, float] = {}
-    if study:
-        finals, finalists = study.finals, (row for row in study.rows if row.key in study.finals)
-        means = {row.key or "": fmean(accuracies_of(row, finals, study.low_fidelity)) for row in finalists}
     return Section(
         item=item,
-        figures=figures_of(item),
+        figures=_figures(item),
         headline=headline,
         sentence=sentence,
         requirements=requirements_of(item),
         best=best_rows(study.rows, BEST) if study else [],
-        seed_means=means,
+        seed_means=_seed_means(study) if study else {},
         cost=asdict(cost_of(item.architecture)) if item.architecture else {},
         commands=_commands(item),
         metadata=_metadata(item),
     )
+
+
+def _seed_means(study: StudyResults) -> dict[str, float]:
+    finals, finalists = study.finals, (row for row in study.rows if row.key in study.finals)
+    return {row.key or "": fmean(accuracies_of(row, finals, study.low_fidelity)) for row in finalists}
+
+
+def _figures(item: ReportItem) -> dict[str, Figure]:
+    figures = {"network": draw_network(item.architecture)} if item.architecture else {}
+    figures |= study_figures(item.study) if item.study else {}
+    return figures | (result_figures(item.result, item.images) if item.result else {})
 
 
 def _headline(item: ReportItem) -> tuple[str, str]:
@@ -101,25 +108,18 @@ def _commands(item: ReportItem) -> list[str]:
             metadata.get("reproduce") or _command("reproduce", "best", "--seeds", 3, "--study", item.name),
         ]
     if item.zoo_accuracies:
-        options = "--recipe", item.recipe_name, "--seeds", len(item.zoo_accuracies)
-        return [_command("reproduce", item.name, *options)]
-    if item.result:
-        return [item.result.get("command") or _reproduce_command(item.result)]
+        seeds = len(item.zoo_accuracies)
+        return [_command("reproduce", item.name, "--recipe", item.recipe_name, "--seeds", seeds)]
+    if item.result:  # of a search or of an earlier version: without its command
+        runs = item.result["runs"]
+        options = ["--seeds", len(runs), "--seed", min(run["seed"] for run in runs)]
+        options += ["--engine", "torch"] if item.result.get("plain") else []
+        return [item.result.get("command") or _command("reproduce", item.folder or item.name, *options)]
     return []
 
 
 def _command(name: str, *words: object) -> str:
     return shlex.join(["python", "-m", f"nas_mnist.{name}", *map(str, words)])
-
-
-def _reproduce_command(result: Mapping[str, Any]) -> str:
-    """The command of a result that does not hold it: one of a search, or of an earlier version."""
-    seeds = [run["seed"] for run in result["runs"]]
-    recipe = current_name(str(result.get("recipe_name", "")))
-    options = ["--seeds", len(seeds), "--seed", min(seeds)]
-    options += ["--recipe", recipe] if recipe in RECIPES or recipe.endswith(".toml") else []
-    options += ["--engine", "torch"] if result.get("plain") else []
-    return _command("reproduce", result["name"], *options)
 
 
 def _metadata(item: ReportItem) -> dict[str, str]:
@@ -140,31 +140,10 @@ def _metadata(item: ReportItem) -> dict[str, str]:
     return {name: str(value) for name, value in metadata.items() if value is not None}
 
 
-def comparison_rows(sections: Sequence[Section]) -> list[dict[str, Any]]:
-    """One row per section, the largest network first; empty for a single section."""
-    rows = [
-        {
-            "name": section.item.name,
-            "data": section.item.data,
-            "recipe": section.item.recipe_name,
-            "validation": section.item.winner.validation_accuracy if section.item.winner else None,
-            "test": section.item.test_accuracy,
-            **section.cost,
-        }
-        for section in sections
-    ]
-    return sorted(rows, key=lambda row: -row.get("params", 0)) if len(rows) > 1 else []
-
-
-def comparison_figure(sections: Sequence[Section]) -> Figure | None:
+def comparison_figure(items: Sequence[ReportItem]) -> Figure | None:
     """Test error against parameters; None unless at least two results share one data set."""
-    tested = [section for section in sections if section.item.test_accuracy]
-    if len(tested) < 2 or len({section.item.data for section in tested}) > 1:
+    rows = [row for row in comparison_rows(items) if row["test"]]
+    if len(rows) < 2 or len({row["data"] for row in rows}) > 1:
         return None
-    from_zoo = sum(bool(section.item.zoo_accuracies) for section in tested)
-    return result_plots.comparison(
-        names=[section.item.name for section in tested],
-        params=[section.cost["params"] for section in tested],
-        tests=[section.item.test_accuracy or {} for section in tested],
-        published=RESULTS if from_zoo == len(tested) == len(zoo_names()) else (),  # beside the whole zoo only
-    )
+    from_zoo = sum(bool(item.zoo_accuracies) for item in items)
+    return comparison(rows, RESULTS if from_zoo == len(rows) == len(zoo_names()) else ())  # beside all of it

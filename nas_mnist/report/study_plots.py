@@ -1,32 +1,39 @@
-"""Plots of a study. Each function takes data and returns a matplotlib figure in the common `style`."""
+"""Plots of a study. Each function takes data and returns figures in the common `style`."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..models.cost import COST_NAMES
-from ..study.results import TrialRow, pareto_front
+from ..study.results import StudyResults, TrialRow, best_rows, pareto_front
 from ..study.verdict import Verdict
+from ..training.requirements import required_accuracy
 from . import style
 from .style import BLUE, GREY, ORANGE, RED, SKY, error_percent, new_axes, styled
 
-VERDICT_STYLES = (  # colour and hatch of the bar of every verdict
-    (Verdict.TRAINED, BLUE, ""),
-    (Verdict.STOPPED, GREY, "//"),
-    (Verdict.FAILED, RED, "xx"),
-    (Verdict.OVER_BUDGET, ORANGE, ".."),
-    (Verdict.IMPOSSIBLE, SKY, "\\\\"),
-    (Verdict.DUPLICATE, style.GREEN, "--"),
-    (Verdict.INTERRUPTED, style.SOFT, "oo"),
-    (Verdict.UNNEEDED, style.FAINT, ""),
-)
+MOST_IMPORTANCES = 12  # bars
+
+
+def study_figures(study: StudyResults) -> dict[str, Figure]:
+    """The figures of a study by file name, as far as it has data for them."""
+    figures: dict[str, Figure] = {}
+    config, rows = study.config, study.rows
+    if curves := study.curves:
+        trained = [row.trial for row in best_rows(rows, len(rows))]
+        required = required_accuracy(config.data)
+        figures["learning-curves"] = learning_curves(curves, trained, study.epochs, required)
+        figures["accuracy-parameters"] = accuracy_against(rows, config.max_params)
+        if config.cost_metric in ("macs", "peak_memory"):
+            limit = config.max_macs if config.cost_metric == "macs" else config.max_memory
+            figures["accuracy-cost"] = accuracy_against(rows, limit, config.cost_metric)
+    if study.importances:
+        greatest = list(study.importances.items())[:MOST_IMPORTANCES]
+        figures["importances"] = importance_bars(dict(greatest))
+    return figures
 
 
 @styled
@@ -109,32 +116,3 @@ def importance_bars(importances: Mapping[str, float]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))
     axes.xaxis.set_major_formatter("{x:.0%}")
     return figure
-
-
-@styled
-def search_effort(rows: Sequence[TrialRow]) -> Figure:
-    """Shares of trials, training images and seconds by the verdict of the trial."""
-    sums: dict[str, Counter[Verdict]] = {"Trials": Counter(), "Images": Counter(), "Seconds": Counter()}
-    for row in rows:
-        sums["Trials"][row.verdict] += 1
-        sums["Images"][row.verdict] += row.images
-        sums["Seconds"][row.verdict] += round(row.seconds)
-    figure, axes = new_axes(2.4)
-    left = np.zeros(len(sums))
-    for verdict, colour, hatch in VERDICT_STYLES:
-        shares = np.array([counts[verdict] / max(counts.total(), 1) for counts in sums.values()])
-        if shares.any():
-            bars: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6}
-            axes.barh(list(sums), shares, 0.6, left, label=verdict.value, **bars)
-            left += shares
-    axes.invert_yaxis()
-    axes.set_yticks(range(3), [f"{name}\n{_abbreviated(counts.total())}" for name, counts in sums.items()])
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
-def _abbreviated(number: int) -> str:
-    """1,234 unchanged; 12,345,678 as 12.3 M."""
-    return f"{number / 1e6:,.1f} M" if number >= 1_000_000 else f"{number:,}"

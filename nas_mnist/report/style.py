@@ -35,6 +35,7 @@ _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "yti
 _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
     "font.size": 10,
     "font.family": "sans-serif",
+    "axes.facecolor": "none",
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -98,28 +99,26 @@ def error_axis(axes: Axes, images: str, legend_columns: int = 2) -> None:
     axes.figure.legend(loc="outside lower center", ncols=legend_columns)
 
 
-def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+def png(figure: Figure) -> bytes:
     """The figure on a white background."""
     stream = io.BytesIO()
     _lay_out(figure)
-    figure.savefig(stream, format="png", dpi=dots_per_inch, facecolor="white", metadata={"Software": None})
+    figure.savefig(stream, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return stream.getvalue()
 
 
-def svg(figure: Figure, name: str, transparent: bool = False) -> str:
-    """The figure on a white background; ``name`` makes its element ids differ from those of other figures."""
-    stream, background = io.StringIO(), "none" if transparent else "white"
+def svg(figure: Figure, name: str, background: str = "white") -> str:
+    """The figure as SVG; ``name`` makes its element ids differ from those of other figures."""
+    stream = io.StringIO()
     _lay_out(figure)
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure.savefig(
-            stream, format="svg", metadata={"Date": None}, facecolor=background, transparent=transparent
-        )
+        figure.savefig(stream, format="svg", facecolor=background, metadata={"Date": None})
     return stream.getvalue()
 
 
 def inline_svg(figure: Figure, name: str) -> str:
     """The figure as an element of an HTML page: transparent, in the page's colours, without unused ids."""
-    text = svg(figure, name, transparent=True)
+    text = svg(figure, name, background="none")
     text = text[text.index("<svg") :]
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

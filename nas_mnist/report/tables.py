@@ -9,18 +9,16 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..models.cost import cost_of
 from ..models.published import PUBLISHED_LOG
-from ..models.zoo import Entry
 from ..study.results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
 from ..study.verdict import Verdict
-from ..training.requirements import Requirement, Summary, summarise
+from ..training.requirements import Requirement, Summary
 from .items import ReportItem, requirements_of
 from .layer_table import layer_table
+from .progress import print_warning
 
 SHOWN = 5  # candidates in the table of the best
 SUMMARY = ["Seeds", "Mean %", "Std", "95 % interval"]  # headings of `summary_cells`
@@ -34,7 +32,7 @@ def new_table(
     A ``compact`` one has no frame and breaks no number. ``options`` as of rich's `Table`.
     """
     if compact:
-        options = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)} | options
+        options |= {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)}
     table = Table(title=title, **options)
     for heading in left:
         table.add_column(heading, overflow="fold")
@@ -88,18 +86,6 @@ def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
     return table
 
 
-def zoo_table(entries: Sequence[Entry]) -> Table:
-    """The networks of the zoo: cost, recipe and test accuracy on MNIST. It fits into 80 columns."""
-    title = "The zoo: test accuracy on MNIST after the last epoch"
-    headings = ["Params", "MACs", "Recipe", *SUMMARY]
-    table = new_table(title, ["Name"], headings, compact=True, show_edge=False, padding=0)
-    for entry in sorted(entries, key=lambda entry: -cost_of(entry.architecture).params):
-        cost = cost_of(entry.architecture)
-        test = summary_cells(summarise(entry.test_accuracies)) if entry.test_accuracies else ()
-        table.add_row(entry.name, f"{cost.params:,}", f"{cost.macs:,}", entry.recipe, *test)
-    return table
-
-
 def summary_cells(summary: Summary) -> list[str]:
     """Runs, mean, standard deviation and 95 % interval; in percent, the last two empty for a single run."""
     cells = [str(summary.runs), f"{100 * summary.mean:.3f}"]
@@ -112,13 +98,15 @@ def summary_cells(summary: Summary) -> list[str]:
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     """One row per seed. The best epoch has its own column: it was chosen on the test images."""
     headings = ["Seed", "Last epoch (the result)", "Test loss", "Seconds"]
-    headings.append("Best epoch (chosen on test, no result)")
-    table = new_table("Test images, by seed", [], headings)
+    scored_often = any(run["best_epoch_chosen_on_test"] for run in runs)
+    table = new_table(
+        "Test images, by seed", [], headings + ["Best epoch (chosen on test, no result)"] * scored_often
+    )
     for run in runs:
         best = run["best_epoch_chosen_on_test"]
-        best_epoch = f"{best['test_accuracy']:.2%} (epoch {best['epoch']})" if best else ""
-        figures = (f"{run['test_accuracy']:.2%}", f"{run['test_loss']:.4f}", f"{run['seconds']:.0f}")
-        table.add_row(str(run["seed"]), *figures, best_epoch)
+        best_epoch = [f"{best['test_accuracy']:.2%} (epoch {best['epoch']})"] if best else []
+        figures = f"{run['test_accuracy']:.2%}", f"{run['test_loss']:.4f}", f"{run['seconds']:.0f}"
+        table.add_row(str(run["seed"]), *figures, *best_epoch)
     return table
 
 
@@ -133,14 +121,16 @@ def published_table(run: Mapping[str, Any]) -> Table:
     return table
 
 
-def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Several items side by side; ``rows`` from `sections.comparison_rows`."""
-    title = "Comparison: test accuracy after the last epoch"
-    table = new_table(title, ["Name", "Data", "Recipe"], ["Params", *SUMMARY], compact=True)
+def comparison_table(rows: Sequence[Mapping[str, Any]], title: str = "Comparison") -> Table:
+    """Several networks side by side; ``rows`` from `items.comparison_rows`. The zoo fits into 80 columns."""
+    mixed = len({row["data"] for row in rows}) > 1  # several data sets
+    names = ["Name", "Data"] if mixed else ["Name"]
+    numbers = ["Params", "MACs", "Recipe", *SUMMARY]
+    table = new_table(f"{title}: test accuracy after the last epoch", names, numbers, compact=True)
     for row in rows:
-        params = f"{row['params']:,}" if "params" in row else ""
+        costs = (f"{row[cost]:,}" if cost in row else "" for cost in ("params", "macs"))
         test = summary_cells(Summary(**row["test"])) if row["test"] else ()
-        table.add_row(row["name"], row["data"], row["recipe"], params, *test)
+        table.add_row(row["name"], *([row["data"]] if mixed else []), *costs, row["recipe"], *test)
     return table
 
 
@@ -158,8 +148,7 @@ def summary_line(summary: Summary) -> str:
 def print_item(console: Console, item: ReportItem) -> None:
     """Print the tables of a report item."""
     console.rule(item.name)
-    if item.data_note:
-        console.print(f"[bold yellow]{escape(item.data_note)}[/bold yellow]")
+    print_warning(console, item.data_note)
     if item.study:
         console.print(f"Trials: {counts_line(item.study.counts)}")
         if best := best_rows(item.study.rows, SHOWN):
@@ -171,6 +160,15 @@ def print_item(console: Console, item: ReportItem) -> None:
     if item.winner:
         console.print(f"The winner: trial {item.winner.trial}")
     if item.result:
-        verdict = [Requirement(**requirement) for requirement in requirements_of(item)]
-        console.print(requirement_table(verdict, "The requirements (test images, last epoch)"))
-        console.print(summary_line(Summary(**item.result["test_accuracy"])))
+        print_result(console, item, item.result)
+
+
+def print_result(console: Console, item: ReportItem, result: Mapping[str, Any]) -> None:
+    """Print the tables of an item's final trainings; ``result`` is the content of ``result.json``."""
+    console.print(runs_table(result["runs"]))
+    summary = Summary(**result["test_accuracy"])
+    of = "one seed" if summary.runs == 1 else "mean of the seeds"
+    console.print(
+        requirement_table(requirements_of(item), f"The requirements (test images, last epoch, {of})")
+    )
+    console.print(summary_line(summary))

@@ -19,7 +19,6 @@ from .sections import Section, comparison_figure
 from .style import png, svg
 
 MAX_SUMMARY_BYTES = 1 << 24
-_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def study_folder(parent: Path, study: optuna.Study) -> Path:
@@ -29,7 +28,7 @@ def study_folder(parent: Path, study: optuna.Study) -> Path:
     and only if it holds no report of another study.
     """
     stored = Path(str(study.user_attrs.get("reports", "")))
-    if stored.parent == parent and _FOLDER_NAME.fullmatch(stored.name) and _is_usable(stored, study):
+    if stored.parent == parent and re.fullmatch(r"\w[\w.-]*", stored.name) and _is_usable(stored, study):
         return stored
     folder = new_folder(parent, study.study_name)
     study.set_user_attr("reports", str(folder))
@@ -59,7 +58,7 @@ def write_report(folder: Path, sections: Sequence[Section]) -> Path:
         for section in sections
         for name, figure in section.figures.items()
     }
-    if comparison := comparison_figure(sections):
+    if comparison := comparison_figure([section.item for section in sections]):
         figures["comparison"] = comparison
     for name, figure in figures.items():
         write_bytes(folder / "plots" / f"{name}.png", png(figure))

@@ -59,14 +59,11 @@ class RunStore:
         for folder in [*([given] if given else []), *numbered_folders(self.parent, self.name)]:
             with contextlib.suppress(InputError):
                 stored = read_result(folder / RESULT)
-                if _same_training(stored, self.metadata) and _has_weights(folder, stored):
+                weights = [folder / weights_file(run["seed"]) for run in stored["runs"]]
+                # Published results come without weights.
+                if _same_training(stored, self.metadata) and all(map(Path.is_file, weights)):
                     return folder
         return None
-
-    @property
-    def continues(self) -> bool:
-        """Whether the runs go into a folder that exists."""
-        return self._folder is not None
 
     @property
     def folder(self) -> Path:
@@ -97,7 +94,10 @@ class RunStore:
             stored = self.metadata | {"runs": []} if is_new else self.result  # others may add runs as well
             if run.seed in (one["seed"] for one in stored["runs"]):
                 return
-            runs = sorted([*stored["runs"], self._run_record(run, stored)], key=lambda one: one["seed"])
+            made_by = {name: self.metadata[name] for name in ("device", "versions")}
+            is_other = any(stored[name] != value for name, value in made_by.items())
+            new = run_record(run) | ({"by": made_by} if is_other else {})
+            runs = sorted([*stored["runs"], new], key=lambda one: one["seed"])
             record = {
                 **stored,
                 "command": self.metadata.get("command", stored.get("command")),
@@ -109,12 +109,6 @@ class RunStore:
             write_bytes(self.folder / "epochs.csv", epochs_csv(runs).encode())
             write_bytes(self.folder / RESULT, f"{json.dumps(record, indent=2)}\n".encode())
 
-    def _run_record(self, run: Run, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """A run as stored; with ``by`` if it was made on another machine or by other versions."""
-        made_by = {name: self.metadata[name] for name in ("device", "versions")}
-        differs = any(stored[name] != value for name, value in made_by.items())
-        return run_record(run) | ({"by": made_by} if differs else {})
-
 
 def _same_training(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a stored result is of the same network, recipe, data and engine, and not of a search."""
@@ -122,11 +116,6 @@ def _same_training(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool
     same_data = stored["data"].get("fingerprint") == wanted["data"]["fingerprint"]
     same_engine = bool(stored.get("plain")) == bool(wanted.get("plain"))
     return same and same_data and same_engine and ("trial" in stored) == ("trial" in wanted)
-
-
-def _has_weights(folder: Path, stored: Mapping[str, Any]) -> bool:
-    """Whether the weights of every run are there; published results come without them."""
-    return all((folder / weights_file(run["seed"])).is_file() for run in stored["runs"])
 
 
 def weights_file(seed: int) -> str:
@@ -156,12 +145,7 @@ def metadata_of(
         "cost": asdict(cost_of(architecture)),
         "budget": budget,
         "recipe": recipe.model_dump(mode="json"),
-        "data": {
-            "name": data.name,
-            "source": data.source,
-            "note": data.note,
-            "fingerprint": data.fingerprint,
-        },
+        "data": {name: getattr(data, name) for name in ("name", "source", "note", "fingerprint")},
         "device": device,
         "versions": versions(),
     }

@@ -23,7 +23,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -45,20 +44,7 @@ from nas_mnist.core.errors import InputError
 from nas_mnist.study.storage import open_storage
 from nas_mnist.training.classifier import Classifier
 
-SPACE = """
-[[stages]]
-blocks = [1, 2]
-channels = { min = 2, max = 16 }
-kernel = [3, 5]
-downsample = "stride"
-
-[[stages]]
-blocks = [1, 2]
-channels = { min = 2, max = 16 }
-activation = ["relu", "silu"]
-downsample = ["max", "average"]
-"""
-RECIPE = "batch_size = 64\nlearning_rate = 0.1\n"
+OPTIONS = "--dataset mnist-5k --device cpu --space tiny --max-params 1000 --recipe published"
 COUNTS = ("trained", "stopped early", "failed")
 STARTING = 10.0  # seconds; one kill in four comes so early
 ENDING = 15.0  # seconds; what a search does after its candidates takes about so long
@@ -83,8 +69,6 @@ class Chaos:
     starts: int = 0
     kills: int = 0
     killed: Counter[str] = field(default_factory=Counter)  # kills by their target
-    lost: int = 0  # finished trials that changed or vanished
-    repeated: int = 0  # candidates that were trained to the end again
     seen: dict[int, Any] = field(default_factory=dict)  # trials that had ended, which must not change
     wrong: list[str] = field(default_factory=list)
 
@@ -92,12 +76,10 @@ class Chaos:
         """The one command, in a process group and in a folder of its own."""
         folder = self.folder / place
         folder.mkdir(exist_ok=True)
-        (folder / "space.toml").write_text(SPACE)
-        (folder / "recipe.toml").write_text(RECIPE)
         url = self.url.replace(f"{self.folder}/", "") if self.url.startswith("journal:") else self.url
         command = (
-            f"-m nas_mnist.search --dataset mnist-5k --device cpu --space space.toml --recipe recipe.toml "
-            f"--epochs {EPOCHS} --trials {self.trials} --workers {self.workers} --storage {url}"
+            f"-m nas_mnist.search {OPTIONS} --epochs {EPOCHS} --trials {self.trials} "
+            f"--workers {self.workers} --storage {url}"
         )
         self.starts += 1
         with self.log.open("ab") as log:
@@ -236,18 +218,17 @@ class Chaos:
         except (InputError, KeyError):
             return []
 
-    def check(self) -> None:
-        """Check all promises on the stored trials."""
+    def check(self) -> dict[str, Any]:
+        """Check all promises on the stored trials; returns the counts."""
         stored = self.stored()
-        now, found = _finished(stored), self.wrong
+        now, found, repeated = _finished(stored), self.wrong, 0
         changed = {number: was for number, was in self.seen.items() if now.get(number) != was}
-        self.lost = len(changed)
         found += [f"trial {number} was {was}, is {now.get(number)}" for number, was in changed.items()]
         counted = [trial.user_attrs for trial in stored if trial.user_attrs.get("verdict") in COUNTS]
         whole = [trial.user_attrs for trial in stored if trial.user_attrs.get("epochs") == EPOCHS]
         for what, group in (("trained", counted), ("at its end", whole)):
             keys = Counter(attributes["key"] for attributes in group)
-            self.repeated += len(group) - len(keys)
+            repeated += len(group) - len(keys)
             found += [f"candidate {key} was {what} {n} times" for key, n in keys.items() if n > 1]
         if not self.seen and self.kills > MANY:
             found.append("no trial had ended before a kill")
@@ -258,6 +239,8 @@ class Chaos:
         if len(counted) != self.trials:
             found.append(f"{len(counted)} candidates, not {self.trials}")
         found += self.damage()
+        states = dict(Counter(trial.state.name.lower() for trial in stored))
+        return {"lost": len(changed), "repeated": repeated, "trials": states}
 
     def damage(self) -> list[str]:
         """The complaints of the storage's own check."""
@@ -273,10 +256,7 @@ class Chaos:
                 answer = database.execute("PRAGMA integrity_check").fetchone()[0]
         except sqlite3.DatabaseError as error:
             answer = str(error)
-        if answer == "ok":
-            return []
-        kept = shutil.copytree(file.parent, Path(tempfile.mkdtemp(prefix="chaos-")) / "studies")
-        return [f"integrity_check: {answer} (kept: {kept})"]
+        return [] if answer == "ok" else [f"integrity_check: {answer}"]
 
 
 def _group(group: int) -> list[int]:
@@ -318,14 +298,12 @@ def _finished(trials: list[FrozenTrial]) -> dict[int, Any]:
 def storage(name: str, folder: Path) -> Iterator[tuple[str, PostgreSQL | None]]:
     """The URL of a new storage, and its server where it has one."""
     (folder / "studies").mkdir()
-    match name:
-        case "postgresql":
-            with postgresql() as server:
-                yield server.url, server
-        case "journal":
-            yield f"journal:{folder}/studies/chaos.log", None
-        case _:
-            yield f"sqlite:///{folder}/studies/chaos.db", None
+    if name == "postgresql":
+        with postgresql() as server:
+            yield server.url, server
+    else:
+        file = f"{folder}/studies/chaos"
+        yield f"journal:{file}.log" if name == "journal" else f"sqlite:///{file}.db", None
 
 
 def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -343,24 +321,20 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             chaos.kill_the_end(max(1, asked.kills // 5), rng)
         finally:
             chaos.close_the_dashboard()
-        chaos.check()
-        stored = chaos.stored()
-    found: dict[str, Any] = {
+        counts = chaos.check()
+    return {
         "storage": asked.storage,
         "kills": chaos.kills,
         "killed": dict(chaos.killed),
         "starts": chaos.starts,
-        "lost": chaos.lost,
-        "repeated": chaos.repeated,
+        **counts,
         "workers": asked.workers,
         "candidates": trials,
         "seen_finished_before_a_kill": len(chaos.seen),
-        "trials": dict(Counter(trial.state.name.lower() for trial in stored)),
         "seconds": round(time.monotonic() - began),
+        "dashboard_looks": chaos.dashboard.reads if chaos.dashboard else None,
+        "complaints": chaos.wrong,
     }
-    if chaos.dashboard is not None:
-        found["dashboard_looks"] = chaos.dashboard.reads
-    return found | {"complaints": chaos.wrong}
 
 
 def main() -> int:
