@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import numpy as np
 import pytest
@@ -12,17 +11,16 @@ import torch
 from nas_mnist.engine.cuda import kernels
 from nas_mnist.engine.cuda.launch import CudaDType, Launch, run
 from nas_mnist.engine.kernels import parameters
-from nas_mnist.engine.kernels.compile import KERNELS, LANES, CallList, KernelInfo, compile_kernel
+from nas_mnist.engine.kernels.compile import KERNELS, LANES, CallList, DType, compile_kernel, compiled
 from nas_mnist.engine.kernels.values import Vector
 from nas_mnist.engine.kernels.writer import Writer
 
-FLOAT = np.dtype(np.float32)
-CPU = torch.device("cpu")
+FLOAT = DType(torch.float32)
 
 
 def computed(expression: Callable[[Writer, Vector], Vector], *numbers: float) -> list[float]:
     """An expression of a vector that begins with these numbers."""
-    source, target = np.zeros(LANES, FLOAT), np.zeros(LANES, FLOAT)
+    source, target = np.zeros((2, LANES), np.float32)
     source[: len(numbers)] = numbers
 
     def write(w: Writer) -> None:
@@ -57,7 +55,7 @@ def test_functions_of_vectors() -> None:
 @pytest.mark.parametrize("steps", [(1,), (4, 2, 1), (3, 1)])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 11])
 def test_unrolled_loops_cover_every_number_once(count: int, steps: Sequence[int]) -> None:
-    counts = np.zeros((16, LANES), FLOAT)
+    counts = np.zeros((16, LANES), np.float32)
 
     def write(w: Writer) -> None:
         pointer, size = w.argument(), w.argument()
@@ -71,29 +69,31 @@ def test_unrolled_loops_cover_every_number_once(count: int, steps: Sequence[int]
     assert (counts[count:] == 0).all()
 
 
-@cache
-def copy() -> int:
+@compiled()
+def copy(w: Writer) -> None:
     """Copies a vector."""
-
-    def write(w: Writer) -> None:
-        source, target = w.argument(), w.argument()
-        w.store(w.load(source), target)
-
-    return compile_kernel(write, FLOAT)
+    source, target = w.argument(), w.argument()
+    w.store(w.load(source), target)
 
 
 def test_a_kernel_knows_its_name_and_its_arguments() -> None:
-    assert KERNELS[copy()] == KernelInfo("test_kernels.copy", 2)
-    assert KERNELS[parameters.gather(FLOAT)] == KernelInfo("parameters.gather", 4)
+    assert KERNELS[copy(FLOAT)] == ("test_kernels.copy", 2)
+    assert KERNELS[parameters.gather(FLOAT)] == ("parameters.gather", 4)
+
+
+def test_a_kernel_is_compiled_once_for_a_dtype_and_its_parameters() -> None:
+    assert parameters.scatter_sum(FLOAT, True) == parameters.scatter_sum(DType(torch.float32), True)
+    others = parameters.scatter_sum(FLOAT, False), parameters.scatter_sum(FLOAT.as_float64(), True)
+    assert len({*others, parameters.scatter_sum(FLOAT, True)}) == 3
 
 
 def test_a_call_of_no_kernel_or_with_another_number_of_arguments_is_refused() -> None:
-    numbers = np.zeros(LANES, FLOAT)
-    good = [copy(), numbers.ctypes.data, numbers.ctypes.data]
+    numbers = np.zeros(LANES, np.float32)
+    good = [copy(FLOAT), numbers.ctypes.data, numbers.ctypes.data]
     CallList([good]).run()
     for count in (0, 1, 3, 40):
         with pytest.raises(ValueError, match=rf"test_kernels\.copy: {count} arguments \(it takes 2\)"):
-            CallList([good, [copy(), *[numbers.ctypes.data] * count]])
+            CallList([good, [copy(FLOAT), *[numbers.ctypes.data] * count]])
     with pytest.raises(ValueError, match="not the address of a kernel"):
         CallList([[12345, 1, 2]])
 
@@ -106,15 +106,16 @@ def test_a_launch_with_another_number_of_arguments_is_refused(
     source, target = torch.arange(32.0), torch.zeros(32)
     pointers = source.data_ptr() + 4 * torch.arange(32)
     arguments = [pointers.data_ptr(), target.data_ptr(), 1]
-    dtype, kernel = CudaDType(FLOAT, torch.device(device)), kernels.gather_pointers(CudaDType(FLOAT, CPU))
+    dtype = CudaDType(torch.float32, torch.device(device))
+    kernel = kernels.gather_pointers(CudaDType(torch.float32))
     if device == "cuda":
         kernel, info = 77, KERNELS[kernel]
         monkeypatch.setitem(KERNELS, kernel, info)
     for wrong in (arguments[:-1], [*arguments, 1]):
         message = rf"kernels\.gather_pointers: {len(wrong) + 2} arguments \(it takes 5\)"
         with pytest.raises(ValueError, match=message):
-            Launch(dtype, kernel, wrong, items=1, tiles=1)
-    launch = Launch(dtype, kernel, arguments, items=1, tiles=1)
+            Launch(dtype, [kernel, *wrong], items=1, tiles=1)
+    launch = Launch(dtype, [kernel, *arguments], items=1, tiles=1)
     if device == "cpu":
         run([launch])
         assert torch.equal(source, target)

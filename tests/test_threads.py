@@ -7,45 +7,36 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nas_mnist.engine.cpu import worker
 from nas_mnist.engine.cpu.threads import run_parallel
-from nas_mnist.engine.kernels.compile import LANES, CallList, compile_kernel
+from nas_mnist.engine.kernels.compile import LANES, CallList, DType, compiled
 from nas_mnist.engine.kernels.writer import Writer
 
-FLOAT64 = np.dtype(np.float64)
+FLOAT64 = DType(torch.float64)
 
 
-@cache
-def counting() -> int:
+@compiled()
+def counting(w: Writer) -> None:
     """Adds one to the numbers of a batch tile."""
-
-    def write(w: Writer) -> None:
-        counts = w.argument()
-        at = w.batch_tile * LANES
-        w.store(w.load(counts, at) + 1.0, counts, at)
-
-    return compile_kernel(write, FLOAT64)
+    counts, at = w.argument(), w.batch_tile * LANES
+    w.store(w.load(counts, at) + 1.0, counts, at)
 
 
-@cache
-def noting() -> int:
+@compiled()
+def noting(w: Writer) -> None:
     """Writes down which batch tile runs."""
-
-    def write(w: Writer) -> None:
-        w.store(w.to_float(w.batch_tile), w.argument())
-
-    return compile_kernel(write, FLOAT64)
+    w.store(w.to_float(w.batch_tile), w.argument())
 
 
 def check(threads: int, tiles: int, turns: int = 50, pause: float = 0.0) -> None:
-    counts = np.zeros((tiles, LANES), FLOAT64)
-    call_lists = [CallList([[counting(), counts.ctypes.data]], counts) for _ in range(threads)]
+    counts = np.zeros((tiles, LANES))
+    call_lists = [CallList([[counting(FLOAT64), counts.ctypes.data]], counts) for _ in range(threads)]
     for _ in range(turns):
         run_parallel(call_lists, tiles, counts)
         time.sleep(pause)
@@ -76,8 +67,8 @@ class Interrupted(CallList):
 
 
 def test_an_interrupt_waits_for_the_other_threads() -> None:
-    last, tiles = np.zeros(LANES, FLOAT64), 200_000_000  # a quarter of a second
-    call_list = CallList([[noting(), last.ctypes.data]], last)
+    last, tiles = np.zeros(LANES), 200_000_000  # a quarter of a second
+    call_list = CallList([[noting(FLOAT64), last.ctypes.data]], last)
     with pytest.raises(KeyboardInterrupt):
         run_parallel([Interrupted([]), call_list], tiles, last)
     assert last[0] == tiles - 1

@@ -100,8 +100,7 @@ def check_new(path: Path, what: str) -> None:
 def new_folder(parent: Path, name: str) -> Path:
     """Make and return the first of ``parent/name``, ``name-2``, ``name-3``... that does not exist."""
     parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = _numbered(parent, name, number)
+    for folder in _numbered(parent, name):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
@@ -110,14 +109,12 @@ def new_folder(parent: Path, name: str) -> Path:
 
 def numbered_folders(parent: Path, name: str) -> Iterator[Path]:
     """The folders that `new_folder` has made under this name, the oldest first."""
-    for number in itertools.count(1):
-        if not (folder := _numbered(parent, name, number)).is_dir():
-            return
-        yield folder
+    return itertools.takewhile(Path.is_dir, _numbered(parent, name))
 
 
-def _numbered(parent: Path, name: str, number: int) -> Path:
-    return parent / (name if number == 1 else f"{name}-{number}")
+def _numbered(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    yield from (parent / f"{name}-{number}" for number in itertools.count(2))
 
 
 def _reason(error: Exception) -> str:

@@ -40,9 +40,7 @@ class Optimizer(Protocol):
 class Trainer(Protocol):
     """Forward and backward passes of one training, and SGD."""
 
-    @property
-    def map_shape(self) -> tuple[int, int]:
-        """Rows and columns of a prepared map."""
+    map_shape: tuple[int, int]  # rows and columns of a prepared map
 
     def prepare_maps(self, maps: Tensor) -> Tensor:
         """Affine maps (N, 2, 3) in the form (N, rows, columns) that `Batches` hold."""
@@ -61,17 +59,9 @@ class Trainer(Protocol):
 class Backend(Protocol):
     """Computes one network, or several of one architecture side by side, on one device."""
 
-    @property
-    def max_batch(self) -> int:
-        """Images of a forward pass in evaluation, at most."""
-
-    @property
-    def evaluates_together(self) -> bool:
-        """Whether networks side by side are evaluated at once."""
-
-    @property
-    def recordable(self) -> bool:
-        """Whether a step may be recorded as a CUDA graph."""
+    max_batch: int  # images of a forward pass in evaluation, at most
+    evaluates_together: bool  # whether networks side by side are evaluated at once
+    recordable: bool  # whether a step may be recorded as a CUDA graph
 
     def reserve_threads(self) -> AbstractContextManager[None]:
         """While it is open, torch's threads belong to the backend's kernels, where it has some."""
@@ -93,13 +83,10 @@ def create_backend(network: Network, device: torch.device, engine: Engine | None
     without llvmlite. Raises `InputError` for an unknown engine.
     """
     chosen, _ = resolve_engine(engine, device)
-    if chosen == "torch":
+    kernels = {"cpu": _on_cpu, "cuda": _on_cuda}
+    if chosen == "torch" or device.type not in kernels:
         return TorchBackend(network, device)
-    if device.type == "cpu":
-        return _on_cpu(network, device)
-    if device.type == "cuda":
-        return _on_cuda(network, device)
-    return TorchBackend(network, device)
+    return kernels[device.type](network, device)
 
 
 def resolve_engine(engine: str | None, device: torch.device) -> tuple[Engine, str]:

@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..models.layers import Layer
-from .kernels.compile import LANES, DType
+from .kernels.compile import DType
 
 Array = np.ndarray[Any, Any]
-_CACHE_LINE = 64  # bytes
-
-
-def zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """Zeros that begin at a cache line."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + _CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % _CACHE_LINE
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 class TiledMaps:
@@ -46,15 +37,9 @@ class TiledMaps:
         height, width = (
             before + (pixels - 1) * spacing + 1 + more for pixels, more in zip(self.size, after, strict=True)
         )
-        self.values: Any  # an array, or for CUDA's kernels a tensor
-        if isinstance(dtype, np.dtype):
-            lanes, itemsize = LANES, dtype.itemsize
-            self.values = zeros((max(tiles, 1), channels, height, width, lanes), dtype)
-            self._start = self.values.ctypes.data
-        else:
-            lanes, itemsize = dtype.lanes, dtype.numpy.itemsize
-            self.values = dtype.zeros((tiles, channels, height, width, lanes))
-            self._start = self.values.data_ptr()
+        lanes, itemsize = dtype.lanes, dtype.number.itemsize
+        self.values = dtype.zeros((max(tiles, 1), channels, height, width, lanes))
+        self._start = self.values.data_ptr()
         row, plane = width * lanes, height * width * lanes
         self._planes = [channels * plane if tiles else 0, plane]
         self._places, self._pixels = [row, lanes], [row * spacing, lanes * spacing]
@@ -84,15 +69,16 @@ class TiledMaps:
 
 
 def to_tiles(images: Array, tiles: Array) -> None:
-    """Put (N, C, H, W) into (tiles, C, H, W, LANES); the empty lanes of the last tile stay as they are."""
-    whole, rest = divmod(len(images), LANES)
-    together = images[: whole * LANES].reshape(whole, LANES, *images.shape[1:])
+    """Put (N, C, H, W) into (tiles, C, H, W, lanes); the empty lanes of the last tile stay as they are."""
+    lanes = tiles.shape[-1]
+    whole, rest = divmod(len(images), lanes)
+    together = images[: whole * lanes].reshape(whole, lanes, *images.shape[1:])
     tiles[:whole] = together.transpose(0, 2, 3, 4, 1)
     if rest:
-        tiles[whole, ..., :rest] = images[whole * LANES :].transpose(1, 2, 3, 0)
+        tiles[whole, ..., :rest] = images[whole * lanes :].transpose(1, 2, 3, 0)
 
 
 def from_tiles(tiles: Array, count: int) -> Array:
-    """(tiles, C, H, W, LANES) as (count, C, H, W), in memory of its own."""
+    """(tiles, C, H, W, lanes) as (count, C, H, W), in memory of its own."""
     together = tiles.transpose(0, 4, 1, 2, 3).copy()
     return together.reshape(-1, *together.shape[2:])[:count]

@@ -75,14 +75,19 @@ class TorchTrainer:
     def losses(self, batches: Batches, step: Tensor) -> Tensor:
         """Mean losses (copies,) of a step's batch; leaves the gradient in ``parameters``."""
         picked, maps = batches.at(step)
+        return self.pass_through(self.images(picked, maps), self.labels[picked])
+
+    def pass_through(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The same for normalised images (copies * N, C, H, W) and labels (copies * N,)."""
         copies = self.network.copies
-        images = self.images(picked, maps)  # (copies * N, C, H, W)
         stacked = images.unflatten(0, (copies, -1)).transpose(0, 1).flatten(1, 2)  # (N, copies * C, H, W)
         scores = self.network(stacked).unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
-        each = F.cross_entropy(
-            scores, self.labels[picked], label_smoothing=self.smoothing, reduction="none"
-        )  # (copies * N,)
-        losses = each.view(copies, -1).mean(1)
+        return self.autograd(scores, labels)
+
+    def autograd(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Mean losses (copies,) of scores (copies * N, classes); leaves the gradient in ``parameters``."""
+        each = F.cross_entropy(scores, labels, label_smoothing=self.smoothing, reduction="none")
+        losses = each.view(self.network.copies, -1).mean(1)
         self.parameters.zero_grad()
         losses.sum().backward()
         self.parameters.collect_gradients()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.affine import warp_images
-from ..kernels.compile import LANES, CallList
-from ..padded_images import PaddedImages
+from ..kernels.affine import PaddedImages, warp_images
+from ..kernels.compile import LANES, CallList, DType
 from .threads import run_parallel, thread_count
 
 
@@ -21,6 +20,13 @@ class AffineImages(PaddedImages):
         stride = self.shape.numel() + LANES  # a vector that begins in an image may end behind it
         warped = torch.empty((len(picked), stride))
         memory = self.images, picked.contiguous(), maps.contiguous(), warped, self.normal
-        call = [warp_images(), *(one.data_ptr() for one in memory), channels, height, width, stride]
+        call = [
+            warp_images(DType(torch.float32)),
+            *(one.data_ptr() for one in memory),
+            channels,
+            height,
+            width,
+            stride,
+        ]
         run_parallel([CallList([call])] * thread_count(), len(picked), (self, memory))
         return warped[:, : self.shape.numel()].view(-1, *self.shape)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor, nn
 
+from ..feature_map import FeatureMap
 from ..kernels import pointwise
-from ..kernels.compile import LANES, CallList
-from ..maps import Array, TiledMaps, from_tiles, to_tiles, zeros
-from ..stages import BackbonePlan, FeatureMapSpec, Stage
-from .convolution import Call, Convolution
-from .feature_map import FeatureMap
+from ..kernels.compile import Call, CallList, DType
+from ..maps import Array, TiledMaps, from_tiles, to_tiles
+from ..stages import BackbonePlan, Stage
+from .convolution import Convolution
 from .threads import run_parallel
 
 
@@ -29,76 +29,74 @@ class Backbone:
         self,
         plan: BackbonePlan,
         count: int,
-        dtype: np.dtype[Any],
+        dtype: DType,
         threads: int,
         gradients: Mapping[Tensor, Tensor] | None,
     ) -> None:
-        """``dtype`` float32 or float64; ``gradients``: the places of the parameters' gradients.
-
-        Without ``gradients`` it is for evaluation.
-        """
+        """``gradients``: the places of the parameters' gradients; None: for evaluation."""
         self.plan, self.count, self.dtype = plan, count, dtype
         self.training = gradients is not None
-        self.tiles = tiles = -(-count // LANES)
-        self.mask = zeros((tiles, LANES), dtype)  # 1 where a lane has an image, else 0
-        self.mask.reshape(-1)[:count] = 1
+        self.tiles = tiles = -(-count // dtype.lanes)
+        self.mask = dtype.zeros((tiles, dtype.lanes))  # 1 where a lane has an image, else 0
+        self.mask.view(-1)[:count] = 1
         specs = [plan.image, *(stage.target for stage in plan.stages)]
-        self.maps = {one: FeatureMap(one, tiles, dtype, threads, count, self.training) for one in specs}
+        self.maps = {
+            spec: FeatureMap(spec, dtype, tiles, count, self.training, threads=threads) for spec in specs
+        }
         self.convolutions = {
             stage: [Convolution(*one, dtype, threads) for one in stage.convolutions] for stage in plan.stages
         }
-        channels, *size = plan.last.read_shape
-        shape = (channels, 1, 1) if plan.head.averages_first else plan.last.read_shape
+        shape = plan.last.read_shape
+        if plan.head.averages_first:
+            shape = (shape[0], 1, 1)
         self.out, self.out_gradient = TiledMaps(shape, dtype, tiles), TiledMaps(shape, dtype, tiles)
-        self.pixel_share = np.array([1 / (size[0] * size[1])], dtype)  # of a pixel in the mean
-        normalised = [one for one in specs if one.norm is not None]
-        self.affine = {one: CallList([self.maps[one].batchnorm_affine()]) for one in normalised}
+        self.normalised = {spec: one for spec, one in self.maps.items() if spec.norm is not None}
+        self.affine = {spec: CallList([one.batchnorm_affine()]) for spec, one in self.normalised.items()}
         convolutions = [one for stage in plan.stages for one in self.convolutions[stage]]
         self.gather = CallList([call for one in convolutions for call in one.gather_calls()])
         if gradients is not None:
-            self._prepare_backward(gradients, convolutions, normalised)
+            self._prepare_backward(gradients, convolutions)
         self.calls = [_ThreadCalls(self, thread) for thread in range(threads)]
 
     def _prepare_backward(
-        self,
-        gradients: Mapping[Tensor, Tensor],
-        convolutions: Sequence[Convolution],
-        normalised: Sequence[FeatureMapSpec],
+        self, gradients: Mapping[Tensor, Tensor], convolutions: Sequence[Convolution]
     ) -> None:
         assert all(one.is_contiguous() for one in gradients.values())
-        into = {one: gradient.numpy().ravel() for one, gradient in gradients.items()}
         written: set[nn.Module] = set()  # a repeated block's gradient is added to that of the first use
         scatter: list[Call] = []
         for one in convolutions:
-            scatter += one.scatter_calls(into, adds=one.module in written)
+            scatter += one.scatter_calls(gradients, adds=one.module in written)
             written.add(one.module)
-        self.scatter = CallList(scatter, into)
+        self.scatter = CallList(scatter, gradients)
         self.norm_gradients = {
-            one: CallList([self.maps[one].batchnorm_gradients(into)], into) for one in normalised
+            spec: CallList([one.batchnorm_gradients(gradients)], gradients)
+            for spec, one in self.normalised.items()
         }
+        norms: list[Any] = [spec.norm for spec in self.normalised]
+        self._batch_counts: list[Tensor] = [norm.num_batches_tracked for norm in norms]
+        self._norm_sums = [one.sums for one in self.maps.values()]
+        self._weight_sums = [sums for one in convolutions for sums in (one.gradients, one.bias_gradients)]
 
     def forward(self, images: Array) -> Array:
         """From images (N, C, H, W) to the input of the head (N, C', H', W')."""
-        to_tiles(images, self.maps[self.plan.image].maps.values)
-        for feature_map in self.maps.values():
-            feature_map.begin_forward()
+        to_tiles(images, self.maps[self.plan.image].maps.values.numpy())
+        if self.training:
+            torch._foreach_zero_(self._norm_sums)
+            if self._batch_counts:
+                torch._foreach_add_(self._batch_counts, 1)
+            self._draw_dropout()
         self.gather.run()
         for index, stage in enumerate(self.plan.stages):
             self._run([one.forward[index] for one in self.calls])
             if stage.target in self.affine:
                 self.affine[stage.target].run()
-                self._count_batch(stage.target.norm)
         self._run([one.end for one in self.calls])
-        return from_tiles(self.out.values, self.count)
+        return from_tiles(self.out.values.numpy(), self.count)
 
     def backward(self, gradient: Array) -> None:
         """From the gradient of the last `forward`'s result to the gradients of all parameters."""
-        to_tiles(gradient, self.out_gradient.values)
-        for feature_map in self.maps.values():
-            feature_map.begin_backward()
-        for convolutions in self.convolutions.values():
-            for convolution in convolutions:
-                convolution.zero_gradients()
+        to_tiles(gradient, self.out_gradient.values.numpy())
+        torch._foreach_zero_([*self._norm_sums, *self._weight_sums])
         self._run([one.end_backward for one in self.calls])
         for index, stage in reversed(list(enumerate(self.plan.stages))):
             if stage.target in self.norm_gradients:
@@ -106,9 +104,12 @@ class Backbone:
             self._run([one.backward[index] for one in self.calls])
         self.scatter.run()
 
-    def _count_batch(self, norm: Any) -> None:
-        if self.training:
-            norm.num_batches_tracked.numpy()[...] += 1  # in place, and quicker than by torch
+    def _draw_dropout(self) -> None:
+        for spec, one in self.maps.items():
+            if spec.dropout is not None:
+                p = spec.dropout.p
+                kept = (torch.rand((self.count, one.channels)) >= p).numpy() / (1 - p)
+                to_tiles(kept[..., None, None], one.dropout_factors.numpy()[:, :, None, None])
 
     def _run(self, calls: Sequence[CallList]) -> None:
         run_parallel(calls, self.tiles, self)
@@ -144,7 +145,7 @@ class _ThreadCalls:
                 maps[source].read(target.maps, adds=index > 0) for index, source in enumerate(stage.sources)
             ]
         if target.epilogue.norm and self.backbone.training:
-            calls.append(target.batch_stats(self.thread, self.backbone.mask))
+            calls.append(target.batch_stats(self._sums(target), self.backbone.mask))
         return calls
 
     def _inputs(self, stage: Stage) -> tuple[list[TiledMaps], list[Call]]:
@@ -180,9 +181,7 @@ class _ThreadCalls:
         return [self._pool(kernel, backbone.out_gradient, whole), self._backward_of(last, whole)]
 
     def _pool(self, kernel: int, source: TiledMaps, target: TiledMaps) -> Call:
-        channels, *size = self.backbone.plan.last.read_shape
-        more = [channels, *size, self.backbone.pixel_share.ctypes.data]
-        return [kernel, *source.arguments, *target.arguments, *more]
+        return [kernel, *source.arguments, *target.arguments, *self.backbone.plan.last.read_shape]
 
     def _backward(self, stage: Stage) -> list[Call]:
         backbone = self.backbone
@@ -212,7 +211,10 @@ class _ThreadCalls:
     def _backward_of(self, feature_map: FeatureMap, gradient: TiledMaps) -> Call:
         adds = feature_map in self.written
         self.written.add(feature_map)
-        return feature_map.backward(gradient, self.thread, adds)
+        return feature_map.take_gradient(gradient, self._sums(feature_map), adds)
+
+    def _sums(self, feature_map: FeatureMap) -> list[int]:
+        return [feature_map.sums[self.thread].data_ptr()]
 
     def _tile(self, shape: Sequence[int], pad: int = 0) -> TiledMaps:
         return self._keep(TiledMaps(shape, self.backbone.dtype, before=pad, after=(pad, pad)))

@@ -19,12 +19,12 @@ from ...data.dataset import Images
 from ...data.normalize import Normalizer
 from ...models.network import Network
 from ...recipes.recipe import Recipe
-from ..batches import Batches, ImageLoader, TorchImages
+from ..batches import ImageLoader, TorchImages
 from ..flat_parameters import FlatParameters
+from ..kernels.compile import DType
 from ..maps import Array
-from ..sgd import SGD, StepTables
 from ..stages import plan_of
-from ..torch_backend import CPU_BATCH
+from ..torch_backend import CPU_BATCH, TorchTrainer
 from .affine import AffineImages
 from .backbone import Backbone
 from .threads import reserve_threads, thread_count
@@ -86,13 +86,12 @@ class CpuBackend:
             self._addresses = addresses
         key = len(images), thread_count(), gradients is not None
         if key not in self._backbones:
-            numpy_dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
-            self._backbones[key] = Backbone(self.plan, len(images), numpy_dtype, thread_count(), gradients)
+            self._backbones[key] = Backbone(self.plan, len(images), DType(dtype), thread_count(), gradients)
         return self._backbones[key]
 
 
-class CpuTrainer:
-    """Forward and backward passes of one training; a `backend.Trainer`."""
+class CpuTrainer(TorchTrainer):
+    """Forward and backward passes of one training by our kernels."""
 
     def __init__(
         self,
@@ -102,23 +101,13 @@ class CpuTrainer:
         labels: Tensor,
         smoothing: float,
     ) -> None:
-        self.backend, self.parameters = backend, parameters
-        self.images, self.labels, self.smoothing = images, labels, smoothing
-        self.map_shape = images.map_shape
+        super().__init__(backend.network, parameters, images, labels, smoothing)
+        self.backend = backend
         # The gradient of a linear head is a formula: no autograd.
         self.linear_head = backend.plan.head.averages_first
 
-    def prepare_maps(self, maps: Tensor) -> Tensor:
-        """Affine maps (N, 2, 3) in the form that `Batches` hold."""
-        return self.images.prepare_maps(maps)
-
-    def losses(self, batches: Batches, step: Tensor) -> Tensor:
-        """Mean losses (1,) of a step's batch; leaves the gradient in ``parameters``."""
-        picked, maps = batches.at(step)
-        return self.pass_through(self.images(picked, maps), self.labels[picked])
-
     def pass_through(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The same for normalised images (N, C, H, W) and labels (N,): forward and backward."""
+        """Mean losses (1,) of normalised images (N, C, H, W) with labels (N,); leaves the gradient."""
         backbone = self.backend.backbone(images, self.parameters.gradients)
         maps = backbone.forward(images.numpy())
         head = self._linear_head if self.linear_head else self._head_by_autograd
@@ -148,17 +137,9 @@ class CpuTrainer:
     def _head_by_autograd(self, maps: Array, labels: Tensor) -> tuple[Tensor, Array]:
         """The mean loss (1,) of maps before the head (N, C, H, W), and their gradient."""
         features = torch.from_numpy(maps).requires_grad_()
-        scores = self.backend.head(features)
-        loss = F.cross_entropy(scores, labels, label_smoothing=self.smoothing, reduction="none").mean()
-        self.parameters.zero_grad()
-        loss.backward()
-        self.parameters.collect_gradients()
+        loss = self.autograd(self.backend.head(features), labels)
         assert features.grad is not None
-        return loss.detach()[None], features.grad.numpy()
-
-    def sgd(self, recipe: Recipe, tables: StepTables, ema: Tensor | None) -> SGD:
-        """The optimiser for the recipe's SGD, with the EMA ``ema`` of the parameters."""
-        return SGD(self.parameters, recipe, tables, ema)
+        return loss, features.grad.numpy()
 
 
 def _cross_entropy(scores: Array, labels: Array, smoothing: float) -> tuple[float, Array]:

@@ -13,12 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
+import torch
 from llvmlite import ir
 
 from ..kernels.compile import CallList, compile_module, declare_runner
 from ..kernels.values import INDEX, INDICES
-from ..maps import zeros
 
 _SPINS = 5_000  # looks at a mailbox before the wait ends: one to four milliseconds
 # Places in a worker's mailbox: the number of the job that is asked for with its arguments, and, in another
@@ -30,7 +29,7 @@ class WorkerThread:
     """A thread that runs call lists, one after the other, for the thread that made it."""
 
     def __init__(self) -> None:
-        self._mailbox = zeros((16,), np.dtype(np.int64))
+        self._mailbox = torch.zeros(16, dtype=torch.int64).numpy()  # torch's memory begins at a cache line
         self._address = self._mailbox.ctypes.data
         self._pool = ThreadPoolExecutor(1)
         self._serving: Future[None] | None = None
@@ -59,18 +58,18 @@ class WorkerThread:
 
     def _serve(self) -> None:
         """The work of the thread; the bound method keeps the mailbox."""
-        _loops().serve(self._address)
+        _loops().serve(self._address, 0)
 
 
 class _Loops(NamedTuple):
-    """Compiled functions of the address of a mailbox."""
+    """Compiled functions of the address of a mailbox and a number."""
 
     # (mailbox, number): publish the job of this number, and everything that was written before.
     ask: Callable[[int, int], int]
     # (mailbox, number): 1 when this job is done; 0 after a while.
     wait: Callable[[int, int], int]
-    # (mailbox): run jobs as they are asked for, until none comes for a while.
-    serve: Callable[[int], int]
+    # (mailbox, any): run jobs as they are asked for, until none comes for a while.
+    serve: Callable[[int, int], int]
 
 
 @functools.cache
@@ -78,11 +77,11 @@ def _loops() -> _Loops:
     module = ir.Module()
     run = declare_runner(module)
 
-    build, mailbox, number = _function(module, "ask", 2)
+    build, mailbox, number = _function(module, "ask")
     build.store_atomic(number, _place(build, mailbox, _ASKED), "release", 8)
     build.ret(number)
 
-    build, mailbox, number = _function(module, "wait", 2)
+    build, mailbox, number = _function(module, "wait")
     with _spinning(build) as after:
         done = build.load_atomic(_place(build, mailbox, _DONE), "acquire", 8)
         with build.if_then(build.icmp_signed("==", done, number)):
@@ -90,7 +89,7 @@ def _loops() -> _Loops:
     build.position_at_end(after)
     build.ret(ir.Constant(INDEX, 0))
 
-    build, mailbox = _function(module, "serve", 1)
+    build, mailbox, _ = _function(module, "serve")
     again = build.append_basic_block("again")
     build.branch(again)
     build.position_at_end(again)
@@ -105,19 +104,13 @@ def _loops() -> _Loops:
     build.position_at_end(after)
     build.ret(ir.Constant(INDEX, 0))
 
-    arguments_of = {"ask": 2, "wait": 2, "serve": 1}
-    addresses = compile_module(module, *arguments_of)
-    return _Loops(
-        *(
-            ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
-            for address, count in zip(addresses, arguments_of.values(), strict=True)
-        )
-    )
+    function = ctypes.CFUNCTYPE(*[ctypes.c_int64] * 3)
+    return _Loops(*map(function, compile_module(module, *_Loops._fields)))
 
 
-def _function(module: ir.Module, name: str, count: int) -> tuple[ir.IRBuilder, *tuple[ir.Value, ...]]:
-    """A builder for a function of ``count`` integers, and these."""
-    function = ir.Function(module, ir.FunctionType(INDEX, [INDEX] * count), name)
+def _function(module: ir.Module, name: str) -> tuple[ir.IRBuilder, ir.Value, ir.Value]:
+    """A builder for a function of two integers, and these."""
+    function = ir.Function(module, ir.FunctionType(INDEX, [INDEX] * 2), name)
     return ir.IRBuilder(function.append_basic_block()), *function.args
 
 

@@ -7,8 +7,8 @@ each with weights and images of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..kernels import convolution, pointwise
 from ..maps import TiledMaps
 from ..stages import BackbonePlan, FeatureMapSpec, Stage
 from . import kernels
-from .feature_map import FeatureMap
+from .feature_map import CudaFeatureMap
 from .kernels import equal_tiles
 from .launch import CudaDType, Launch, run
 from .weights import OUTPUTS, Weights
@@ -47,8 +47,17 @@ class Backbone:
         """
         self.plan, self.gradients = plan, gradients
         self.workspace = Workspace(count, models, dtype)
-        self.maps = {spec: self._feature_map(spec, producer) for spec, producer in self._producers()}
         training = gradients is not None
+        # The convolution that writes a feature map, if one does, and how many read it; the head is a reader.
+        producers: dict[FeatureMapSpec, Layer | None] = {plan.image: None}
+        readers = Counter([plan.last])
+        for stage in plan.stages:
+            producers[stage.target] = stage.convolutions[0][0] if stage.convolutions else None
+            readers.update(stage.sources)
+        self.maps = {
+            spec: CudaFeatureMap(self.workspace, spec, producer, readers[spec], training)
+            for spec, producer in producers.items()
+        }
         specs = list(self.maps) if training else []
         self.dropouts = [self.maps[one] for one in specs if one.epilogue.dropout]
         norms: list[Any] = [one.norm for one in specs if one.norm is not None]
@@ -62,23 +71,6 @@ class Backbone:
         self.score_gradient = self.workspace.maps((classes, 1, 1))
         self.forward_launches = self._forward()
         self.backward_launches = self._backward() if training else []
-
-    def _producers(self) -> list[tuple[FeatureMapSpec, Layer | None]]:
-        """Every stored feature map, and the convolution that writes it, if one does."""
-        found: list[tuple[FeatureMapSpec, Layer | None]] = [(self.plan.image, None)]
-        for stage in self.plan.stages:
-            layers = [layer for layer, _ in stage.convolutions]
-            found.append((stage.target, layers[0] if layers else None))
-        return found
-
-    def _feature_map(self, spec: FeatureMapSpec, producer: Layer | None) -> FeatureMap:
-        training = self.gradients is not None
-        return FeatureMap(self.workspace, spec, producer, self._readers.count(spec), training)
-
-    @cached_property
-    def _readers(self) -> list[FeatureMapSpec]:
-        """The feature map that each reader reads; the head is one."""
-        return [self.plan.last, *(source for stage in self.plan.stages for source in stage.sources)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (models * N, classes) of images (models * N, C, H, W), network by network."""
@@ -110,8 +102,8 @@ class Backbone:
                     (one,) = stage.convolutions
                     self._convolve(*one, self._input(source, one[0].padding), target.maps)
                 else:
-                    self.maps[source].read(target.maps, adds=index > 0)
-            target.batchnorm_affine()
+                    self.maps[source].launch_read(target.maps, adds=index > 0)
+            target.launch_affine()
         layer, module = plan.head.layer, plan.head.convolution
         pool = pointwise.global_average_pool(workspace.dtype)
         if plan.head.averages_first:
@@ -131,51 +123,33 @@ class Backbone:
             return feature_map.maps
         if (source, pad) not in self._read:
             self._read[source, pad] = self.workspace.maps(source.read_shape, pad)
-            feature_map.read(self._read[source, pad])
+            feature_map.launch_read(self._read[source, pad])
         return self._read[source, pad]
 
     def _pool(self, kernel: int, source: TiledMaps, target: TiledMaps) -> None:
-        channels, *size = (source if source.size != [1, 1] else target).shape
-        share = self.workspace.keep(self.workspace.zeros((1,)).fill_(1 / (size[0] * size[1])))
-        more = [channels, *size, share.data_ptr()]
-        self.workspace.launch(kernel, [*source.arguments, *target.arguments, *more], channels)
+        shape = (source if source.size != [1, 1] else target).shape
+        self.workspace.launch([kernel, *source.arguments, *target.arguments, *shape], shape[0])
 
-    def _convolve(self, layer: Layer, module: nn.Conv2d, source: TiledMaps, target: TiledMaps) -> None:
-        weights = self._weights.arguments(layer, module)
-        channels = layer.in_shape[0], layer.out_shape[0]
-        self._launch_convolution(layer, layer.stride, False, source, target, weights, channels)
-
-    def _convolve_backward(
-        self, layer: Layer, module: nn.Conv2d, gradient: TiledMaps, into: TiledMaps
+    def _convolve(
+        self, layer: Layer, module: nn.Conv2d, source: TiledMaps, target: TiledMaps, backward: bool = False
     ) -> None:
-        """From the output's gradient, with zeros around and between, to the input's."""
-        weights = self._weights.arguments(layer, module, flipped=True)
-        channels = layer.out_shape[0], layer.in_shape[0]
-        self._launch_convolution(layer, 1, True, gradient, into, weights, channels)
-
-    def _launch_convolution(
-        self,
-        layer: Layer,
-        stride: int,
-        flipped: bool,
-        source: TiledMaps,
-        target: TiledMaps,
-        weights: Sequence[int],
-        channels: tuple[int, int],
-    ) -> None:
+        """``backward``: from the output's gradient, with zeros around and between, to the input's."""
         workspace, kernel, (height, width) = self.workspace, layer.kernel[0], target.size
-        inputs, outputs = channels
+        inputs, outputs, stride = layer.in_shape[0], layer.out_shape[0], layer.stride
+        if backward:
+            inputs, outputs, stride = outputs, inputs, 1
+        weights = self._weights.arguments(layer, module, backward)
         data = [*source.padded_arguments, *target.arguments, *weights]
         chunks = workspace.row_chunks(height)
         if layer.groups > 1:
-            address = kernels.depthwise(kernel, stride, flipped, workspace.dtype)
-            workspace.launch(address, [*data, outputs, height, width], outputs, chunks)
+            address = convolution.depthwise(workspace.dtype, kernel, stride, backward)
+            workspace.launch([address, *data, outputs, height, width], outputs, chunks)
             return
         pixels, across = equal_tiles(width, _PIXELS)
         channels_of_tile, tiles = equal_tiles(outputs, OUTPUTS)
-        address = kernels.dense(kernel, stride, channels_of_tile, pixels, workspace.dtype)
+        address = kernels.dense(workspace.dtype, kernel, stride, channels_of_tile, pixels)
         more = [inputs, outputs, height, width, tiles, across]
-        workspace.launch(address, [*data, *more], tiles * across, chunks)
+        workspace.launch([address, *data, *more], tiles * across, chunks)
 
     # Launches of the backward pass.
 
@@ -187,14 +161,14 @@ class Backbone:
         if plan.head.averages_first:
             self._weight_gradient(layer, module, self.pooled, self.score_gradient)
             gradient = workspace.maps(self.pooled.shape)
-            self._convolve_backward(layer, module, self.score_gradient, gradient)
+            self._convolve(layer, module, self.score_gradient, gradient, backward=True)
             self._pool(pool_backward, gradient, whole)
         else:
             gradient = workspace.gradient_maps(layer)
             self._pool(pool_backward, self.score_gradient, gradient)
             self._weight_gradient(layer, module, self._input(plan.last, layer.padding), gradient)
-            self._convolve_backward(layer, module, gradient, whole)
-        self.maps[plan.last].backward(whole)
+            self._convolve(layer, module, gradient, whole, backward=True)
+        self.maps[plan.last].launch_backward(whole)
         for stage in reversed(plan.stages):
             self._stage_backward(stage)
         self._reduce_blocks()
@@ -202,21 +176,21 @@ class Backbone:
 
     def _stage_backward(self, stage: Stage) -> None:
         assert self.gradients is not None
-        gradient = self.maps[stage.target].batchnorm_backward(self.gradients)
+        gradient = self.maps[stage.target].launch_batchnorm_backward(self.gradients)
         sources = [self.maps[source] for source in stage.sources if source is not self.plan.image]
         if not stage.convolutions:
             for source in sources:
-                source.backward(gradient)
+                source.launch_backward(gradient)
             return
         ((layer, module),) = stage.convolutions
         self._weight_gradient(layer, module, self._input(stage.sources[0], layer.padding), gradient)
         for source in sources:
             if source.epilogue.is_identity and source.readers == 1:
-                self._convolve_backward(layer, module, gradient, source.gradient)
+                self._convolve(layer, module, gradient, source.gradient, backward=True)
             else:
                 into = self.workspace.maps(source.spec.read_shape)
-                self._convolve_backward(layer, module, gradient, into)
-                source.backward(into)
+                self._convolve(layer, module, gradient, into, backward=True)
+                source.launch_backward(into)
 
     def _weight_gradient(
         self, layer: Layer, module: nn.Conv2d, source: TiledMaps, gradient: TiledMaps
@@ -228,7 +202,7 @@ class Backbone:
         if layer.groups > 1:
             items = outputs * kernel
             chunks = workspace.chunks(items, height)
-            address = convolution.depthwise_weight_gradient(kernel, layer.stride, workspace.dtype)
+            address = convolution.depthwise_weight_gradient(workspace.dtype, kernel, layer.stride)
             more = [*self._block_sums(module.weight, count, chunks), outputs, height, width]
         else:
             most_outputs, most_inputs = _WEIGHT_GRADIENT_TILE[kernel]
@@ -237,22 +211,22 @@ class Backbone:
             items = tiles * across
             chunks = workspace.chunks(items, height)
             address = kernels.dense_weight_gradient(
-                kernel, layer.stride, outputs_of_tile, inputs_of_tile, workspace.dtype
+                workspace.dtype, kernel, layer.stride, outputs_of_tile, inputs_of_tile
             )
             sums = self._block_sums(module.weight, count, chunks)
             more = [*sums, inputs, outputs, height, width, tiles, across]
-        workspace.launch(address, [*data, *more], items, chunks)
+        workspace.launch([address, *data, *more], items, chunks)
         if module.bias is not None:
             chunks = workspace.chunks(outputs, height)
             more = [outputs, height, width, *self._block_sums(module.bias, outputs, chunks)]
             address = pointwise.channel_sums(workspace.dtype)
-            workspace.launch(address, [*gradient.arguments, *more], outputs, chunks)
+            workspace.launch([address, *gradient.arguments, *more], outputs, chunks)
 
     def _block_sums(self, parameter: Tensor, count: int, chunks: int) -> list[int]:
         """A kernel's arguments for the sums of all blocks, which `_reduce_blocks` adds up in the end."""
         assert self.gradients is not None
         workspace, into = self.workspace, self.gradients[parameter]
-        sums = workspace.keep(workspace.zeros((workspace.tiles * chunks, count)))
+        sums = workspace.keep(workspace.dtype.zeros((workspace.tiles * chunks, count)))
         row = [sums.data_ptr(), into.data_ptr(), count * sums.element_size(), count]
         # A repeated block's gradient is added in a later launch.
         uses = sum(into.data_ptr() == one[1] for rows in self._block_gradients for one in rows)
@@ -267,5 +241,5 @@ class Backbone:
             table = torch.tensor(rows, dtype=torch.int64, device=workspace.dtype.device)
             workspace.keep(table)
             items = max(count for *_, count, _ in rows)
-            kernel = kernels.reduce_blocks(uses > 0, workspace.dtype)
-            workspace.launch(kernel, [table.data_ptr()], items, len(rows), per_model=True)
+            kernel = kernels.reduce_blocks(workspace.dtype, uses > 0)
+            workspace.launch([kernel, table.data_ptr()], items, len(rows), per_model=True)

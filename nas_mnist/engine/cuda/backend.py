@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +13,11 @@ from ...data.dataset import Images
 from ...data.normalize import Normalizer
 from ...models.network import Network
 from ...recipes.recipe import Recipe
+from ..batches import TorchImages
 from ..flat_parameters import FlatParameters
+from ..kernels.affine import fits_32_bits
 from ..stages import UnsupportedLayerError, plan_of
-from ..torch_backend import GPU_BATCH
+from ..torch_backend import GPU_BATCH, TorchTrainer
 from .backbone import Backbone
 from .launch import CudaDType
 from .step import FusedTrainStep
@@ -38,17 +39,13 @@ class CudaBackend:
         self.recordable = device.type == "cuda"
         if self.plan.head.normalised:
             raise UnsupportedLayerError("a normalisation of scores")
-        is_float64 = next(network.parameters()).dtype == torch.float64
-        self.dtype = CudaDType(np.dtype(np.float64 if is_float64 else np.float32), device)
+        self.dtype = CudaDType(next(network.parameters()).dtype, device)
+        specs = (self.plan.image, *(stage.target for stage in self.plan.stages))
+        values = sum(prod(one.shape) + prod(one.read_shape) for one in specs) * network.copies
+        fitting = int(_EVALUATION_BYTES / (values * self.dtype.number.itemsize))
+        self.max_batch = min(GPU_BATCH, max(1, fitting))
         self._addresses: list[int] = []  # of parameters and statistics, as backbones know them
         self._backbones: dict[tuple[int, bool], Backbone] = {}
-
-    @property
-    def max_batch(self) -> int:
-        """Images of a forward pass in evaluation, at most: their maps take memory."""
-        specs = (self.plan.image, *(stage.target for stage in self.plan.stages))
-        values = sum(prod(one.shape) + prod(one.read_shape) for one in specs) * self.network.copies
-        return min(GPU_BATCH, max(1, int(_EVALUATION_BYTES / (values * self.dtype.numpy.itemsize))))
 
     def reserve_threads(self) -> AbstractContextManager[None]:
         """Nothing: the kernels run on the device."""
@@ -63,8 +60,11 @@ class CudaBackend:
 
     def trainer(
         self, parameters: FlatParameters, data: Images, normalize: Normalizer, recipe: Recipe
-    ) -> FusedTrainStep:
-        """The forward and backward passes of a training."""
+    ) -> FusedTrainStep | TorchTrainer:
+        """The forward and backward passes of a training; torch's for images beyond 32-bit addresses."""
+        if not fits_32_bits(data.images):
+            images = TorchImages(data.images, normalize)
+            return TorchTrainer(self.network, parameters, images, data.labels, recipe.label_smoothing)
         backbone = self.backbone(recipe.batch_size, parameters.gradients)
         return FusedTrainStep(backbone, parameters, data, normalize, recipe)
 

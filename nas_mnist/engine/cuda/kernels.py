@@ -1,24 +1,19 @@
 """Kernels for CUDA alone: convolutions in other tiles than a CPU's, and the rest of a training step.
 
 Output tiles have equal sizes. Where they do not fit, the last two overlap, and both compute the same numbers
-there.
-
-Every function returns the address or handle of a kernel. "map" stands for the five arguments of a
-`MapPointer`. "per model" and "per block" pointers are two arguments: a pointer, and the bytes from one to the
-next. Numbers have the kernel's ``dtype``, if not said otherwise.
+there. The terms of the docstrings are those of `engine.kernels`.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import product
 from math import e, log, log2
 
 from ..kernels.affine import EDGE, bilinear
-from ..kernels.compile import DType, compile_kernel
-from ..kernels.map_pointer import MapPointer
+from ..kernels.compile import compiled
+from ..kernels.convolution import row_of_pixels
 from ..kernels.values import Index, Int, IntVector, Vector
-from ..kernels.writer import Writer
+from ..kernels.writer import MapPointer, Writer
 from .writer import BlockWriter
 
 
@@ -28,100 +23,54 @@ def equal_tiles(count: int, most: int) -> tuple[int, int]:
     return -(-count // tiles), tiles
 
 
-def _tile_start(w: Writer, number: Int, size: int, count: Int) -> Index:
+def _tile_start(w: Writer, number: Index, size: int, count: Index) -> Index:
     return w.minimum(number * size, count - size)
 
 
-def _row_of_pixels(
-    w: Writer, source: MapPointer, start: Index, kernel: int, stride: int, pixels: int
-) -> list[Vector]:
-    """All pixels of a row that neighbouring outputs read."""
-    return [source.load(start + i * w.lanes) for i in range((pixels - 1) * stride + kernel)]
-
-
-@cache
-def gather_pointers(dtype: DType) -> int:
+@compiled()
+def gather_pointers(w: Writer) -> None:
     """Numbers from anywhere.
 
     Arguments: pointers (vectors, lanes), int64; target (vectors, lanes); vectors.
     """
-
-    def write(w: Writer) -> None:
-        pointers, target, vectors = (w.argument() for _ in range(3))
-        with w.parallel_for(vectors) as (vector,):
-            at = vector * w.lanes
-            w.store(w.gather_pointers(pointers, at), target, at)
-
-    return compile_kernel(write, dtype)
+    pointers, target, vectors = (w.argument() for _ in range(3))
+    with w.parallel_for(vectors) as (vector,):
+        at = vector * w.lanes
+        w.store(w.gather_pointers(pointers, at), target, at)
 
 
-@cache
-def dense(kernel: int, stride: int, outputs: int, pixels: int, dtype: DType) -> int:
+@compiled()
+def dense(w: Writer, kernel: int, stride: int, outputs: int, pixels: int) -> None:
     """A convolution of all channels, in tiles of ``outputs`` channels (at most four) and ``pixels``.
 
     Arguments: map with its padding; map of the output; per model weights (tile, input, ky, kx, 4); per model
     bias (outputs,); inputs; outputs; height and width of the output; tiles of channels; tiles of a row.
     """
-
-    def write(w: Writer) -> None:
-        source, target = MapPointer(w), MapPointer(w)
-        weights, bias = w.per_model_ptr(), w.per_model_ptr()
-        inputs, channels, height, width, channel_tiles, pixel_tiles = (w.argument() for _ in range(6))
-        with w.parallel_for(pixel_tiles, channel_tiles) as (pixel_tile, tile):
-            channel = _tile_start(w, tile, outputs, channels)
-            pixel = _tile_start(w, pixel_tile, pixels, width)
-            start = [w.load_splat(bias, channel + output) for output in range(outputs)]
-            with w.rows(height) as row:
-                sums = [[w.variable(value) for _ in range(pixels)] for value in start]
-                for first_input, unroll in w.unrolled_loops(inputs, (4, 1) if kernel == 1 else (1,)):
-                    for extra, ky in product(range(unroll), range(kernel)):
-                        input_ = first_input + extra
-                        line = source.at(input_, row * stride + ky, pixel * stride)
-                        read = _row_of_pixels(w, source, line, kernel, stride, pixels)
-                        at = (tile * inputs + input_) * (4 * kernel**2)
-                        for kx in range(kernel):
-                            factors = w.load_four(weights, at + 4 * (ky * kernel + kx))
-                            for output, i in product(range(outputs), range(pixels)):
-                                sums[output][i].add(read[i * stride + kx] * factors[output])
-                for output, i in product(range(outputs), range(pixels)):
-                    target.store(sums[output][i].get(), target.at(channel + output, row, pixel + i))
-
-    return compile_kernel(write, dtype)
+    source, target = MapPointer(w), MapPointer(w)
+    weights, bias = w.per_model_ptr(), w.per_model_ptr()
+    inputs, channels, height, width, channel_tiles, pixel_tiles = (w.argument() for _ in range(6))
+    with w.parallel_for(pixel_tiles, channel_tiles) as (pixel_tile, tile):
+        channel = _tile_start(w, tile, outputs, channels)
+        pixel = _tile_start(w, pixel_tile, pixels, width)
+        start = [w.load_splat(bias, channel + output) for output in range(outputs)]
+        with w.rows(height) as row:
+            sums = [[w.variable(value) for _ in range(pixels)] for value in start]
+            for first_input, unroll in w.unrolled_loops(inputs, (4, 1) if kernel == 1 else (1,)):
+                for extra, ky in product(range(unroll), range(kernel)):
+                    input_ = first_input + extra
+                    line = source.at(input_, row * stride + ky, pixel * stride)
+                    read = row_of_pixels(w, source, line, kernel, stride, pixels)
+                    at = (tile * inputs + input_) * (4 * kernel**2)
+                    for kx in range(kernel):
+                        factors = w.load_four(weights, at + 4 * (ky * kernel + kx))
+                        for output, i in product(range(outputs), range(pixels)):
+                            sums[output][i].add(read[i * stride + kx] * factors[output])
+            for output, i in product(range(outputs), range(pixels)):
+                target.store(sums[output][i].get(), target.at(channel + output, row, pixel + i))
 
 
-@cache
-def depthwise(kernel: int, stride: int, flipped: bool, dtype: DType) -> int:
-    """A convolution of every channel by itself; with ``flipped`` weights for the backward pass.
-
-    Arguments: map with its padding; map of the output; per model weights (C, ky, kx); per model bias (C,); C;
-    height and width of the output.
-    """
-
-    def write(w: Writer) -> None:
-        source, target = MapPointer(w), MapPointer(w)
-        weights, bias = w.per_model_ptr(), w.per_model_ptr()
-        channels, height, width = (w.argument() for _ in range(3))
-        with w.parallel_for(channels) as (channel,):
-            factors = [w.load_splat(weights, channel * kernel**2 + place) for place in range(kernel**2)]
-            if flipped:
-                factors.reverse()
-            start = w.load_splat(bias, channel)
-            with w.rows(height) as row:
-                for pixel, pixels in w.unrolled_loops(width, w.unroll):
-                    sums = [w.variable(start) for _ in range(pixels)]
-                    for ky in range(kernel):
-                        line = source.at(channel, row * stride + ky, pixel * stride)
-                        read = _row_of_pixels(w, source, line, kernel, stride, pixels)
-                        for kx, i in product(range(kernel), range(pixels)):
-                            sums[i].add(read[i * stride + kx] * factors[ky * kernel + kx])
-                    for i in range(pixels):
-                        target.store(sums[i].get(), target.at(channel, row, pixel + i))
-
-    return compile_kernel(write, dtype)
-
-
-@cache
-def dense_weight_gradient(kernel: int, stride: int, outputs: int, unroll: int, dtype: DType) -> int:
+@compiled()
+def dense_weight_gradient(w: Writer, kernel: int, stride: int, outputs: int, unroll: int) -> None:
     """A block's sums for the gradient of a dense convolution's weights.
 
     A warp sums for ``outputs`` by ``unroll`` inputs.
@@ -130,54 +79,46 @@ def dense_weight_gradient(kernel: int, stride: int, outputs: int, unroll: int, d
     (outputs, inputs, ky, kx); inputs; outputs; height and width of the output; tiles of outputs; tiles of
     inputs.
     """
-
-    def write(w: Writer) -> None:
-        source, gradient, target = MapPointer(w), MapPointer(w), w.per_block_ptr()
-        inputs, channels, height, width, output_tiles, input_tiles = (w.argument() for _ in range(6))
-        weights = list(product(range(outputs), range(unroll), range(kernel), range(kernel)))
-        with w.parallel_for(output_tiles, input_tiles) as (tile, input_tile):
-            channel = _tile_start(w, tile, outputs, channels)
-            input_ = _tile_start(w, input_tile, unroll, inputs)
-            sums = {weight: w.variable() for weight in weights}
-            with w.rows(height) as row:
-                for pixel, pixels in w.unrolled_loops(width, w.unroll):
-                    d = [
-                        [gradient.load(gradient.at(channel + output, row, pixel + i)) for i in range(pixels)]
-                        for output in range(outputs)
-                    ]
-                    for extra, ky in product(range(unroll), range(kernel)):
-                        line = source.at(input_ + extra, row * stride + ky, pixel * stride)
-                        read = _row_of_pixels(w, source, line, kernel, stride, pixels)
-                        for output, kx, i in product(range(outputs), range(kernel), range(pixels)):
-                            sums[output, extra, ky, kx].add(read[i * stride + kx] * d[output][i])
-            for (output, extra, ky, kx), total in sums.items():
-                filter_ = (channel + output) * inputs + (input_ + extra)
-                w.reduce_into(total.get(), target, filter_ * kernel**2 + (ky * kernel + kx))
-
-    return compile_kernel(write, dtype)
+    source, gradient, target = MapPointer(w), MapPointer(w), w.per_block_ptr()
+    inputs, channels, height, width, output_tiles, input_tiles = (w.argument() for _ in range(6))
+    weights = list(product(range(outputs), range(unroll), range(kernel), range(kernel)))
+    with w.parallel_for(output_tiles, input_tiles) as (tile, input_tile):
+        channel = _tile_start(w, tile, outputs, channels)
+        input_ = _tile_start(w, input_tile, unroll, inputs)
+        sums = {weight: w.variable() for weight in weights}
+        with w.rows(height) as row:
+            for pixel, pixels in w.unrolled_loops(width, w.unroll):
+                d = [
+                    [gradient.load(gradient.at(channel + output, row, pixel + i)) for i in range(pixels)]
+                    for output in range(outputs)
+                ]
+                for extra, ky in product(range(unroll), range(kernel)):
+                    line = source.at(input_ + extra, row * stride + ky, pixel * stride)
+                    read = row_of_pixels(w, source, line, kernel, stride, pixels)
+                    for output, kx, i in product(range(outputs), range(kernel), range(pixels)):
+                        sums[output, extra, ky, kx].add(read[i * stride + kx] * d[output][i])
+        for (output, extra, ky, kx), total in sums.items():
+            filter_ = (channel + output) * inputs + (input_ + extra)
+            w.reduce_into(total.get(), target, filter_ * kernel**2 + (ky * kernel + kx))
 
 
-@cache
-def reduce_blocks(adds: bool, dtype: DType) -> int:
+@compiled(lanes=1)
+def reduce_blocks(w: BlockWriter, adds: bool) -> None:
     """Writes the sums over all blocks to several gradients, a chunk each, or ``adds`` them.
 
     Arguments: a table (chunks, 5), int64. Its rows: pointer to the blocks' sums (models, blocks, N); pointer
     to the gradient (N,); bytes from model to model there; N; blocks of a model.
     """
-
-    def write(w: BlockWriter) -> None:
-        table = w.argument()
-        sums, target, stride, count, blocks = (w.load_index(table, w.chunk * 5 + at) for at in range(5))
-        target, first = target + w.model * stride, w.model * (blocks * count)
-        with w.parallel_for(count) as (place,):
-            total = w.sum_over(blocks, lambda block: w.load(sums, first + block * count + place))
-            w.store(total + w.load(target, place) if adds else total, target, place)
-
-    return compile_kernel(write, dtype, lanes=1)
+    table = w.argument()
+    sums, target, stride, count, blocks = (w.load_index(table, w.chunk * 5 + at) for at in range(5))
+    target, first = target + w.model * stride, w.model * (blocks * count)
+    with w.parallel_for(count) as (place,):
+        total = w.sum_over(blocks, lambda block: w.load(sums, first + block * count + place))
+        w.store(total + w.load(target, place) if adds else total, target, place)
 
 
-@cache
-def augmented_images(dtype: DType) -> int:
+@compiled()
+def augmented_images(w: BlockWriter) -> None:
     """The images of a step, mapped and normalised: those of `PaddedImages`, an image a lane.
 
     A batch tile that is not full repeats its last image.
@@ -186,32 +127,28 @@ def augmented_images(dtype: DType) -> int:
     lines (B, 3, 2), as `PaddedImages.prepare_maps` gives them; the two numbers factor and constant of a
     normalisation; C; H; W; count of a model's images. B is models * count.
     """
+    target = MapPointer(w)
+    images, positions, lines, normal = (w.argument() for _ in range(4))
+    channels, height, width, count = (w.argument() for _ in range(4))
+    full_width, full_height = width + sum(EDGE), height + sum(EDGE)
+    number = _image_numbers(w, count)
+    start = w.gather_indices(positions, number) * (channels * (full_width * full_height))
+    numbers = [w.gather(lines, number * 6 + place) for place in range(6)]
+    first, right, down = numbers[:2], numbers[2:4], numbers[4:]
+    factor, constant = w.load_splat(normal), w.load_splat(normal, 1)
+    limits = [w.to_float(width), w.to_float(height)]
+    with w.parallel_for(channels) as (channel,), w.rows(height) as y:
+        line = [one + w.to_float(y) * by for one, by in zip(first, down, strict=True)]
+        corner = start + (channel * full_width * full_height + full_width * EDGE[0] + EDGE[0])
 
-    def write(w: BlockWriter) -> None:
-        target = MapPointer(w)
-        images, positions, lines, normal = (w.argument() for _ in range(4))
-        channels, height, width, count = (w.argument() for _ in range(4))
-        full_width, full_height = width + sum(EDGE), height + sum(EDGE)
-        number = _image_numbers(w, count)
-        start = w.gather_indices(positions, number) * (channels * (full_width * full_height))
-        numbers = [w.gather(lines, number * 6 + place) for place in range(6)]
-        first, right, down = numbers[:2], numbers[2:4], numbers[4:]
-        factor, constant = w.load_splat(normal), w.load_splat(normal, 1)
-        limits = [w.to_float(width), w.to_float(height)]
-        with w.parallel_for(channels) as (channel,), w.rows(height) as y:
-            line = [one + w.to_float(y) * by for one, by in zip(first, down, strict=True)]
-            corner = start + (channel * full_width * full_height + full_width * EDGE[0] + EDGE[0])
+        def value(x: Int) -> Vector:
+            places = [one + w.to_float(x) * by for one, by in zip(line, right, strict=True)]
+            return bilinear(w, images, places, limits, full_width, corner) * factor + constant
 
-            def value(x: Int) -> Vector:
-                places = [one + w.to_float(x) * by for one, by in zip(line, right, strict=True)]
-                return bilinear(w, images, places, limits, full_width, corner) * factor + constant
-
-            for first_pixel, pixels in w.unrolled_loops(width, w.unroll):
-                xs = [first_pixel + i for i in range(pixels)]
-                for x, pixel in [(x, value(x)) for x in xs]:
-                    target.store(pixel, target.at(channel, y, x))
-
-    return compile_kernel(write, dtype)
+        for first_pixel, pixels in w.unrolled_loops(width, w.unroll):
+            xs = [first_pixel + i for i in range(pixels)]
+            for x, pixel in [(x, value(x)) for x in xs]:
+                target.store(pixel, target.at(channel, y, x))
 
 
 def _image_numbers(w: BlockWriter, count: Int) -> IntVector:
@@ -219,86 +156,74 @@ def _image_numbers(w: BlockWriter, count: Int) -> IntVector:
     return w.minimum(w.iota(w.model_tile * w.lanes), count - 1) + w.model * count
 
 
-@cache
-def cross_entropy(dtype: DType) -> int:
+@compiled()
+def cross_entropy(w: BlockWriter) -> None:
     """The mean loss of class scores, and the scores' gradient.
 
     Arguments: map of the scores (classes, 1, 1); map of their gradient; labels (models * count,), int64;
     classes; count of a model's images; three numbers: the target of every class, what the label's target has
     on top, and an image's share in the mean; image mask (tiles, lanes); per block the loss.
     """
+    source, target = MapPointer(w), MapPointer(w)
+    labels, classes, count, numbers, mask = (w.argument() for _ in range(5))
+    losses = w.per_block_ptr()
+    label = w.to_float(w.gather_indices(labels, _image_numbers(w, count)))
+    every_class, label_extra, share = (w.load_splat(numbers, place) for place in range(3))
+    share = share * w.load(mask, w.batch_tile * w.lanes)
+    with w.parallel_for(1):
+        largest = w.variable(source.load(source.at(0, 0)))
+        with w.loop(classes) as number:
+            largest.set(w.maximum(largest.get(), source.load(source.at(number, 0))))
+        total, expected = w.variable(), w.variable()
 
-    def write(w: BlockWriter) -> None:
-        source, target = MapPointer(w), MapPointer(w)
-        labels, classes, count, numbers, mask = (w.argument() for _ in range(5))
-        losses = w.per_block_ptr()
-        label = w.to_float(w.gather_indices(labels, _image_numbers(w, count)))
-        every_class, label_extra, share = (w.load_splat(numbers, place) for place in range(3))
-        share = share * w.load(mask, w.batch_tile * w.lanes)
-        with w.parallel_for(1):
-            largest = w.variable(source.load(source.at(0, 0)))
-            with w.loop(classes) as number:
-                largest.set(w.maximum(largest.get(), source.load(source.at(number, 0))))
-            total, expected = w.variable(), w.variable()
+        def terms(number: Index) -> tuple[Vector, Vector, Vector]:
+            """A class's score less the largest, its exponential, and its target."""
+            score = source.load(source.at(number, 0)) - largest.get()
+            extra = w.select(label.equals(w.to_float(number)), label_extra, 0.0)
+            return score, w.exp2(score * log2(e)), every_class + extra
 
-            def terms(number: Index) -> tuple[Vector, Vector, Vector]:
-                """A class's score less the largest, its exponential, and its target."""
-                score = source.load(source.at(number, 0)) - largest.get()
-                extra = w.select(label.equals(w.to_float(number)), label_extra, 0.0)
-                return score, w.exp2(score * log2(e)), every_class + extra
-
-            with w.loop(classes) as number:
-                score, exponential, wanted = terms(number)
-                total.add(exponential)
-                expected.add(score * wanted)
-            loss = w.log2(total.get()) * log(2) - expected.get()
-            w.reduce_into(loss * share, losses)
-            inverse = 1.0 / total.get()
-            with w.loop(classes) as number:
-                _, exponential, wanted = terms(number)
-                target.store((exponential * inverse - wanted) * share, target.at(number, 0))
-
-    return compile_kernel(write, dtype)
+        with w.loop(classes) as number:
+            score, exponential, wanted = terms(number)
+            total.add(exponential)
+            expected.add(score * wanted)
+        loss = w.log2(total.get()) * log(2) - expected.get()
+        w.reduce_into(loss * share, losses)
+        inverse = 1.0 / total.get()
+        with w.loop(classes) as number:
+            _, exponential, wanted = terms(number)
+            target.store((exponential * inverse - wanted) * share, target.at(number, 0))
 
 
-@cache
-def sgd_step(nesterov: bool, dtype: DType) -> int:
+@compiled()
+def sgd_step(w: Writer, nesterov: bool) -> None:
     """A step of `engine.sgd.SGD`.
 
     Arguments: weights; gradient; momentum buffer; weight decay (vectors, lanes) each; pointer to the
     momentum; learning rates of all steps; pointer to the step's index, int64; vectors.
     """
-
-    def write(w: Writer) -> None:
-        weights, gradient, buffer, decay, momentum, lr_table, step_index, vectors = (
-            w.argument() for _ in range(8)
-        )
-        factor, lr = w.load_splat(momentum), w.load_splat(lr_table, w.load_index(step_index))
-        with w.parallel_for(vectors) as (vector,):
-            at = vector * w.lanes
-            weight = w.load(weights, at)
-            d = w.load(gradient, at) + weight * w.load(decay, at)
-            mean = w.load(buffer, at) * factor + d
-            w.store(mean, buffer, at)
-            w.store(weight - (d + mean * factor if nesterov else mean) * lr, weights, at)
-
-    return compile_kernel(write, dtype)
+    weights, gradient, buffer, decay, momentum, lr_table, step_index, vectors = (
+        w.argument() for _ in range(8)
+    )
+    factor, lr = w.load_splat(momentum), w.load_splat(lr_table, w.load_index(step_index))
+    with w.parallel_for(vectors) as (vector,):
+        at = vector * w.lanes
+        weight = w.load(weights, at)
+        d = w.load(gradient, at) + weight * w.load(decay, at)
+        mean = w.load(buffer, at) * factor + d
+        w.store(mean, buffer, at)
+        w.store(weight - (d + mean * factor if nesterov else mean) * lr, weights, at)
 
 
-@cache
-def ema_update(dtype: DType) -> int:
+@compiled()
+def ema_update(w: Writer) -> None:
     """Moves an exponential moving average towards the newest numbers.
 
     Arguments: average; newest numbers (vectors, lanes) each; alphas of all steps; pointer to the step's
     index, int64; vectors.
     """
-
-    def write(w: Writer) -> None:
-        ema, newest, alphas, step_index, vectors = (w.argument() for _ in range(5))
-        alpha = w.load_splat(alphas, w.load_index(step_index))
-        with w.parallel_for(vectors) as (vector,):
-            at = vector * w.lanes
-            value = w.load(ema, at)
-            w.store(value + (w.load(newest, at) - value) * alpha, ema, at)
-
-    return compile_kernel(write, dtype)
+    ema, newest, alphas, step_index, vectors = (w.argument() for _ in range(5))
+    alpha = w.load_splat(alphas, w.load_index(step_index))
+    with w.parallel_for(vectors) as (vector,):
+        at = vector * w.lanes
+        value = w.load(ema, at)
+        w.store(value + (w.load(newest, at) - value) * alpha, ema, at)

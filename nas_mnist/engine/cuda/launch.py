@@ -5,15 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from llvmlite import ir
 from torch import Tensor
 
-from ..kernels.compile import ROW, CallList, check_call, compile_module, kernel_name
+from ..kernels.compile import ROW, Call, CallList, DType, check_call, kernel_name
 from .writer import WARP, WARPS_PER_BLOCK, BlockWriter, ptx
 
 
@@ -24,35 +21,23 @@ def runs_on(device: torch.device) -> bool:
     return device.index is None or device.index == torch.cuda.current_device()
 
 
-@dataclass(frozen=True)
-class CudaDType:
-    """The dtype of CUDA's kernels, and their device."""
+class CudaDType(DType):
+    """The dtype of CUDA's kernels, and their device; on a CPU the processor runs them, slowly, in tests."""
 
-    numpy: np.dtype[Any]
-    device: torch.device  # on a CPU the processor runs the kernels block by block, slowly
-    lanes: int = WARP
+    writer: ClassVar = BlockWriter
+    lanes: ClassVar = WARP
 
-    def as_float64(self) -> CudaDType:
-        """The same device's float64."""
-        return replace(self, numpy=np.dtype(np.float64))
-
-    def zeros(self, shape: Sequence[int]) -> Tensor:
-        """A tensor of zeros that kernels can work on."""
-        dtype = torch.float64 if self.numpy.itemsize == 8 else torch.float32
-        return torch.zeros(tuple(shape), dtype=dtype, device=self.device)
+    def per_model(self, models: int, *tensors: Tensor) -> list[int]:
+        """For every tensor its address, and the bytes from model to model."""
+        strides = [one.numel() // models * one.element_size() for one in tensors]
+        return [x for one, stride in zip(tensors, strides, strict=True) for x in (one.data_ptr(), stride)]
 
     def compile(self, write: Callable[[Any], None], lanes: int) -> tuple[int, int]:
         """Compile a kernel. Returns the driver's handle (on a CPU an address) and the argument count."""
-        lanes = lanes or self.lanes
-        if self.device.type == "cuda":
-            capability = torch.cuda.get_device_capability(self.device)
-            code, arguments = ptx(write, self.numpy, lanes, capability)
-            return _driver().load(code, kernel_name(write)), arguments
-        writer = BlockWriter(ir.Module(), "kernel", self.numpy, lanes)
-        write(writer)
-        writer.finish()
-        (address,) = compile_module(writer.module, "kernel")
-        return address, writer.argument_count
+        if self.device.type != "cuda":
+            return super().compile(write, lanes)
+        code, arguments = ptx(write, self.number, lanes, torch.cuda.get_device_capability(self.device))
+        return _driver().load(code, kernel_name(write)), arguments
 
 
 class Launch:
@@ -61,8 +46,7 @@ class Launch:
     def __init__(
         self,
         dtype: CudaDType,
-        kernel: int,
-        arguments: Sequence[int],
+        call: Call,
         items: int,
         tiles: int,
         chunks: int = 1,
@@ -72,6 +56,7 @@ class Launch:
 
         Raises `ValueError` if the kernel takes another number of arguments.
         """
+        kernel, *arguments = call
         call = [kernel, chunks, tiles // models, *arguments]
         self.blocks = tiles * chunks
         self.calls: CallList | None = None  # on a CPU

@@ -13,9 +13,9 @@ from torch import Tensor
 from ...data.dataset import Images
 from ...data.normalize import Normalizer
 from ...recipes.recipe import Recipe
-from ..batches import Batches, TorchImages
+from ..batches import Batches
 from ..flat_parameters import FlatParameters
-from ..padded_images import PaddedImages, fits_32_bits
+from ..kernels.affine import PaddedImages
 from ..sgd import StepTables
 from . import kernels
 from .backbone import Backbone
@@ -40,39 +40,33 @@ class FusedTrainStep:
         images = workspace.models * workspace.count
         self.picked = torch.zeros((1, images), dtype=torch.long, device=data.images.device)
         self.labels = torch.zeros(images, dtype=torch.long, device=data.images.device)
-        self._image_launches: list[Launch] = []
-        self._torch_images: TorchImages | None = None  # for more images than the kernel can address
-        self.loader: PaddedImages | TorchImages
-        if fits_32_bits(data.images):
-            self.loader = self._load_by_kernel(PaddedImages(data.images, normalize))
-        else:
-            self.loader = self._torch_images = TorchImages(data.images, normalize)
+        self.maps = torch.zeros((1, images, 3, 2), device=data.images.device)
+        self.maps[..., 1, 0] = self.maps[..., 2, 1] = 1  # images as they are, until there are other maps
+        self.loader = PaddedImages(data.images, normalize)
         self.map_shape = self.loader.map_shape
+        self._image_launches = self._load_images()
         self._loss_launches = self._cross_entropy(recipe.label_smoothing)
 
-    def _load_by_kernel(self, loader: PaddedImages) -> PaddedImages:
-        backbone, workspace = self.backbone, self.backbone.workspace
+    def _load_images(self) -> list[Launch]:
+        backbone, workspace, loader = self.backbone, self.backbone.workspace, self.loader
         channels, height, width = backbone.plan.image.shape
-        self.maps = torch.zeros((1, self.picked.numel(), 3, 2), device=self.picked.device)
-        self.maps[..., 1, 0] = self.maps[..., 2, 1] = 1  # images as they are, until there are other maps
         target = backbone.maps[backbone.plan.image].maps
         data = [one.data_ptr() for one in (loader.images, self.picked, self.maps, loader.normal)]
         arguments = [*target.arguments, *data, channels, height, width, workspace.count]
         kernel = kernels.augmented_images(workspace.dtype)
-        workspace.launch(kernel, arguments, channels, workspace.row_chunks(height))
-        self._image_launches = workspace.take_launches()
-        return loader
+        workspace.launch([kernel, *arguments], channels, workspace.row_chunks(height))
+        return workspace.take_launches()
 
     def _cross_entropy(self, smoothing: float) -> list[Launch]:
         backbone, workspace = self.backbone, self.backbone.workspace
         classes, count = backbone.scores.shape[0], workspace.count
-        self.block_losses = workspace.zeros((workspace.tiles, 1))
-        constants = workspace.keep(workspace.zeros((3,)))
+        self.block_losses = workspace.dtype.zeros((workspace.tiles, 1))
+        constants = workspace.keep(workspace.dtype.zeros((3,)))
         constants.copy_(torch.tensor([smoothing / classes, 1 - smoothing, 1 / count]))
         tensors = [self.labels.data_ptr(), classes, count, constants.data_ptr(), workspace.mask.data_ptr()]
         losses = [self.block_losses.data_ptr(), self.block_losses.element_size()]
         maps = [*backbone.scores.arguments, *backbone.score_gradient.arguments]
-        workspace.launch(kernels.cross_entropy(workspace.dtype), [*maps, *tensors, *losses], 1)
+        workspace.launch([kernels.cross_entropy(workspace.dtype), *maps, *tensors, *losses], 1)
         return workspace.take_launches()
 
     def prepare_maps(self, maps: Tensor) -> Tensor:
@@ -83,12 +77,7 @@ class FusedTrainStep:
         """Mean losses (models,) of a step's batch; leaves the gradient in ``parameters``."""
         torch.index_select(batches.order, 0, step, out=self.picked)
         torch.index_select(self.data.labels, 0, self.picked[0], out=self.labels)
-        if self._torch_images is not None:
-            maps = batches.maps if batches.maps is None else batches.maps.index_select(0, step)[0]
-            backbone = self.backbone
-            images = self._torch_images(self.picked[0], maps)
-            backbone.workspace.put(images, backbone.maps[backbone.plan.image].maps.values)
-        elif batches.maps is not None:
+        if batches.maps is not None:
             torch.index_select(batches.maps, 0, step, out=self.maps)
         run(self._image_launches)
         self.backbone.run_forward()
@@ -118,7 +107,7 @@ class FusedSGD:
         decay[: len(parameters.weights)] = recipe.weight_decay
         momentum = dtype.zeros((1,)).fill_(recipe.momentum)
         tensors = parameters.trained, parameters.gradient, self.momentum_buffer, decay, momentum
-        kernel = kernels.sgd_step(recipe.nesterov, dtype)
+        kernel = kernels.sgd_step(dtype, recipe.nesterov)
         self._launches = [_flat_launch(dtype, kernel, (*tensors, tables.lr_table, tables.step_index))]
         if ema is not None:
             averaged = ema, parameters.all, tables.ema_alphas, tables.step_index
@@ -133,4 +122,4 @@ class FusedSGD:
 def _flat_launch(dtype: CudaDType, kernel: int, tensors: Sequence[Tensor]) -> Launch:
     """A launch for all numbers of flat tensors; as many as the first one has."""
     vectors = len(tensors[0]) // WARP
-    return Launch(dtype, kernel, [*(one.data_ptr() for one in tensors), vectors], vectors, 1)
+    return Launch(dtype, [kernel, *(one.data_ptr() for one in tensors), vectors], vectors, tiles=1)

@@ -9,13 +9,11 @@ from ...models.layers import Layer
 from ..stages import BackbonePlan
 from . import kernels
 from .kernels import equal_tiles
+from .launch import Launch
 from .workspace import Workspace
 from .writer import WARP
 
 OUTPUTS = 4  # of a dense convolution's tile, at most
-
-
-Gathered = dict[tuple[nn.Module, bool], Tensor]  # by convolution, and whether flipped
 
 
 class Weights:
@@ -27,35 +25,30 @@ class Weights:
         convolutions = [one for stage in plan.stages for one in stage.convolutions]
         convolutions.insert(0, (plan.head.layer, plan.head.convolution))
         most = max(max(layer.in_shape[0], layer.out_shape[0]) for layer, _ in convolutions)
-        self._no_bias = workspace.zeros((most,))
-        addresses: Gathered = {}
-        for layer, module in convolutions:
-            for turn in (False, True) if flipped else (False,):
-                if layer.groups == 1 and (module, turn) not in addresses:
-                    addresses[module, turn] = self._in_tiles(module.weight, turn)
-        self._gathered = self._gather(addresses)
+        self._no_bias = workspace.dtype.zeros((most,))
+        addresses = {
+            (module, turn): self._in_tiles(module.weight, turn)
+            for layer, module in convolutions
+            if layer.groups == 1
+            for turn in ((False, True) if flipped else (False,))
+        }
+        sizes = [one.numel() for one in addresses.values()]
+        first, vectors = next(iter(addresses.values())), -(-sum(sizes) // WARP)
+        pointers = torch.cat([*addresses.values(), first[:1].expand(vectors * WARP - sum(sizes))])
+        gathered = workspace.dtype.zeros((len(pointers),))
+        workspace.keep((pointers, gathered))
+        call = [kernels.gather_pointers(workspace.dtype), pointers.data_ptr(), gathered.data_ptr(), vectors]
+        workspace.launches.append(Launch(workspace.dtype, call, vectors, tiles=1))
+        # By convolution, and whether flipped.
+        self._gathered = dict(zip(addresses, gathered[: sum(sizes)].split(sizes), strict=True))
 
     def arguments(self, layer: Layer, module: nn.Conv2d, flipped: bool = False) -> list[int]:
         """A kernel's arguments: weights and biases, each an address and the bytes from model to model."""
-        weight, strided = module.weight, self.workspace.strided
-        assert weight.is_contiguous()
-        bias = [self._no_bias.data_ptr(), 0]
-        if module.bias is not None and not flipped:
-            bias = strided(module.bias)
-        return [*strided(weight if layer.groups > 1 else self._gathered[module, flipped]), *bias]
-
-    def _gather(self, addresses: Gathered) -> Gathered:
-        """Memory for the weights at these addresses, and the launch that copies them."""
-        workspace = self.workspace
-        sizes = [one.numel() for one in addresses.values()]
-        missing = -sum(sizes) % WARP
-        pointers = torch.cat([*addresses.values(), next(iter(addresses.values()))[:1].expand(missing)])
-        gathered = workspace.zeros((len(pointers),))
-        workspace.keep((pointers, gathered))
-        vectors = len(pointers) // WARP
-        arguments = [pointers.data_ptr(), gathered.data_ptr(), vectors]
-        workspace.launch_once(kernels.gather_pointers(workspace.dtype), arguments, vectors)
-        return dict(zip(addresses, gathered[: sum(sizes)].split(sizes), strict=True))
+        assert module.weight.is_contiguous()
+        weight, bias = module.weight if layer.groups > 1 else self._gathered[module, flipped], module.bias
+        tensors = [weight] if bias is None or flipped else [weight, bias]
+        numbers = self.workspace.dtype.per_model(self.workspace.models, *tensors)
+        return numbers if len(tensors) > 1 else [*numbers, self._no_bias.data_ptr(), 0]
 
     def _in_tiles(self, weight: Tensor, flipped: bool) -> Tensor:
         """Addresses of weights in the order (model, tile, input, ky, kx, 4); those beyond a tile are unused.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ...core.errors import InputError
 from ...models.layers import Layer
+from ..kernels.compile import Call
 from ..maps import TiledMaps
 from .launch import CudaDType, Launch
 from .writer import WARP
 
 _WARPS = 4_096  # as many at once fill a large device
 _MAX_BLOCKS = 65_535  # of a launch, in one direction of its grid
+Memory = TypeVar("Memory")
 
 
 class Workspace:
@@ -23,33 +25,23 @@ class Workspace:
     def __init__(self, count: int, models: int, dtype: CudaDType) -> None:
         self.count, self.models, self.dtype = count, models, dtype
         self.tiles = models * -(-count // WARP)
-        self.mask = self.zeros((self.tiles, WARP))  # 1 where a lane has an image, else 0
+        self.mask = dtype.zeros((self.tiles, WARP))  # 1 where a lane has an image, else 0
         self.mask.view(models, -1)[:, :count] = 1
         self._memory: list[Any] = []  # that launches point to
-        self._launches: list[Launch] = []
+        self.launches: list[Launch] = []
 
-    def keep(self, memory: Any) -> Any:
+    def keep(self, memory: Memory) -> Memory:
         """Keep memory that launches point to."""
         self._memory.append(memory)
         return memory
 
-    def zeros(self, shape: Sequence[int]) -> Tensor:
-        """A tensor of zeros; its owner keeps it."""
-        return self.dtype.zeros(shape)
-
     def maps(self, shape: Sequence[int], pad: int = 0) -> TiledMaps:
         """Memory for maps (C, H, W) of all images."""
-        maps: TiledMaps = self.keep(TiledMaps(shape, self.dtype, self.tiles, pad, (pad, pad)))
-        return maps
+        return self.keep(TiledMaps(shape, self.dtype, self.tiles, pad, (pad, pad)))
 
     def gradient_maps(self, layer: Layer) -> TiledMaps:
         """Memory for the gradient of a convolution's output."""
-        maps: TiledMaps = self.keep(TiledMaps.for_gradient(layer, self.dtype, self.tiles))
-        return maps
-
-    def strided(self, tensor: Tensor) -> list[int]:
-        """Arguments of a kernel: an address, and the bytes from model to model."""
-        return [tensor.data_ptr(), tensor.numel() // self.models * tensor.element_size()]
+        return self.keep(TiledMaps.for_gradient(layer, self.dtype, self.tiles))
 
     def chunks(self, items: int, rows: int) -> int:
         """The number of chunks of a map's rows where every block ends with sums over its images."""
@@ -59,9 +51,7 @@ class Workspace:
         """The number of chunks of a map's rows where blocks are independent."""
         return max(1, min(rows, _MAX_BLOCKS // self.tiles))
 
-    def launch(
-        self, kernel: int, arguments: Sequence[int], items: int, chunks: int = 1, per_model: bool = False
-    ) -> None:
+    def launch(self, call: Call, items: int, chunks: int = 1, per_model: bool = False) -> None:
         """Add a launch for every batch tile, or ``per_model`` for every model.
 
         Raises `InputError` if the images are more than a launch can take.
@@ -69,15 +59,11 @@ class Workspace:
         tiles = self.models if per_model else self.tiles
         if tiles * chunks > _MAX_BLOCKS:
             raise InputError(f"batch_size: {self.count:,} images of this size (use fewer)")
-        self._launches.append(Launch(self.dtype, kernel, arguments, items, tiles, chunks, self.models))
-
-    def launch_once(self, kernel: int, arguments: Sequence[int], items: int) -> None:
-        """Add a launch for all models together."""
-        self._launches.append(Launch(self.dtype, kernel, arguments, items, 1))
+        self.launches.append(Launch(self.dtype, call, items, tiles, chunks, self.models))
 
     def take_launches(self) -> list[Launch]:
         """The launches that were added since the last call."""
-        launches, self._launches = self._launches, []
+        launches, self.launches = self.launches, []
         return launches
 
     def put(self, images: Tensor, into: Tensor) -> None:

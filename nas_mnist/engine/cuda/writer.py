@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
+import torch
 from llvmlite import binding, ir
 
 from ..kernels.compile import ROW, kernel_name, optimised
@@ -36,7 +36,7 @@ class BlockWriter(Writer):
 
     unroll = (4, 2, 1)
 
-    def __init__(self, module: ir.Module, name: str, dtype: np.dtype[Any], lanes: int) -> None:
+    def __init__(self, module: ir.Module, name: str, dtype: torch.dtype, lanes: int) -> None:
         super().__init__(module, name, dtype, lanes)
         self.block = self.batch_tile
         self.chunks, tiles_per_model = self.argument(), self.argument()
@@ -65,13 +65,8 @@ class BlockWriter(Writer):
         with self.loop(self.minimum(start + rows, height), start) as row:
             yield row
 
-    def reduce_into(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
-        """Write the sum of all lanes: every block has a place of its own."""
-        self.builder.store(self._sum(value), self._place(pointer, offset, self.float_type))
-
-    def reduce_into_f64(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
-        """Write the sum of all lanes as float64."""
-        self.builder.store(self._sum_f64(value), self._place(pointer, offset, ir.DoubleType()))
+    def _add(self, number: ir.Value, place: ir.Value) -> None:
+        self.builder.store(number, place)  # every block has a place of its own
 
 
 class WarpWriter(BlockWriter):
@@ -121,14 +116,11 @@ class WarpWriter(BlockWriter):
 
     # Memory.
 
-    def load(self, pointer: Int, offset: Int = 0) -> Vector:
-        return self._vector(self.builder.load(self._place_of_thread(pointer, offset), align=self._align))
-
     def store(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
         self._synchronise()
-        self.builder.store(value.ir, self._place_of_thread(pointer, offset), align=self._align)
+        super().store(value, pointer, offset)
 
-    def store_as(self, dtype: np.dtype[Any], value: Vector, pointer: Int, offset: Int = 0) -> None:
+    def store_as(self, dtype: torch.dtype, value: Vector, pointer: Int, offset: Int = 0) -> None:
         self._synchronise()
         super().store_as(dtype, value, pointer, offset)
 
@@ -138,22 +130,20 @@ class WarpWriter(BlockWriter):
             function = self._declared("llvm.nvvm.bar.warp.sync", ir.FunctionType(ir.VoidType(), [LANE]))
             self.builder.call(function, [_ALL_THREADS])
 
-    def _place_of_thread(self, pointer: Int, offset: Int) -> ir.Value:
+    def _vector_place(self, pointer: Int, offset: Int) -> ir.Value:
         place = self._place(pointer, offset, self.float_type)
         return place if self.lanes == 1 else self.builder.gep(place, [as_ir(self.thread)], inbounds=True)
 
-    def load_bytes(self, pointer: Int, offsets: IntVector, count: int) -> list[Vector]:
+    def load_two_bytes(self, pointer: Int, offsets: IntVector) -> list[Vector]:
         first = self.builder.gep(self._pointer(pointer, ir.IntType(8)), [offsets.ir])
-        places = [self.builder.gep(first, [ir.Constant(LANE, number)]) for number in range(count)]
+        places = [self.builder.gep(first, [ir.Constant(LANE, number)]) for number in range(2)]
         return [self._vector(self.builder.uitofp(self.builder.load(one), self.float_type)) for one in places]
 
-    def gather_pointers(self, pointers: Int, offset: Int) -> Vector:
-        address = self.load_index(pointers, offset + self.thread)
-        return self._vector(self.builder.load(self._pointer(address, self.float_type)))
+    def _lane(self, values: IntVector, _: Int) -> ir.Value:
+        return values.ir
 
-    def _gather(self, ir_type: ir.Type, pointer: Int, offsets: IntVector) -> ir.Value:
-        value = self.builder.load(self.builder.gep(self._pointer(pointer, ir_type), [offsets.ir]))
-        return self.builder.trunc(value, LANE) if ir_type == INDEX else value
+    def _by_lane(self, _: ir.Type, of: Callable[[Int], ir.Value]) -> ir.Value:
+        return of(self.thread)
 
     # Vectors.
 
@@ -195,7 +185,7 @@ class WarpWriter(BlockWriter):
 
 
 def ptx(
-    write: Callable[[Any], None], dtype: np.dtype[Any], lanes: int, capability: tuple[int, int]
+    write: Callable[[Any], None], dtype: torch.dtype, lanes: int, capability: tuple[int, int]
 ) -> tuple[str, int]:
     """A kernel's code for CUDA devices from this compute capability on, and its number of arguments."""
     binding.initialize_all_targets()

@@ -10,15 +10,19 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from llvmlite import binding, ir
+from torch import Tensor
 
 from .control import for_loop
 from .values import INDEX, INDICES
 from .writer import Writer
 
+_CPU = torch.device("cpu")
 binding.initialize_native_target()
 binding.initialize_native_asmprinter()
 _FEATURES = binding.get_host_cpu_features()
@@ -27,63 +31,79 @@ LANES = 16 if _FEATURES.get("avx512f") else 8  # numbers of a vector, and images
 ROW = 32  # integers of a call: the kernel's address and its arguments, at most
 
 Call: TypeAlias = list[int]  # a kernel's address and its arguments
+P = ParamSpec("P")
+AnyWriter = TypeVar("AnyWriter", bound=Writer)
 
-
-class KernelInfo(NamedTuple):
-    """The name of a kernel, and how many arguments it takes."""
-
-    name: str
-    arguments: int
-
-
-KERNELS: dict[int, KernelInfo] = {}  # by address; on CUDA by the driver's handle
+KERNELS: dict[int, tuple[str, int]] = {}  # name and argument count, by address or CUDA's handle
 _engines: list[Any] = []  # compiled code lives as long as they do
 
 
-class TargetDType(Protocol):
-    """A dtype of kernels for another machine than this processor."""
+@dataclass(frozen=True)
+class DType:
+    """The dtype of a kernel's numbers, and the machine that runs it: this processor."""
 
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        """The dtype of the numbers."""
+    number: torch.dtype  # float32 or float64
+    device: torch.device = _CPU
+    writer: ClassVar[type[Writer]] = Writer
 
     @property
     def lanes(self) -> int:
-        """Numbers of a vector."""
+        """Numbers of a vector, and images of a batch tile."""
+        return LANES
 
-    def zeros(self, shape: Sequence[int]) -> Any:
+    def as_float64(self) -> Self:
+        """The same machine's float64."""
+        return replace(self, number=torch.float64)
+
+    def zeros(self, shape: Sequence[int]) -> Tensor:
         """A tensor of zeros that kernels can work on."""
+        return torch.zeros(tuple(shape), dtype=self.number, device=self.device)
+
+    def per_model(self, models: int, *tensors: Tensor) -> list[int]:
+        """Arguments of a kernel for tensors of which each of the ``models`` has its part."""
+        del models  # one, on a CPU
+        return [one.data_ptr() for one in tensors]
 
     def compile(self, write: Callable[[Any], None], lanes: int) -> tuple[int, int]:
-        """Compile a kernel (``lanes`` 0: `lanes`). Returns its address or handle, and its argument count."""
-
-    def as_float64(self) -> TargetDType:
-        """The same machine's float64."""
-
-
-DType: TypeAlias = np.dtype[Any] | TargetDType  # of a kernel's numbers
-
-
-def numpy_dtype(dtype: DType) -> np.dtype[Any]:
-    """The dtype of the numbers."""
-    return dtype if isinstance(dtype, np.dtype) else dtype.numpy
+        """Compile a kernel. Returns its address (on CUDA the driver's handle) and its argument count."""
+        writer = self.writer(ir.Module(), "kernel", self.number, lanes)
+        write(writer)
+        writer.finish()
+        (address,) = compile_module(writer.module, "kernel")
+        return address, writer.argument_count
 
 
 def compile_kernel(write: Callable[[Any], None], dtype: DType, lanes: int = 0) -> int:
-    """Compile the kernel that ``write`` writes, with vectors of ``lanes`` numbers (0: `LANES`, or a warp).
+    """Compile the kernel that ``write`` writes, with vectors of ``lanes`` numbers (0: ``dtype.lanes``).
 
-    Returns its address, or its handle on another machine. `KERNELS` then knows it.
+    Returns its address, or its handle on CUDA. `KERNELS` then knows it.
     """
-    if isinstance(dtype, np.dtype):
-        writer = Writer(ir.Module(), "kernel", dtype, lanes or LANES)
-        write(writer)
-        writer.finish()
-        (kernel,) = compile_module(writer.module, "kernel")
-        count = writer.argument_count
-    else:
-        kernel, count = dtype.compile(write, lanes)
-    KERNELS[kernel] = KernelInfo(f"{write.__module__.rpartition('.')[2]}.{kernel_name(write)}", count)
+    kernel, count = dtype.compile(write, lanes or dtype.lanes)
+    assert count < ROW
+    KERNELS[kernel] = f"{write.__module__.rpartition('.')[2]}.{kernel_name(write)}", count
     return kernel
+
+
+def compiled(
+    lanes: int = 0,
+) -> Callable[[Callable[Concatenate[AnyWriter, P], None]], Callable[Concatenate[DType, P], int]]:
+    """Decorates a function that writes a kernel; then it takes a dtype instead of the writer.
+
+    It returns the kernel's address or handle, and compiles a kernel once.
+    """
+
+    def decorate(write: Callable[Concatenate[AnyWriter, P], None]) -> Any:
+        @functools.cache
+        def compile_once(dtype: DType, *args: P.args, **kwargs: P.kwargs) -> int:
+            @functools.wraps(write)
+            def with_arguments(w: Any) -> None:
+                write(w, *args, **kwargs)
+
+            return compile_kernel(with_arguments, dtype, lanes)
+
+        return compile_once
+
+    return decorate
 
 
 def kernel_name(write: Callable[[Any], None]) -> str:
@@ -93,7 +113,8 @@ def kernel_name(write: Callable[[Any], None]) -> str:
 
 def compile_module(module: ir.Module, *names: str) -> list[int]:
     """Compile a module for this processor. Returns the addresses of these functions."""
-    machine = _machine()
+    target, name = binding.Target.from_default_triple(), binding.get_host_cpu_name()
+    machine = target.create_target_machine(cpu=name, features=_FEATURES.flatten(), opt=3)
     engine = binding.create_mcjit_compiler(optimised(module, machine), machine)
     engine.finalize_object()
     _engines.append(engine)
@@ -109,11 +130,6 @@ def optimised(module: ir.Module, machine: Any) -> Any:
     builder = binding.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(parsed, builder)
     return parsed
-
-
-def _machine() -> Any:
-    target, name = binding.Target.from_default_triple(), binding.get_host_cpu_name()
-    return target.create_target_machine(cpu=name, features=_FEATURES.flatten(), opt=3)
 
 
 def declare_runner(module: ir.Module) -> ir.Function:
@@ -149,8 +165,6 @@ def check_call(call: Sequence[int]) -> None:
     name, count = KERNELS[kernel]
     if len(arguments) != count:
         raise ValueError(f"kernel {name}: {len(arguments)} arguments (it takes {count})")
-    if len(call) > ROW:
-        raise ValueError(f"kernel {name}: {len(arguments)} arguments (a call has at most {ROW - 1})")
 
 
 class CallList:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import overload
+from typing import TypeVar
 
 from llvmlite import ir
 
 from .values import INDEX, INDICES, Index, Int, IntVector, as_ir
+
+Integer = TypeVar("Integer", Index, IntVector)
 
 
 class ControlWriter:
@@ -83,17 +85,10 @@ class ControlWriter:
                 yield at, step
             start = stop
 
-    @overload
-    def minimum(self, one: Int, other: Int) -> Index: ...
-
-    @overload
-    def minimum(self, one: IntVector, other: Int) -> IntVector: ...
-
-    def minimum(self, one: Int | IntVector, other: Int) -> Index | IntVector:
+    def minimum(self, one: Integer, other: Int) -> Integer:
         """The smaller one of two integers; of a vector's, in every lane."""
-        number_class = IntVector if isinstance(one, IntVector) else Index
-        a, b = (one.ir, one.operand(other)) if isinstance(one, IntVector) else (as_ir(one), as_ir(other))
-        return number_class(self.builder, self.builder.select(self.builder.icmp_signed("<", a, b), a, b))
+        a, b = one.ir, one.operand(other)
+        return type(one)(self.builder, self.builder.select(self.builder.icmp_signed("<", a, b), a, b))
 
 
 @contextmanager

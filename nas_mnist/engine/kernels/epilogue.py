@@ -7,13 +7,13 @@ comes after the activation; then channel dropout, then 2x2 pooling.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 
-from .map_pointer import MapPointer
 from .values import Index, Int, Vector
-from .writer import Writer
+from .writer import MapPointer, Writer
 
 NO_POOL, MAX_POOL, AVERAGE_POOL = 0, 1, 2
 
@@ -123,16 +123,9 @@ def pool_window(maps: MapPointer, channel: Int, row: Int, pixel: Int) -> list[In
     return [start + down * maps.row_stride + right * maps.pixel_stride for down in (0, 1) for right in (0, 1)]
 
 
-def largest_of(w: Writer, values: list[Vector]) -> Vector:
-    largest, *others = values
-    for value in others:
-        largest = w.maximum(largest, value)
-    return largest
-
-
 def max_pool_gradients(w: Writer, values: list[Vector], d: Vector) -> list[Vector]:
     """The gradients of pooled values: all of ``d`` for the largest, of equal ones for the first."""
-    largest, left, gradients = largest_of(w, values), d, []
+    largest, left, gradients = reduce(w.maximum, values), d, []
     for value in values:
         gradients.append(w.select(value.equals(largest), left, 0.0))
         left = w.select(value.equals(largest), 0.0, left)

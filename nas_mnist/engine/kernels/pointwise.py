@@ -2,23 +2,19 @@
 
 The CPU and CUDA (`cuda.writer`) share these kernels. On CUDA a block writes its own sums instead of adding to
 them. Backward passes read a convolution's output ``y`` alone and compute the rest again, because arithmetic
-is faster here than memory.
-
-Every function returns the address of a kernel. "map" stands for the five arguments of a `MapPointer`, "chain"
-for those of a `PointwiseChain`, "sums" for a pointer per block. Numbers have the kernel's ``dtype``, if not
-said otherwise. Image masks (tiles, lanes) are 1 for an image and 0 for an empty lane.
+is faster here than memory. Sums are per block. Image masks (tiles, lanes) are 1 for an image, 0 for an empty
+lane.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import reduce
 
-from .compile import DType, compile_kernel
-from .epilogue import MAX_POOL, Epilogue, PointwiseChain, largest_of, max_pool_gradients, pool_window
-from .map_pointer import MapPointer
+from .compile import compiled
+from .epilogue import MAX_POOL, Epilogue, PointwiseChain, max_pool_gradients, pool_window
 from .values import Index, Int, Vector
-from .writer import Writer
+from .writer import MapPointer, Writer
 
 
 def _pixels(w: Writer, height: Int, width: Int) -> Iterator[tuple[Index, list[Index]]]:
@@ -26,6 +22,13 @@ def _pixels(w: Writer, height: Int, width: Int) -> Iterator[tuple[Index, list[In
     with w.rows(height) as row:
         for first, count in w.unrolled_loops(width, w.unroll):
             yield row, [first + i for i in range(count)]
+
+
+def _values(w: Writer, source: MapPointer, channel: Index, height: Int, width: Int) -> Iterator[Vector]:
+    """All pixels of a block's rows."""
+    for row, pixels in _pixels(w, height, width):
+        for pixel in pixels:
+            yield source.load(source.at(channel, row, pixel))
 
 
 def _write_map(
@@ -37,197 +40,167 @@ def _write_map(
             target.store(value, target.at(channel, row, pixel))
 
 
-@cache
-def forward(epilogue: Epilogue, adds: bool, dtype: DType) -> int:
+@compiled()
+def forward(w: Writer, epilogue: Epilogue, adds: bool) -> None:
     """Writes the chain's output to a map, or ``adds`` it to the map. Pooling leaves out an odd edge.
 
     Arguments: map y; map of the output; chain; height and width of the output.
     """
+    source, target, chain = MapPointer(w), MapPointer(w), PointwiseChain(w, epilogue)
+    size = w.argument(), w.argument()
+    with w.parallel_for(chain.channels) as (channel,):
+        chain.begin(channel)
 
-    def write(w: Writer) -> None:
-        source, target, chain = MapPointer(w), MapPointer(w), PointwiseChain(w, epilogue)
-        size = w.argument(), w.argument()
-        with w.parallel_for(chain.channels) as (channel,):
-            chain.begin(channel)
-
-            def output(row: Index, pixel: Index) -> Vector:
-                if epilogue.pool:
-                    window = pool_window(source, channel, row, pixel)
-                    values = [chain.value(source.load(place)) for place in window]
-                    if epilogue.pool == MAX_POOL:
-                        value = largest_of(w, values)
-                    else:
-                        value = ((values[0] + values[1]) + (values[2] + values[3])) * 0.25
+        def output(row: Index, pixel: Index) -> Vector:
+            if epilogue.pool:
+                window = pool_window(source, channel, row, pixel)
+                values = [chain.value(source.load(place)) for place in window]
+                if epilogue.pool == MAX_POOL:
+                    value = reduce(w.maximum, values)
                 else:
-                    value = chain.value(source.load(source.at(channel, row, pixel)))
-                value = chain.drop(value)
-                return target.load(target.at(channel, row, pixel)) + value if adds else value
+                    value = ((values[0] + values[1]) + (values[2] + values[3])) * 0.25
+            else:
+                value = chain.value(source.load(source.at(channel, row, pixel)))
+            value = chain.drop(value)
+            return target.load(target.at(channel, row, pixel)) + value if adds else value
 
-            _write_map(w, target, channel, size, output)
-
-    return compile_kernel(write, dtype)
+        _write_map(w, target, channel, size, output)
 
 
-@cache
-def backward(epilogue: Epilogue, adds: bool, dtype: DType) -> int:
+@compiled()
+def backward(w: Writer, epilogue: Epilogue, adds: bool) -> None:
     """Writes the gradient of the normalisation's output, or ``adds`` it; sums are for `batchnorm_gradients`.
 
     Arguments: map of the gradient of `forward`'s output; map y; map of the result; chain; height and width of
     the first map; sums (2, C), float64, of the result, and of the result times the normalisation's input less
     the centre.
     """
+    gradient, source, target = MapPointer(w), MapPointer(w), MapPointer(w)
+    chain = PointwiseChain(w, epilogue)
+    height, width, sums = w.argument(), w.argument(), w.per_block_ptr()
+    with w.parallel_for(chain.channels) as (channel,):
+        chain.begin(channel)
+        total, product = w.variable(), w.variable()
 
-    def write(w: Writer) -> None:
-        gradient, source, target = MapPointer(w), MapPointer(w), MapPointer(w)
-        chain = PointwiseChain(w, epilogue)
-        height, width, sums = w.argument(), w.argument(), w.per_block_ptr()
-        with w.parallel_for(chain.channels) as (channel,):
-            chain.begin(channel)
-            total, product = w.variable(), w.variable()
-
-            def result(y: Vector, d: Vector, place: Index) -> tuple[Vector, Index]:
-                d = chain.norm_output_gradient(y, d)
-                if epilogue.norm:
-                    total.add(d)
-                    product.add(d * (chain.norm_input(y) - chain.centre))
-                return target.load(place) + d if adds else d, place
-
-            def results(row: Index, pixel: Index) -> list[tuple[Vector, Index]]:
-                d = chain.drop(gradient.load(gradient.at(channel, row, pixel)))
-                if not epilogue.pool:
-                    y = source.load(source.at(channel, row, pixel))
-                    return [result(y, d, target.at(channel, row, pixel))]
-                window = [source.load(place) for place in pool_window(source, channel, row, pixel)]
-                if epilogue.pool == MAX_POOL:
-                    gradients = max_pool_gradients(w, [chain.value(y) for y in window], d)
-                else:
-                    gradients = [d * 0.25] * 4
-                places = pool_window(target, channel, row, pixel)
-                return [result(*one) for one in zip(window, gradients, places, strict=True)]
-
-            for row, pixels in _pixels(w, height, width):
-                for value, place in [one for pixel in pixels for one in results(row, pixel)]:
-                    target.store(value, place)
+        def result(y: Vector, d: Vector, place: Index) -> tuple[Vector, Index]:
+            d = chain.norm_output_gradient(y, d)
             if epilogue.norm:
-                w.reduce_into_f64(total.get(), sums, channel)
-                w.reduce_into_f64(product.get(), sums, chain.channels + channel)
+                total.add(d)
+                product.add(d * (chain.norm_input(y) - chain.centre))
+            return target.load(place) + d if adds else d, place
 
-    return compile_kernel(write, dtype)
+        def results(row: Index, pixel: Index) -> list[tuple[Vector, Index]]:
+            d = chain.drop(gradient.load(gradient.at(channel, row, pixel)))
+            if not epilogue.pool:
+                y = source.load(source.at(channel, row, pixel))
+                return [result(y, d, target.at(channel, row, pixel))]
+            window = [source.load(place) for place in pool_window(source, channel, row, pixel)]
+            if epilogue.pool == MAX_POOL:
+                gradients = max_pool_gradients(w, [chain.value(y) for y in window], d)
+            else:
+                gradients = [d * 0.25] * 4
+            places = pool_window(target, channel, row, pixel)
+            return [result(*one) for one in zip(window, gradients, places, strict=True)]
+
+        for row, pixels in _pixels(w, height, width):
+            for value, place in [one for pixel in pixels for one in results(row, pixel)]:
+                target.store(value, place)
+        if epilogue.norm:
+            w.reduce_into(total.get(), sums, channel, float64=True)
+            w.reduce_into(product.get(), sums, chain.channels + channel, float64=True)
 
 
-@cache
-def batchnorm_backward(epilogue: Epilogue, dtype: DType) -> int:
+@compiled()
+def batchnorm_backward(w: Writer, epilogue: Epilogue) -> None:
     """Writes the gradient of y from `backward`'s result; it is 0 for empty lanes.
 
     Arguments: map of `backward`'s result; map y; map of y's gradient; chain; height and width; per model the
     rows linear and constant (2, C) of `batchnorm_gradients`; image mask.
     """
+    gradient, source, target = MapPointer(w), MapPointer(w), MapPointer(w)
+    chain = PointwiseChain(w, epilogue)
+    size, through, mask = (w.argument(), w.argument()), w.per_model_ptr(), w.argument()
+    images = w.load(mask, w.batch_tile * w.lanes)
+    with w.parallel_for(chain.channels) as (channel,):
+        chain.begin(channel)
+        if epilogue.norm:
+            linear = w.load_splat(through, channel)
+            constant = w.load_splat(through, chain.channels + channel)
 
-    def write(w: Writer) -> None:
-        gradient, source, target = MapPointer(w), MapPointer(w), MapPointer(w)
-        chain = PointwiseChain(w, epilogue)
-        size, through, mask = (w.argument(), w.argument()), w.per_model_ptr(), w.argument()
-        images = w.load(mask, w.batch_tile * w.lanes)
-        with w.parallel_for(chain.channels) as (channel,):
-            chain.begin(channel)
-            if epilogue.norm:
-                linear = w.load_splat(through, channel)
-                constant = w.load_splat(through, chain.channels + channel)
+        def y_gradient(row: Index, pixel: Index) -> Vector:
+            d = gradient.load(gradient.at(channel, row, pixel))
+            if not epilogue.norm:
+                return d
+            y = source.load(source.at(channel, row, pixel))
+            d = d * chain.scale + chain.norm_input(y) * linear + constant
+            return (chain.activation_gradient(y, d) if epilogue.norm_after else d) * images
 
-            def y_gradient(row: Index, pixel: Index) -> Vector:
-                d = gradient.load(gradient.at(channel, row, pixel))
-                if not epilogue.norm:
-                    return d
-                y = source.load(source.at(channel, row, pixel))
-                d = d * chain.scale + chain.norm_input(y) * linear + constant
-                return (chain.activation_gradient(y, d) if epilogue.norm_after else d) * images
-
-            _write_map(w, target, channel, size, y_gradient)
-
-    return compile_kernel(write, dtype)
+        _write_map(w, target, channel, size, y_gradient)
 
 
-@cache
-def batch_stats(epilogue: Epilogue, dtype: DType) -> int:
+@compiled()
+def batch_stats(w: Writer, epilogue: Epilogue) -> None:
     """Adds the sums of the normalisation's input, less the centre, and of its squares.
 
     Arguments: map y; chain; height and width; sums (2, C), float64; image mask.
     """
-
-    def write(w: Writer) -> None:
-        source, chain = MapPointer(w), PointwiseChain(w, epilogue)
-        height, width, sums, mask = w.argument(), w.argument(), w.per_block_ptr(), w.argument()
-        images = w.load(mask, w.batch_tile * w.lanes)
-        with w.parallel_for(chain.channels) as (channel,):
-            chain.begin(channel)
-            total, squares = w.variable(), w.variable()
-            for row, pixels in _pixels(w, height, width):
-                for pixel in pixels:
-                    y = source.load(source.at(channel, row, pixel))
-                    value = (chain.norm_input(y) - chain.centre) * images
-                    total.add(value)
-                    squares.add(value * value)
-            w.reduce_into_f64(total.get(), sums, channel)
-            w.reduce_into_f64(squares.get(), sums, chain.channels + channel)
-
-    return compile_kernel(write, dtype)
+    source, chain = MapPointer(w), PointwiseChain(w, epilogue)
+    height, width, sums, mask = w.argument(), w.argument(), w.per_block_ptr(), w.argument()
+    images = w.load(mask, w.batch_tile * w.lanes)
+    with w.parallel_for(chain.channels) as (channel,):
+        chain.begin(channel)
+        total, squares = w.variable(), w.variable()
+        for y in _values(w, source, channel, height, width):
+            value = (chain.norm_input(y) - chain.centre) * images
+            total.add(value)
+            squares.add(value * value)
+        w.reduce_into(total.get(), sums, channel, float64=True)
+        w.reduce_into(squares.get(), sums, chain.channels + channel, float64=True)
 
 
-@cache
-def channel_sums(dtype: DType) -> int:
+@compiled()
+def channel_sums(w: Writer) -> None:
     """Adds the sums of channels: the gradient of a bias.
 
     Arguments: map; C; height and width; sums (C,).
     """
-
-    def write(w: Writer) -> None:
-        source = MapPointer(w)
-        channels, height, width, sums = w.argument(), w.argument(), w.argument(), w.per_block_ptr()
-        with w.parallel_for(channels) as (channel,):
-            total = w.variable()
-            for row, pixels in _pixels(w, height, width):
-                for pixel in pixels:
-                    total.add(source.load(source.at(channel, row, pixel)))
-            w.reduce_into(total.get(), sums, channel)
-
-    return compile_kernel(write, dtype)
+    source = MapPointer(w)
+    channels, height, width, sums = w.argument(), w.argument(), w.argument(), w.per_block_ptr()
+    with w.parallel_for(channels) as (channel,):
+        total = w.variable()
+        for value in _values(w, source, channel, height, width):
+            total.add(value)
+        w.reduce_into(total.get(), sums, channel)
 
 
-@cache
-def global_average_pool(dtype: DType) -> int:
+@compiled()
+def global_average_pool(w: Writer) -> None:
     """The mean of all pixels.
 
-    Arguments: map (C, H, W); map of the means (C, 1, 1); C; H; W; pointer to 1 / (H * W).
+    Arguments: map (C, H, W); map of the means (C, 1, 1); C; H; W.
     """
-
-    def write(w: Writer) -> None:
-        source, target = MapPointer(w), MapPointer(w)
-        channels, height, width, factor = (w.argument() for _ in range(4))
-        with w.parallel_for(channels) as (channel,):
-            total = w.variable()
-            with w.loop(height) as row:
-                for first, count in w.unrolled_loops(width, w.unroll):
-                    for i in range(count):
-                        total.add(source.load(source.at(channel, row, first + i)))
-            target.store(total.get() * w.load_splat(factor), target.at(channel, 0))
-
-    return compile_kernel(write, dtype)
+    source, target = MapPointer(w), MapPointer(w)
+    channels, height, width = (w.argument() for _ in range(3))
+    share = 1.0 / w.to_float(height * width)
+    with w.parallel_for(channels) as (channel,):
+        total = w.variable()
+        with w.loop(height) as row:
+            for first, count in w.unrolled_loops(width, w.unroll):
+                for i in range(count):
+                    total.add(source.load(source.at(channel, row, first + i)))
+        target.store(total.get() * share, target.at(channel, 0))
 
 
-@cache
-def global_average_pool_backward(dtype: DType) -> int:
+@compiled()
+def global_average_pool_backward(w: Writer) -> None:
     """The gradient of `global_average_pool`'s input.
 
-    Arguments: map of the means' gradient (C, 1, 1); map of the result (C, H, W); C; H; W; pointer to 1 / (H *
-    W).
+    Arguments: map of the means' gradient (C, 1, 1); map of the result (C, H, W); C; H; W.
     """
-
-    def write(w: Writer) -> None:
-        source, target = MapPointer(w), MapPointer(w)
-        channels, height, width, factor = (w.argument() for _ in range(4))
-        with w.parallel_for(channels) as (channel,):
-            value = source.load(source.at(channel, 0)) * w.load_splat(factor)
-            with w.loop(height) as row, w.loop(width) as pixel:
-                target.store(value, target.at(channel, row, pixel))
-
-    return compile_kernel(write, dtype)
+    source, target = MapPointer(w), MapPointer(w)
+    channels, height, width = (w.argument() for _ in range(3))
+    share = 1.0 / w.to_float(height * width)
+    with w.parallel_for(channels) as (channel,):
+        value = source.load(source.at(channel, 0)) * share
+        with w.loop(height) as row, w.loop(width) as pixel:
+            target.store(value, target.at(channel, row, pixel))

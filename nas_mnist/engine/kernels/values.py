@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import numpy as np
+import torch
 from llvmlite import ir
 
 INDEX = ir.IntType(64)
 INDICES = INDEX.as_pointer()
 LANE = ir.IntType(32)  # an integer of one lane
-FLOATS = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
+FLOATS = {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}
 # Sums in any order, and multiplications fused with additions; infinities and NaN keep their meaning.
 _FAST = ("contract", "reassoc", "nsz")
 
@@ -38,6 +38,10 @@ class Index:
         return Index(self.builder, self.builder.udiv(self.ir, as_ir(other)))
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def operand(self, other: Int) -> ir.Value:
+        """LLVM's value of a number that is combined with this one."""
+        return as_ir(other)
 
 
 Int: TypeAlias = int | Index

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import torch
 from llvmlite import ir
 
 from .control import ControlWriter
@@ -40,7 +40,7 @@ class Writer(ControlWriter):
 
     address_space = 0  # LLVM's number of the memory that pointers are for
 
-    def __init__(self, module: ir.Module, name: str, dtype: np.dtype[Any], lanes: int) -> None:
+    def __init__(self, module: ir.Module, name: str, dtype: torch.dtype, lanes: int) -> None:
         self.float_type, self.lanes = FLOATS[dtype], lanes
         self.vector_type = self._lanes_of(self.float_type)
         super().__init__(module, name)
@@ -53,13 +53,11 @@ class Writer(ControlWriter):
 
     def load(self, pointer: Int, offset: Int = 0) -> Vector:
         """A vector of neighbours."""
-        place = self._pointer_to(self.vector_type, self._place(pointer, offset, self.float_type))
-        return self._vector(self.builder.load(place, align=self._align))
+        return self._vector(self.builder.load(self._vector_place(pointer, offset), align=self._align))
 
     def store(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
         """Write a vector as neighbours."""
-        place = self._pointer_to(self.vector_type, self._place(pointer, offset, self.float_type))
-        self.builder.store(value.ir, place, align=self._align)
+        self.builder.store(value.ir, self._vector_place(pointer, offset), align=self._align)
 
     def load_splat(self, pointer: Int, offset: Int = 0) -> Vector:
         """One number, in every lane."""
@@ -76,33 +74,30 @@ class Writer(ControlWriter):
         """An integer of 64 bits."""
         return self.index(self.builder.load(self._place(pointer, offset, INDEX)))
 
-    def load_as(self, dtype: np.dtype[Any], pointer: Int, offset: Int = 0) -> Vector:
+    def load_as(self, dtype: torch.dtype, pointer: Int, offset: Int = 0) -> Vector:
         """A number that has another dtype in memory; in kernels of one lane."""
         value = self.builder.load(self._place(pointer, offset, self._lanes_of(FLOATS[dtype])))
         same = value.type == self.vector_type
         return self._vector(value if same else self.builder.fpext(value, self.vector_type))
 
-    def store_as(self, dtype: np.dtype[Any], value: Vector, pointer: Int, offset: Int = 0) -> None:
+    def store_as(self, dtype: torch.dtype, value: Vector, pointer: Int, offset: Int = 0) -> None:
         """Write a number that has another dtype in memory; in kernels of one lane."""
         ir_type = self._lanes_of(FLOATS[dtype])
         number = value.ir if ir_type == self.vector_type else self.builder.fptrunc(value.ir, ir_type)
         self.builder.store(number, self._place(pointer, offset, ir_type))
 
-    def load_bytes(self, pointer: Int, offsets: IntVector, count: int) -> list[Vector]:
-        """``count`` neighbours of uint8, at most four, from offsets by lane. It always reads four."""
+    def load_two_bytes(self, pointer: Int, offsets: IntVector) -> list[Vector]:
+        """Two neighbours of uint8 from offsets by lane. It reads four."""
         start = self._pointer(pointer, ir.IntType(8))
-        words = self._by_lane(
-            LANE,
-            lambda lane: self.builder.load(
-                self._pointer_to(LANE, self.builder.gep(start, [self._lane(offsets, lane)])), align=1
-            ),
-        )
-        found = []
-        for number in range(count):
-            shifted = self.builder.lshr(words, constant(words.type, 8 * number))
-            byte = self.builder.and_(shifted, constant(words.type, 255))
-            found.append(self._vector(self.builder.sitofp(byte, self.vector_type)))
-        return found
+
+        def load(lane: Int) -> ir.Value:
+            place = self.builder.gep(start, [self._lane(offsets, lane)])
+            return self.builder.load(self._pointer_to(LANE, place), align=1)
+
+        words = self._by_lane(LANE, load)
+        shifted = [self.builder.lshr(words, constant(words.type, bits)) for bits in (0, 8)]
+        found = [self.builder.and_(one, constant(words.type, 255)) for one in shifted]
+        return [self._vector(self.builder.sitofp(byte, self.vector_type)) for byte in found]
 
     def gather(self, pointer: Int, offsets: IntVector) -> Vector:
         """Numbers from offsets by lane."""
@@ -115,7 +110,7 @@ class Writer(ControlWriter):
     def _gather(self, ir_type: ir.Type, pointer: Int, offsets: IntVector) -> ir.Value:
         start = self._pointer(pointer, ir_type)
 
-        def load(lane: int) -> ir.Value:
+        def load(lane: Int) -> ir.Value:
             value = self.builder.load(self.builder.gep(start, [self._lane(offsets, lane)]))
             return self.builder.trunc(value, LANE) if ir_type == INDEX else value
 
@@ -124,27 +119,30 @@ class Writer(ControlWriter):
     def gather_pointers(self, pointers: Int, offset: Int) -> Vector:
         """Numbers whose addresses are neighbours in memory."""
 
-        def load(lane: int) -> ir.Value:
-            address = self.load_index(pointers, offset + lane)
+        def load(lane: Int) -> ir.Value:
+            address = self.load_index(pointers, lane + offset)
             return self.builder.load(self._pointer(address, self.float_type))
 
         return self._vector(self._by_lane(self.float_type, load))
 
-    def reduce_into(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
-        """Add the sum of all lanes to a number in memory."""
-        place = self._place(pointer, offset, self.float_type)
-        self.builder.store(self.builder.fadd(self.builder.load(place), self._sum(value)), place)
+    def reduce_into(self, value: Vector, pointer: Int, offset: Int = 0, float64: bool = False) -> None:
+        """Add the sum of all lanes to a number in memory; ``float64``: which has this dtype."""
+        total = self._sum(value)
+        if float64 and total.type != ir.DoubleType():
+            total = self.builder.fpext(total, ir.DoubleType())
+        self._add(total, self._place(pointer, offset, total.type))
 
-    def reduce_into_f64(self, value: Vector, pointer: Int, offset: Int = 0) -> None:
-        """Add the sum of all lanes to a float64 in memory."""
-        place = self._place(pointer, offset, ir.DoubleType())
-        self.builder.store(self.builder.fadd(self.builder.load(place), self._sum_f64(value)), place)
+    def _add(self, number: ir.Value, place: ir.Value) -> None:
+        self.builder.store(self.builder.fadd(self.builder.load(place), number), place)
 
     def _pointer(self, pointer: Int, ir_type: ir.Type) -> ir.Value:
         return self.builder.inttoptr(as_ir(pointer), ir_type.as_pointer(self.address_space))
 
     def _place(self, pointer: Int, offset: Int, ir_type: ir.Type) -> ir.Value:
         return self.builder.gep(self._pointer(pointer, ir_type), [as_ir(offset)], inbounds=True)
+
+    def _vector_place(self, pointer: Int, offset: Int) -> ir.Value:
+        return self._pointer_to(self.vector_type, self._place(pointer, offset, self.float_type))
 
     def _pointer_to(self, ir_type: ir.Type, place: ir.Value) -> ir.Value:
         return self.builder.bitcast(place, ir_type.as_pointer(self.address_space))
@@ -153,10 +151,10 @@ class Writer(ControlWriter):
     def _align(self) -> int:
         return 8 if isinstance(self.float_type, ir.DoubleType) else 4
 
-    def _lane(self, values: IntVector, lane: int) -> ir.Value:
+    def _lane(self, values: IntVector, lane: Int) -> ir.Value:
         return self.builder.extract_element(values.ir, ir.Constant(LANE, lane))
 
-    def _by_lane(self, ir_type: ir.Type, of: Callable[[int], ir.Value]) -> ir.Value:
+    def _by_lane(self, ir_type: ir.Type, of: Callable[[Int], ir.Value]) -> ir.Value:
         """A vector of ``of(0)``, ``of(1)``..., a lane each."""
         found: Any = ir.Constant(self._lanes_of(ir_type), ir.Undefined)
         for lane in range(self.lanes):
@@ -241,6 +239,27 @@ class Writer(ControlWriter):
             function, [ir.Constant(self.float_type, -0.0), value.ir], fastmath=("reassoc",)
         )
 
-    def _sum_f64(self, value: Vector) -> ir.Value:
-        total = self._sum(value)
-        return total if total.type == ir.DoubleType() else self.builder.fpext(total, ir.DoubleType())
+
+class MapPointer:
+    """Feature maps among a kernel's arguments: a pointer and four strides, which count numbers.
+
+    Maps lie in batch tiles (tiles, C, H, W, lanes): a vector has one pixel of as many images. The strides are
+    those of tiles, channels, rows and pixels.
+    """
+
+    def __init__(self, w: Writer) -> None:
+        self.w, self.pointer = w, w.argument()
+        strides = [w.argument() for _ in range(4)]
+        tile_stride, self.channel_stride, self.row_stride, self.pixel_stride = strides
+        self.start = w.batch_tile * tile_stride
+
+    def at(self, channel: Int, row: Int, pixel: Int = 0) -> Index:
+        """The offset of a pixel."""
+        in_map = row * self.row_stride + pixel * self.pixel_stride
+        return self.start + channel * self.channel_stride + in_map
+
+    def load(self, offset: Int) -> Vector:
+        return self.w.load(self.pointer, offset)
+
+    def store(self, value: Vector, offset: Int) -> None:
+        self.w.store(value, self.pointer, offset)
