@@ -129,7 +129,10 @@ REFUSED = [
     ({"blocks": []}, "blocks: [] (use a list of at least 1)"),
     ({"blocks": pool()["blocks"] * 65}, "blocks: [{'kind': 'pool'}, "),
     ({"blocks": [{"channels": 4}]}, "blocks[0].kind: missing field"),
-    ({"blocks": [{"kind": "linear"}]}, "blocks[0].kind: 'linear' (use conv, separable, residual, pool"),
+    (
+        {"blocks": [{"kind": "linear"}]},
+        "blocks[0].kind: 'linear' (use conv, separable, depthwise, sequence, residual, pool",
+    ),
     ({"blocks": [{"kind": "repeat"}]}, "blocks[0]: nothing to repeat ("),
     ({"blocks": [*conv()["blocks"], {"kind": "repeat"}]}, "blocks[1]: reads 4 channels where the block"),
     (conv() | {"input_shape": [1, 28]}, "input_shape[2]: missing field"),
@@ -146,7 +149,7 @@ REFUSED = [
         residual({"kind": "conv", "channels": 4, "padding": "valid"}),
         "blocks[0].body: 26x26 where the shortcut has 28x28 (use 'same' padding in the body)",
     ),
-    (residual({"kind": "pool"}), "blocks[0].body[0].kind: 'pool' (use conv, separable)"),
+    (residual({"kind": "pool"}), "blocks[0].body[0].kind: 'pool' (use conv, separable, depthwise)"),
     (
         residual({"kind": "conv", "channels": 4}, {"kind": "separable", "channels": 4, "kernel": 9}),
         f"blocks[0].body[1].kernel: 9 {KERNELS}",

@@ -33,8 +33,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class _Convolution(Frozen):
-    channels: Channels  # of the output
+class _Layer(Frozen):
     kernel: Kernel = 3
     stride: Stride = 1
     padding: Padding = "same"
@@ -42,6 +41,19 @@ class _Convolution(Frozen):
     norm: Norm = "before"
     activation: Activation = "relu"
     dropout: Rate = 0.0  # probability that a whole channel is set to zero
+
+
+class Depthwise(_Layer):
+    """One filter a channel, then normalisation and activation in the order of `norm`, then channel dropout.
+
+    The output has as many channels as the input.
+    """
+
+    kind: Literal["depthwise"] = "depthwise"
+
+
+class _Convolution(_Layer):
+    channels: Channels  # of the output
 
 
 class Conv(_Convolution):
@@ -63,6 +75,17 @@ class Separable(_Convolution):
     middle: bool = False
 
 
+Part = Annotated[Conv | Separable | Depthwise, Field(discriminator="kind")]
+Body = Annotated[tuple[Part, ...], Field(min_length=1, max_length=8)]
+
+
+class Sequence(Frozen):
+    """Convolutions one after the other; a repeat runs all of them."""
+
+    kind: Literal["sequence"] = "sequence"
+    body: Body
+
+
 class Residual(Frozen):
     """The sum of a body and a shortcut.
 
@@ -70,9 +93,7 @@ class Residual(Frozen):
     """
 
     kind: Literal["residual"] = "residual"
-    body: tuple[Annotated[Conv | Separable, Field(discriminator="kind")], ...] = Field(
-        min_length=1, max_length=8
-    )
+    body: Body
     activation: Activation = "none"  # after the addition
 
 
@@ -114,6 +135,6 @@ class Head(Frozen):
         return self
 
 
-WeightedBlock = Conv | Separable | Residual
-Block = Annotated[Conv | Separable | Residual | Pool | Repeat, Field(discriminator="kind")]
-BLOCK_KINDS = frozenset({"conv", "separable", "residual", "pool", "repeat"})
+WeightedBlock = Conv | Separable | Depthwise | Sequence | Residual
+Block = Annotated[WeightedBlock | Pool | Repeat, Field(discriminator="kind")]
+BLOCK_KINDS = frozenset({"conv", "separable", "depthwise", "sequence", "residual", "pool", "repeat"})

@@ -72,6 +72,11 @@ class Budget:
         """The same budget with a share of the parameters (0 to 1)."""
         return replace(self, max_params=int(share * self.max_params))
 
+    def with_max_macs(self, max_macs: int | None) -> Budget:
+        """The same budget with at most ``max_macs`` multiply-adds; None: unchanged."""
+        limits = [one for one in (self.max_macs, max_macs) if one is not None]
+        return replace(self, max_macs=min(limits, default=None))
+
     def __str__(self) -> str:
         """The limits in words: ``20,000 parameters``."""
         return ", ".join(f"{limit:,} {name}" for name, limit in self.limits.items())

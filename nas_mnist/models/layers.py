@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-from .blocks import Block, Conv, Head, Pool, Residual, Separable, WeightedBlock
+from .blocks import Block, Conv, Head, Part, Pool, Residual, Separable, WeightedBlock
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -130,20 +130,31 @@ class LayerBuilder:
     def _weighted(self, block: WeightedBlock) -> None:
         if block.kind == "residual":
             self._residual(block)
+        elif block.kind == "sequence":
+            self._body(block.body)
         else:
             self._convolution(block)
 
-    def _convolution(self, block: Conv | Separable) -> None:
+    def _body(self, body: Sequence[Part]) -> None:
+        """Convolutions one after the other."""
+        path = self.path
+        for number, part in enumerate(body):
+            self.path = f"{path}.body[{number}]"
+            self._convolution(part)
+        self.path = path
+
+    def _convolution(self, block: Part) -> None:
         """One convolution or two, normalisation, activation, channel dropout."""
         same = block.padding == "same"
-        if block.kind == "separable":
-            channels = self.shape[0]
+        channels = self.shape[0]
+        if isinstance(block, Conv):
+            self._conv(block.channels, block.kernel, block.stride, same, block.bias)
+        else:
             self._conv(channels, block.kernel, block.stride, same, block.bias, groups=channels)
+        if isinstance(block, Separable):
             if block.middle:
                 self._norm_and_activation(block.norm, block.activation)
             self._conv(block.channels, kernel=1, bias=block.bias)
-        else:
-            self._conv(block.channels, block.kernel, block.stride, same, block.bias)
         self._norm_and_activation(block.norm, block.activation)
         if block.dropout:
             self._elementwise("Dropout2d", rate=block.dropout)
@@ -151,11 +162,8 @@ class LayerBuilder:
     def _residual(self, block: Residual) -> None:
         """The sum of a body and a shortcut."""
         path, start, start_shape = self.path, self.position, self.shape
-        stride = 1
-        for number, part in enumerate(block.body):
-            self.path = f"{path}.body[{number}]"
-            self._convolution(part)
-            stride *= part.stride
+        self._body(block.body)
+        stride = prod(part.stride for part in block.body)
         body, body_shape = self.position, self.shape
         shortcut, shortcut_shape = start, start_shape
         if start_shape[0] != body_shape[0] or stride != 1:

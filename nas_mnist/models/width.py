@@ -6,7 +6,7 @@ The term is that of MobileNets, arxiv.org/abs/1704.04861.
 from __future__ import annotations
 
 from .architecture import Architecture
-from .blocks import MAX_CHANNELS, Block, Conv, Pool, Repeat, Residual, Separable
+from .blocks import MAX_CHANNELS, Block, Conv, Part, Residual, Separable, Sequence
 from .cost import Budget, cost_of
 
 _HALVINGS = 14  # of the interval that holds the multiplier: to within 1 in 10,000
@@ -47,16 +47,13 @@ def scale_widths(architecture: Architecture, multiplier: float) -> Architecture:
 
 
 def _scale_block(block: Block, multiplier: float) -> Block:
-    match block:
-        case Pool() | Repeat():
-            return block
-        case Residual():
-            body = tuple(_scale_convolution(part, multiplier) for part in block.body)
-            return block.model_copy(update={"body": body})
-        case _:
-            return _scale_convolution(block, multiplier)
+    if isinstance(block, Residual | Sequence):
+        return block.model_copy(update={"body": tuple(_scale_part(part, multiplier) for part in block.body)})
+    return _scale_part(block, multiplier) if isinstance(block, Conv | Separable) else block
 
 
-def _scale_convolution(block: Conv | Separable, multiplier: float) -> Conv | Separable:
-    channels = min(max(round(block.channels * multiplier), 1), MAX_CHANNELS)
-    return block.model_copy(update={"channels": channels})
+def _scale_part(part: Part, multiplier: float) -> Part:
+    if not isinstance(part, Conv | Separable):
+        return part  # as many channels as its input
+    channels = min(max(round(part.channels * multiplier), 1), MAX_CHANNELS)
+    return part.model_copy(update={"channels": channels})

@@ -14,12 +14,21 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from ..models.architecture import Architecture
-from ..models.blocks import Conv, Pool, Repeat, Residual, Separable
+from ..models.blocks import Part, Pool, Repeat, Residual, Sequence, WeightedBlock
 from ..models.cost import cost_of
 from ..models.layers import ACTIVATIONS, Shape
 from .style import BLUE, GREEN, GREY, INK, ORANGE, RED, SOFT, new_axes, styled
 
-_COLOURS = {"conv": BLUE, "separable": GREEN, "residual": ORANGE, "pool": GREY, "head": RED, "image": INK}
+_COLOURS = {
+    "conv": BLUE,
+    "separable": GREEN,
+    "depthwise": GREEN,
+    "sequence": GREEN,
+    "residual": ORANGE,
+    "pool": GREY,
+    "head": RED,
+    "image": INK,
+}
 _MAPS, _TEXT, _PARAMS = 1.1, 2.4, 8.4  # x of the three columns: centre of the bars, start of text, of shares
 _ROW = 0.46  # inches per block
 _TITLE, _DETAILS = 8.5, 7.5  # points
@@ -38,7 +47,7 @@ class DiagramRow(NamedTuple):
 def diagram_rows(architecture: Architecture) -> list[DiagramRow]:
     """The rows of the image, of every block and of the head."""
     rows = [DiagramRow("image", "image", "", architecture.input_shape, 0)]
-    last: Conv | Separable | Residual | None = None  # a repeat uses its weights
+    last: WeightedBlock | None = None  # a repeat uses its weights
     for position, block in enumerate(architecture.blocks):
         shape, params = _output_and_params(architecture, f"blocks[{position}]")
         if isinstance(block, Pool):
@@ -47,7 +56,7 @@ def diagram_rows(architecture: Architecture) -> list[DiagramRow]:
             continue
         last = last if isinstance(block, Repeat) else block
         assert last is not None  # an architecture that exists never begins with a repeat
-        units = last.body if isinstance(last, Residual) else [last]
+        units = last.body if isinstance(last, Residual | Sequence) else [last]
         counts = [(title, len(list(equal))) for title, equal in groupby(map(_title, units))]
         titles = [f"{count} × {title}" if count > 1 else title for title, count in counts]
         title = "residual: " * isinstance(last, Residual) + ", ".join(titles)
@@ -98,12 +107,12 @@ def _output_and_params(architecture: Architecture, path: str) -> tuple[Shape, in
     return layers[-1].out_shape, sum(layer.params for layer in layers)
 
 
-def _title(block: Conv | Separable) -> str:
-    name = "convolution" if block.kind == "conv" else "separable"
+def _title(block: Part) -> str:
+    name = "convolution" if block.kind == "conv" else block.kind
     return f"{name} {block.kernel}×{block.kernel}"
 
 
-def _details(block: Conv | Separable) -> str:
+def _details(block: Part) -> str:
     words = [
         _stride(block),
         "norm" * (block.norm == "before"),
@@ -116,7 +125,7 @@ def _details(block: Conv | Separable) -> str:
     return ", ".join(filter(None, words))
 
 
-def _stride(block: Conv | Separable | Pool) -> str:
+def _stride(block: Part | Pool) -> str:
     """The stride, unless it is the usual one."""
     usual = block.kernel if isinstance(block, Pool) else 1
     return "" if block.stride == usual else f"stride {block.stride}"

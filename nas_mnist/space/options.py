@@ -45,18 +45,22 @@ def _same(one: Any, two: Any) -> bool:
     return isinstance(one, bool) == isinstance(two, bool) and bool(one == two)  # True is not 1
 
 
-BlockKind = Literal["conv", "separable", "residual", "residual_separable"]
+BLOCK_NAMES = ("conv", "separable", "residual", "residual_separable", "inverted")
+BlockName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", strict=True)]  # of `BLOCK_NAMES`, or own
 Downsample = Literal["none", "max", "average", "stride"]
 HeadOrder = Literal["conv_then_pool", "pool_then_conv"]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(ge=0, le=16, strict=True)]
+Expansion = Annotated[int, Field(ge=1, le=8, strict=True)]
 TransitionChannels = Annotated[int, Field(ge=0, le=MAX_CHANNELS, strict=True)]  # 0: no transition
+MultiplyAdds = Annotated[int, Field(ge=1, le=10**12, strict=True)]  # for one image
 Share = Annotated[float, Field(gt=0, le=1)]
 
 _parse = BeforeValidator(parse_options)
-BlockKinds = Annotated[tuple[BlockKind, ...], _parse]
+BlockNames = Annotated[tuple[BlockName, ...], _parse]
 ChannelCounts = Annotated[tuple[Channels, ...], _parse]
 Counts = Annotated[tuple[Count, ...], _parse]
+Expansions = Annotated[tuple[Expansion, ...], _parse]
 Downsamples = Annotated[tuple[Downsample, ...], _parse]
 HeadOrders = Annotated[tuple[HeadOrder, ...], _parse]
 Kernels = Annotated[tuple[Kernel, ...], _parse]

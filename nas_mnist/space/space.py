@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ..core.digest import digest
 from ..core.errors import InputError, explain
@@ -22,24 +22,29 @@ from ..models.blocks import Block, Classes, Frozen, InputShape
 from ..models.cost import Budget, cost_of
 from ..models.width import fit_width_multiplier
 from .options import (
+    BLOCK_NAMES,
     Activations,
-    BlockKinds,
+    BlockName,
+    BlockNames,
     ChannelCounts,
     Counts,
     Downsamples,
+    Expansions,
     Flags,
     HeadOrders,
     Kernels,
+    MultiplyAdds,
     Norms,
     Paddings,
     Rates,
     Shares,
     Transitions,
 )
+from .own_blocks import OwnBlock
 from .sampling import Params, RandomSampler, TrialLike, suggest
 from .stages import stage_blocks
 
-SPACES = ("default", "filled", "tiny")  # in the package
+SPACES = ("default", "tiny", "classic")  # in the package
 
 
 class NetworkSpace(Frozen):
@@ -67,9 +72,10 @@ class StageSpace(Frozen):
 
     transition: Transitions = (0,)
     blocks: Counts
-    block: BlockKinds = ("conv",)
+    block: BlockNames = ("conv",)  # of `BLOCK_NAMES`, or own blocks of the space
+    expansion: Expansions = Field((3,), exclude_if=(3,).__eq__)  # of inverted blocks; excluded as `repeats`
     channels: ChannelCounts  # drawn for every block
-    repeats: Counts = Field((0,), exclude_if=(0,).__eq__)  # excluded: digests of older spaces stay the same
+    repeats: Counts = Field((0,), exclude_if=(0,).__eq__)  # excluded: older spaces keep their digests
     kernel: Kernels = (3,)
     padding: Paddings = ("same",)
     downsample: Downsamples = ("none",)
@@ -108,15 +114,35 @@ class SearchSpace(Frozen):
     """All architectures that a search may draw.
 
     With ``fill``, ``channels`` and ``transition`` are relative widths: each candidate gets the largest width
-    multiplier that keeps it within a drawn share of the budget. Nearly every draw then fits.
+    multiplier that keeps it within a drawn share of the budget and ``max_macs``. Nearly every draw then fits.
     """
 
     input_shape: InputShape = (1, 28, 28)
     classes: Classes = 10
     fill: Shares | None = None  # shares of the budget
+    max_macs: MultiplyAdds | None = Field(None, exclude_if=lambda macs: macs is None)  # of a draw with `fill`
+    blocks: dict[BlockName, OwnBlock] = Field({}, max_length=32, exclude_if={}.__eq__)  # own ones, by name
     network: NetworkSpace = NetworkSpace()
     stages: tuple[StageSpace, ...] = Field(min_length=1, max_length=12)
     head: HeadSpace = HeadSpace()
+
+    @model_validator(mode="after")
+    def _check_max_macs(self) -> SearchSpace:
+        if self.max_macs is not None and self.fill is None:
+            raise ValueError(f"max_macs: {self.max_macs} (only with fill: it limits relative widths)")
+        return self
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> SearchSpace:
+        for name in self.blocks:
+            if name in BLOCK_NAMES:
+                raise ValueError(f"blocks.{name}: this name is taken (use another)")
+        known = (*BLOCK_NAMES, *self.blocks)
+        for number, stage in enumerate(self.stages):
+            for name in stage.block:
+                if name not in known:
+                    raise ValueError(f"stages[{number}].block: {name!r} (use {', '.join(known)})")
+        return self
 
     @classmethod
     def make(cls, data: object, where: str = "space") -> SearchSpace:
@@ -178,11 +204,13 @@ class SearchSpace(Frozen):
         for number, stage in enumerate(self.stages, 1):
             prefix = f"stage{number}"
             params = _draw(trial, prefix, stage, stage.drawn_keys)
+            if params["block"] == "inverted":
+                params |= _draw(trial, prefix, stage, ("expansion",))
             widths = [
                 suggest(trial, f"{prefix}.channels{place}", stage.channels)
                 for place in range(1, int(params["blocks"]) + 1)
             ]
-            blocks += stage_blocks(network | params, widths, blocks, self.input_shape[0])
+            blocks += stage_blocks(network | params, widths, blocks, self.input_shape[0], self.blocks)
         architecture = Architecture.make(
             {
                 "input_shape": self.input_shape,
@@ -191,7 +219,9 @@ class SearchSpace(Frozen):
                 "head": _draw_head(trial, self.head),
             }
         )
-        return architecture if share is None else fit_width_multiplier(architecture, budget.with_share(share))
+        if share is None:
+            return architecture
+        return fit_width_multiplier(architecture, budget.with_share(share).with_max_macs(self.max_macs))
 
     def survey(self, budget: Budget, tries: int, rng: random.Random) -> Survey:
         """Count the costs of random draws, without building a network."""
