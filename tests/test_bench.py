@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import Runner
 
 import nas_mnist.bench.__main__ as bench
 from nas_mnist.bench import networks, speed
-from nas_mnist.bench.recipes import read_rows
+from nas_mnist.bench.trainings import COLUMNS, rank_correlations, read_rows
 from nas_mnist.data.dataset import DataSet, load
 from nas_mnist.models.architecture import Architecture
 from nas_mnist.models.network import build
@@ -129,50 +130,75 @@ def test_the_whole_commands_lack_nothing_but_a_gpu(invoke: Runner, monkeypatch: 
 def test_the_help_of_a_sub_command_names_it(name: str, invoke: Runner) -> None:
     ended = invoke(f"bench {name}", "--help")
     assert ended.code == 0
-    assert f"Usage: python -m nas_mnist.bench {name} " in ended.out
+    assert f"nas_mnist.bench {name} " in ended.out
 
 
-def test_the_committed_table_of_recipes_counts_as_trained() -> None:
-    rows = read_rows(Path(__file__).parents[1] / "reports" / "recipes" / "mnist.csv")
+def test_the_committed_table_counts_as_trained() -> None:
+    rows = read_rows(Path(__file__).parents[1] / "reports" / "trainings" / "mnist.csv")
     assert len(rows) > 50
     assert load_recipe("tiny").digest in {row["digest"] for row in rows if row["recipe"] == "tiny"}
 
 
 @pytest.mark.usefixtures("one_process")
-def test_recipes_are_compared_and_the_table_grows(work: Path, invoke: Runner) -> None:
+def test_trainings_are_compared_and_the_table_grows(work: Path, invoke: Runner) -> None:
     (work / "net.json").write_text('{"blocks": [{"kind": "conv", "channels": 2}, {"kind": "pool"}]}')
-    common = ["net.json", "published:epochs=1", "--dataset", "mnist-5k", "--table", "t/r.csv", "--workers", 1]
-    ended = invoke("bench recipes", *common, "--seeds", 1)
+    common = ["net.json", "--dataset", "mnist-5k", "--table", "t/r.csv", "--workers", 1]
+    common += ["--recipe", "published:epochs=1"]
+    ended = invoke("bench train", *common, "--seeds", 1)
     assert (ended.code, ended.err) == (0, "")
     first = (work / "t" / "r.csv").read_text()
-    heading, row = first.splitlines()
-    assert heading == "network,recipe,train_loss,validation_loss,validation_accuracy,key,digest,data,seed"
-    name, recipe, train_loss, loss, accuracy, *_, seed = row.split(",")
-    assert (name, recipe, seed) == ("net", "published:epochs=1", "0")
-    assert 0 < float(loss) < 10
-    assert 0 < float(train_loss) < 10
+    heading, _ = first.splitlines()
+    assert heading.split(",") == COLUMNS
+    (row,) = read_rows(work / "t" / "r.csv")
+    assert (row["network"], row["recipe"], row["seed"]) == ("net.json", "published:epochs=1", 0)
+    assert (row["n_params"], row["images"]) == (18 + 4 + 30, 3473)
+    assert 0 < row["train_loss"] < 10
 
     train_data, val_data = load("mnist-5k").split()
     model = build(Architecture.from_json((work / "net.json").read_text()), 0)
     (result,) = train(model, train_data, load_recipe("published:epochs=1"), seed=0, score_on=val_data)
     assert result.score is not None
-    assert float(accuracy) == pytest.approx(result.score.accuracy)
+    assert row["validation_accuracy"] == pytest.approx(result.score.accuracy)
+    assert row["validation_loss"] == pytest.approx(result.score.loss)
 
-    more = invoke("bench recipes", *common, "published:epochs=1,learning_rate=0.05", "--seeds", 2)
+    grown = [*common, "--recipe", "published:epochs=1,learning_rate=0.05", "--images", 500, "--seeds", 2]
+    more = invoke("bench train", *grown)
     assert (more.code, more.err) == (0, "")
     rows = (work / "t" / "r.csv").read_text()
     assert rows.startswith(first)
-    assert len(rows.splitlines()) == 5
-    assert "published:epochs=1,learning_rate=0.05" in more.out.replace("\n", "")
-    again = invoke("bench recipes", *common, "--seeds", 2)
-    assert "Nothing to train" in again.out
+    assert len(rows.splitlines()) == 6
+    assert "Nothing to train" in invoke("bench train", *grown).out
     assert (work / "t" / "r.csv").read_text() == rows
+    wide = invoke("bench train", *common, "--max-params", 500, "--seeds", 1)
+    assert wide.code == 0
+    assert 400 < read_rows(work / "t" / "r.csv")[-1]["n_params"] <= 500
+
+
+def test_short_trainings_are_ranked_against_those_on_the_most_images() -> None:
+    rows = [
+        dict.fromkeys(COLUMNS, 0)
+        | {"key": str(key), "digest": "", "images": images, "seed": seed}
+        | {"validation_loss": loss, "validation_accuracy": 1 - abs(loss)}
+        for key in range(6)
+        for seed in (0, 1)
+        for images, loss in ((100, 0.5 + key + seed), (500, -key if key else 0.5), (900, 0.1 + key / 10))
+    ]
+    found = {
+        (images, score): (count, loss)
+        for images, score, count, loss, _ in rank_correlations(pd.DataFrame(rows, columns=COLUMNS))
+    }
+    assert found[100, "loss"] == (6, pytest.approx(1.0))
+    assert found[500, "loss"] == (6, pytest.approx(-1.0))
+    assert {images for images, _ in found} == {100, 500}
+    assert rank_correlations(pd.DataFrame(rows[:4], columns=COLUMNS)) == []
 
 
 @pytest.mark.usefixtures("one_process")
 def test_a_training_that_fails_is_reported_without_a_row(work: Path, invoke: Runner) -> None:
     (work / "net.json").write_text('{"blocks": [{"kind": "conv", "channels": 2, "norm": "none"}]}')
     recipe = "published:epochs=1,learning_rate=100"
-    ended = invoke("bench recipes", "net.json", recipe, "--seeds", 1, "--dataset", "mnist-5k", "--workers", 1)
-    assert f"{recipe}, seed 0: failed" in ended.out
+    options = ["--recipe", recipe, "--seeds", 1, "--dataset", "mnist-5k", "--workers", 1]
+    ended = invoke("bench train", "net.json", *options)
+    assert ended.code == 0
+    assert "seed 0: failed" in ended.out
     assert not (work / "reports").exists()

@@ -20,7 +20,6 @@ from nas_mnist.bench.curves import Curve, read_curves
 from nas_mnist.bench.record import random_candidates
 from nas_mnist.bench.replay import (
     ReplayResult,
-    below_median,
     compare_searches,
     effort_to_target,
     no_pruning,
@@ -29,11 +28,10 @@ from nas_mnist.bench.replay import (
     rank_correlations,
     replay,
 )
-from nas_mnist.bench.samplers import NearestTpeSampler, RandomOrderSampler, distributions_of
+from nas_mnist.bench.samplers import OPTUNA_SAMPLERS, NearestSampler, RandomOrderSampler, distributions_of
 from nas_mnist.models.cost import Budget, cost_of
 from nas_mnist.space.sampling import FixedParams
 from nas_mnist.space.space import SearchSpace
-from nas_mnist.study.pruner import Accuracies
 
 SPACE = """
 [[stages]]
@@ -59,13 +57,13 @@ class InOrder:
     """Candidates in the order of the table; keeps the results."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[int, int, bool]] = []  # position, epochs, pruned
+        self.told: list[float | None] = []  # accuracies; None: pruned
 
     def ask(self) -> int:
         return len(self.told)
 
-    def tell(self, position: int, accuracies: Accuracies, pruned: bool) -> None:
-        self.told.append((position, len(accuracies), pruned))
+    def tell(self, accuracy: float | None) -> None:
+        self.told.append(accuracy)
 
 
 def test_a_replayed_search_counts_epochs_until_the_target() -> None:
@@ -76,24 +74,25 @@ def test_a_replayed_search_counts_epochs_until_the_target() -> None:
 
 
 def test_a_replayed_search_prunes_as_a_search_does() -> None:
-    curves = [
-        curve(0, 0.5, 0.7, 0.8, 0.8, 0.8),
-        curve(1, 0.4, 0.8, 0.9, 0.9, 0.99),  # behind after the first epoch
-        curve(2, 0.7, 0.6, 0.9, 0.9, 0.99),  # behind after the second
-        curve(3, 0.7, 0.9, 0.9, 0.9, 0.95),
-    ]
+    good = [curve(number, 0.5, 0.6, 0.7, 0.8) for number in range(4)]
+    behind, ahead = (
+        curve(4, 0.9, 0.5, 0.9, 0.9),
+        curve(5, 0.1, 0.7, 0.9, 0.95),
+    )  # at half
     sampler = InOrder()
-    halving = pruning_rules(5)["halving (search)"]  # rungs after one and two epochs
-    assert replay(curves, sampler, halving, 0.95) == ReplayResult(5 + 1 + 2 + 5, True)
-    assert sampler.told == [(0, 5, False), (1, 1, True), (2, 2, True), (3, 5, False)]
+    rule = pruning_rules(4)["late median (search)"]
+    assert replay([*good, behind, ahead], sampler, rule, 0.95) == ReplayResult(4 * 4 + 2 + 4, True)
+    assert sampler.told == [0.8] * 4 + [None, 0.95]
 
 
-def test_the_median_rule_waits_for_five_candidates() -> None:
-    others = [{1: accuracy} for accuracy in (0.1, 0.2, 0.3, 0.4)]
-    assert not below_median({1: 0.05}, others)
-    others.append({1: 0.5})
-    assert below_median({1: 0.25}, others)
-    assert not below_median({1: 0.3}, others)
+def test_halving_keeps_the_better_half_at_each_rung() -> None:
+    rule = pruning_rules(5)["halving, early rungs"]  # after one and two epochs
+    others = [[0.5, 0.4], [0.3], [0.1, 0.2, 0.1]]
+    assert not rule([0.2], others)
+    assert rule([0.4], others)
+    assert not rule([0.4, 0.1], others)
+    assert rule([0.4, 0.3], others)
+    assert not rule([0.4, 0.3, 0.9], others)
 
 
 def test_distances_do_not_depend_on_the_hash_seed() -> None:
@@ -101,12 +100,13 @@ def test_distances_do_not_depend_on_the_hash_seed() -> None:
     program = """
 import random
 from optuna.distributions import IntDistribution
-from nas_mnist.bench.samplers import NearestTpeSampler
+from nas_mnist.bench.samplers import OPTUNA_SAMPLERS, NearestSampler
 from nas_mnist.models.cost import Budget
 from nas_mnist.space.space import SearchSpace
 
 ranges = {f"choice {number}": IntDistribution(0, 10 + number) for number in range(12)}
-sampler = NearestTpeSampler([], random.Random(0), SearchSpace.load("tiny"), Budget(1), [ranges])
+space, rng = SearchSpace.load("tiny"), random.Random(0)
+sampler = NearestSampler([], OPTUNA_SAMPLERS["TPE"], space, Budget(1), [ranges], rng)
 print(repr(sampler.distance(dict.fromkeys(ranges, 0), {name: 7 for name in ranges})))
 """
     printed = {
@@ -120,20 +120,20 @@ print(repr(sampler.distance(dict.fromkeys(ranges, 0), {name: 7 for name in range
 
 
 def test_a_front_keeps_candidates_that_no_cheaper_one_beats() -> None:
-    constant = [curve(number, *[0.1 * number] * 20) for number in range(1, 5)]
-    found = pruned_front(constant, [40, 30, 20, 10], repeats=50, seed=0)  # the last is best and cheapest
+    constant = [curve(number, *[0.1 * number] * 20) for number in range(10)]
+    found = pruned_front(constant, range(100, 0, -10), repeats=50, seed=0)  # the last is best and cheapest
     assert (found.members, found.kept) == (1, 1)
-    assert 0.25 < found.epochs < 1
+    assert 0.5 < found.epochs < 1
     assert found.lost == pytest.approx(0)
-    found = pruned_front(constant, [10, 20, 30, 40], repeats=50, seed=0)  # all are members of the front
-    assert found == (1, 4, 1, pytest.approx(0))
+    found = pruned_front(constant, range(10, 110, 10), repeats=50, seed=0)  # all are members of the front
+    assert found == (1, 10, 1, pytest.approx(0))
 
 
 def test_a_front_lacks_a_late_learner_that_is_pruned() -> None:
-    late = [curve(0, *[0.5] * 20), curve(1, *[0.4] * 19, 0.9)]  # pruned unless it comes first
-    found = pruned_front(late, [10, 10], repeats=200, seed=0)
+    late = [*(curve(number, *[0.5] * 20) for number in range(5)), curve(5, *[0.4] * 19, 0.9)]
+    found = pruned_front(late, [10] * 6, repeats=200, seed=0)  # pruned if four come before it
     assert found.members == 1
-    assert found.kept == pytest.approx(0.5, abs=0.15)
+    assert found.kept == pytest.approx(4 / 6, abs=0.1)
     assert found.lost == pytest.approx(0.4 * (1 - found.kept))
 
 
@@ -190,19 +190,23 @@ def test_samplers_choose_every_candidate_once_and_tpe_learns() -> None:
         for at, (params, width) in enumerate(zip(drawn, widths, strict=True))
     ]
     distributions = [distributions_of(space, budget, params) for params in drawn]
-    for sampler in (
+    samplers = [
         RandomOrderSampler(curves, random.Random(0)),
-        NearestTpeSampler(curves, random.Random(0), space, budget, distributions),
-    ):
+        *(
+            NearestSampler(curves, make, space, budget, distributions, random.Random(0))
+            for make in OPTUNA_SAMPLERS.values()
+        ),
+    ]
+    for number, sampler in enumerate(samplers):
         chosen = []
         for _ in curves:
             chosen.append(sampler.ask())
-            sampler.tell(chosen[-1], {1: curves[chosen[-1]].accuracies[0]}, False)
+            sampler.tell(curves[chosen[-1]].accuracies[0])
         assert sorted(chosen) == list(range(len(curves)))
-    after_startup = [widths[at] for at in chosen[10:20]]
-    assert sum(after_startup) / 10 > sum(widths) / len(widths) + 0.5
+        after_startup = [widths[at] for at in chosen[10:20]]
+        assert number != 1 or sum(after_startup) / 10 > sum(widths) / len(widths) + 0.5
     found = compare_searches(curves, space, budget, 0.6, repeats=3, seed=0)
-    assert set(found) == {"random", "TPE"}
+    assert set(found) == {"random", *OPTUNA_SAMPLERS}
     assert found["random"]["no pruning"].reached == 1
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..core.cli import HOW_WELL, DataDir, Dataset, Device, JsonFile, as_path, check_data_dir, integer, run
 from ..core.fileio import check_new, write_bytes
 from ..core.versions import versions
-from .recipes import recipes
 from .record import record
 from .search import search
+from .trainings import train
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SUBCOMMANDS: dict[str, Callable[..., None]] = {"record": record, "search": search, "recipes": recipes}
+SUBCOMMANDS: dict[str, Callable[..., None]] = {"record": record, "search": search, "train": train}
 BUSY_LOAD = 0.5  # load average of the minute before, from which on figures are not reliable
 
 
@@ -37,7 +37,7 @@ def bench(
 
     bench search: replay searches on stored learning curves.
 
-    bench recipes: train one network by several recipes, and compare them.
+    bench train: train given networks by recipes, and compare them.
     """
     check_data_dir(data_dir, dataset)
     json_path = as_path(json_file)

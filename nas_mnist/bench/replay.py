@@ -10,7 +10,7 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,36 +18,45 @@ from scipy.stats import spearmanr
 
 from ..models.cost import Budget
 from ..space.space import SearchSpace
-from ..study.pruner import Accuracies, rungs, should_prune
+from ..study.pruner import is_behind, rung
 from ..study.results import pareto_indices
 from .curves import Curve
-from .samplers import NearestTpeSampler, RandomOrderSampler, Sampler, distributions_of
+from .samplers import OPTUNA_SAMPLERS, NearestSampler, RandomOrderSampler, Sampler, distributions_of
 
-PruningRule = Callable[[Accuracies, Sequence[Accuracies]], bool]  # of a candidate and of those before it
-CORRELATED_EPOCHS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
+Losses = Sequence[float]  # validation losses by epoch, as far as a candidate was trained
+PruningRule = Callable[[Losses, Sequence[Losses]], bool]  # of a candidate and of those before it
+CORRELATED_EPOCHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18)
+EARLY_RUNGS = (1 / 20, 1 / 10, 1 / 5, 2 / 5)  # shares of the epochs
 
 
-def no_pruning(own: Accuracies, others: Sequence[Accuracies]) -> bool:  # noqa: ARG001
+def no_pruning(own: Losses, others: Sequence[Losses]) -> bool:  # noqa: ARG001
     """Train every candidate to the last epoch."""
     return False
 
 
-def below_median(own: Accuracies, others: Sequence[Accuracies], at_least: int = 5) -> bool:
-    """Prune below the median of the others at this epoch, once ``at_least`` of them came as far."""
-    epoch = max(own)
-    known = [other[epoch] for other in others if epoch in other]
-    return len(known) >= at_least and own[epoch] < statistics.median(known)
+def late_median(own: Losses, others: Sequence[Losses], rung: int) -> bool:
+    """The pruner of a search."""
+    return len(own) == rung and is_behind(
+        own[-1], [other[rung - 1] for other in others if len(other) >= rung]
+    )
+
+
+def halving(own: Losses, others: Sequence[Losses], rungs: Container[int]) -> bool:
+    """Prune the worse half at each rung (ASHA, Li et al. 2020, arxiv.org/abs/1810.05934)."""
+    epoch = len(own)
+    known = [other[epoch - 1] for other in others if len(other) >= epoch]
+    ahead = sum(loss < own[-1] for loss in known)
+    return epoch in rungs and ahead >= max((len(known) + 1) // 2, 1)
 
 
 def pruning_rules(epochs: int) -> dict[str, PruningRule]:
     """The rules that are compared, by name, for trainings of ``epochs`` epochs."""
-    late = [2 * rung for rung in rungs(epochs)]
+    early = {max(round(share * epochs), 1) for share in EARLY_RUNGS}
     return {
         "no pruning": no_pruning,
-        "below the median": below_median,
-        "best third at 1, 3, 9": partial(should_prune, rungs=(1, 3, 9), keep=1 / 3),
-        "halving, late rungs": partial(should_prune, rungs=late),
-        "halving (search)": partial(should_prune, rungs=rungs(epochs)),
+        "late median (search)": partial(late_median, rung=rung(epochs)),
+        "halving at half": partial(halving, rungs={rung(epochs)}),
+        "halving, early rungs": partial(halving, rungs=early),
     }
 
 
@@ -61,26 +70,25 @@ class ReplayResult(NamedTuple):
 def replay(curves: Sequence[Curve], sampler: Sampler, rule: PruningRule, target: float) -> ReplayResult:
     """Search until a candidate has at least ``target`` (0 to 1) after its last epoch, or all are tried."""
     spent = 0
-    before: list[Accuracies] = []
+    before: list[Losses] = []
     for _ in curves:
         position = sampler.ask()
-        accuracies, pruned = _train(curves[position], rule, before)
-        before.append(accuracies)
-        spent += len(accuracies)
-        sampler.tell(position, accuracies, pruned)
-        if not pruned and accuracies[len(accuracies)] >= target:
+        curve = curves[position]
+        losses = _train(curve, rule, before)
+        before.append(losses)
+        spent += len(losses)
+        pruned = len(losses) < len(curve.losses)
+        sampler.tell(None if pruned else curve.accuracies[-1])
+        if not pruned and curve.accuracies[-1] >= target:
             return ReplayResult(spent, True)
     return ReplayResult(spent, False)
 
 
-def _train(curve: Curve, rule: PruningRule, before: Sequence[Accuracies]) -> tuple[Accuracies, bool]:
-    """The accuracies of a candidate until it is pruned, and whether it is."""
-    accuracies: dict[int, float] = {}
-    for epoch, accuracy in enumerate(curve.accuracies, 1):
-        accuracies[epoch] = accuracy
-        if epoch < len(curve.accuracies) and rule(accuracies, before):
-            return accuracies, True
-    return accuracies, False
+def _train(curve: Curve, rule: PruningRule, before: Sequence[Losses]) -> Losses:
+    """The losses of a candidate until it is pruned, or all."""
+    losses = [math.inf if math.isnan(loss) else loss for loss in curve.losses]
+    ends = (epoch for epoch in range(1, len(losses)) if rule(losses[:epoch], before))
+    return losses[: next(ends, len(losses))]
 
 
 class EffortToTarget(NamedTuple):
@@ -110,17 +118,18 @@ def compare_searches(
     distributions = [distributions_of(space, budget, curve.params) for curve in curves]
     samplers: dict[str, Callable[[random.Random], Sampler]] = {
         "random": lambda rng: RandomOrderSampler(curves, rng),
-        "TPE": lambda rng: NearestTpeSampler(curves, rng, space, budget, distributions),
     }
+    for name, make_sampler in OPTUNA_SAMPLERS.items():
+        samplers[name] = partial(NearestSampler, curves, make_sampler, space, budget, distributions)
 
     def effort(make: Callable[[random.Random], Sampler], rule: PruningRule) -> EffortToTarget:
         generators = (random.Random(f"{seed}-{repeat}") for repeat in range(repeats))
         return effort_to_target([replay(curves, make(rng), rule, target) for rng in generators])
 
     rules = pruning_rules(len(curves[0].accuracies))
-    return {
-        sampler: {name: effort(make, rule) for name, rule in rules.items()}
-        for sampler, make in samplers.items()
+    of_random = {name: effort(samplers["random"], rule) for name, rule in rules.items()}
+    return {"random": of_random} | {
+        name: {"no pruning": effort(samplers[name], no_pruning)} for name in OPTUNA_SAMPLERS
     }
 
 
@@ -141,17 +150,17 @@ def pruned_front(curves: Sequence[Curve], costs: Sequence[int], repeats: int, se
     finals = [curve.accuracies[-1] for curve in curves]
     members = pareto_indices(costs, finals)
     epochs = len(curves[0].accuracies)
-    rule = partial(should_prune, rungs=rungs(epochs))
+    rule = partial(late_median, rung=rung(epochs))
     spent, kept, lost = [], [], []
     for repeat in range(repeats):
         order = list(range(len(curves)))
         random.Random(f"{seed}-{repeat}").shuffle(order)
-        seen: dict[int, Accuracies] = {}
+        seen: dict[int, Losses] = {}
         trained: list[int] = []  # to the last epoch
         for at in order:
             others = [seen[other] for other in seen if costs[other] <= costs[at]]
-            seen[at], pruned = _train(curves[at], rule, others)
-            trained += [] if pruned else [at]
+            seen[at] = _train(curves[at], rule, others)
+            trained += [at] if len(seen[at]) == epochs else []
         spent.append(sum(map(len, seen.values())) / (epochs * len(curves)))
         kept.append(len({*members} & {*trained}) / len(members))
         for member in members:

@@ -1,24 +1,25 @@
 """Samplers of a replayed search: they choose among recorded candidates, each one once.
 
-``ask`` returns the position of the next candidate in the table, ``tell`` takes its result.
+``ask`` returns the position of the next candidate in the table, ``tell`` takes its accuracy; None: pruned.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from ..core.errors import InputError
 from ..models.cost import Budget
 from ..space.sampling import Params
 from ..space.space import SearchSpace
-from ..study.pruner import Accuracies
 from .curves import Curve
 
 Distributions = dict[str, BaseDistribution]  # by the name of a parameter
@@ -34,46 +35,55 @@ class RandomOrderSampler:
     def ask(self) -> int:
         return self.order.pop()
 
-    def tell(self, position: int, accuracies: Accuracies, pruned: bool) -> None:
+    def tell(self, accuracy: float | None) -> None:
         pass
 
 
-class NearestTpeSampler:
-    """Optuna's TPE; each of its suggestions stands for the nearest recorded candidate that is left."""
+def _evolution(seed: int) -> BaseSampler:
+    """Generations of ten by mutation alone, close to regularised evolution (Real et al. 2019)."""
+    return optuna.samplers.NSGAIISampler(population_size=10, crossover_prob=0.0, seed=seed)
+
+
+OPTUNA_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {  # by name, from a seed
+    "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "TPE, grouped": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
+    "GP": lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
+    "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(population_size=10, seed=seed),
+    "mutation": _evolution,
+}
+
+
+class NearestSampler:
+    """A sampler of Optuna; each of its suggestions stands for the nearest recorded candidate that is left."""
 
     def __init__(
         self,
         curves: Sequence[Curve],
-        rng: random.Random,
+        make_sampler: Callable[[int], BaseSampler],
         space: SearchSpace,
         budget: Budget,
         distributions: Sequence[Distributions],  # by position
+        rng: random.Random,
     ) -> None:
         self.curves, self.space, self.budget = curves, space, budget
         self.left = set(range(len(curves)))
-        sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            sampler = make_sampler(rng.randrange(2**31))
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
-        self.distributions = list(distributions)
-        self.by_name = {name: kind for kinds in self.distributions for name, kind in kinds.items()}
+        self.by_name = {name: kind for kinds in distributions for name, kind in kinds.items()}
 
     def ask(self) -> int:
-        trial = self.study.ask()
+        self.trial = trial = self.study.ask()
         with contextlib.suppress(InputError):  # its parameters count, whether it fits or not
             self.space.draw(trial, self.budget)
-        self.study.tell(trial, state=TrialState.FAIL)
         nearest = min(self.left, key=lambda at: (self.distance(trial.params, self.curves[at].params), at))
         self.left.remove(nearest)
         return nearest
 
-    def tell(self, position: int, accuracies: Accuracies, pruned: bool) -> None:
-        result = optuna.trial.create_trial(
-            state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-            value=None if pruned else accuracies[max(accuracies)],
-            params=self.curves[position].params,
-            distributions=self.distributions[position],
-            intermediate_values=dict(accuracies),
-        )
-        self.study.add_trial(result)
+    def tell(self, accuracy: float | None) -> None:
+        """The suggestion gets the result of the candidate that stood for it."""
+        state = TrialState.PRUNED if accuracy is None else TrialState.COMPLETE
+        self.study.tell(self.trial, accuracy, state=state)
 
     def distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
         """The sum of the distances of all parameters, each 0 to 1; a parameter that one lacks counts 1."""
@@ -88,7 +98,7 @@ def _distance(distribution: BaseDistribution | None, one: Any, other: Any) -> fl
     return abs(int(one) - int(other)) / max(distribution.high - distribution.low, 1)
 
 
-Sampler = RandomOrderSampler | NearestTpeSampler
+Sampler = RandomOrderSampler | NearestSampler
 
 
 def distributions_of(space: SearchSpace, budget: Budget, params: Params) -> Distributions:
