@@ -1,8 +1,10 @@
-"""One resolver for the network that a user names: NAME, ``best``, FILE or FOLDER.
+"""One resolver for the network that a user names: NAME, an answer of a search, FILE or FOLDER.
 
 =====================  ==============================================================================
 NAME                   a network of the zoo
-``best``               the winner of a study, or with ``trial`` one of its trials
+``best``               the most accurate answer of a study, or with ``trial`` one of its trials
+``smaller``            its smaller answer that is as good
+``smallest``           its smallest answer that meets the target
 FILE.json              an architecture, alone or as ``architecture`` beside other fields
 FILE.safetensors       a trained network with its architecture
 FOLDER                 the results that `reproduce` or a search wrote
@@ -19,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
+from .core.defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
 from .core.errors import InputError, NoResultError, foreign_data
 from .core.fileio import read_text
 from .models import zoo
@@ -51,13 +53,13 @@ class NamedNetwork:
 def resolve(
     what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_STORAGE, trial: int | None = None
 ) -> NamedNetwork:
-    """The network called ``what``; ``study``, ``storage`` and ``trial`` (a number) count for ``best`` only.
+    """The network called ``what``; ``study`` and ``storage`` count for answers, ``trial`` for ``best``.
 
     A name of the zoo goes before a folder of the same name. Raises `InputError`, and `NoResultError` if the
     study has no winner.
     """
-    if what == "best":
-        return _from_study(study, storage, trial)
+    if what in ANSWERS:
+        return _from_study(what, study, storage, trial)
     if what in zoo.names():
         return _from_zoo(what)
     if Path(what).is_dir():
@@ -66,9 +68,10 @@ def resolve(
         return _from_json(Path(what))
     if what.endswith(".safetensors"):
         return _from_weights(Path(what))
+    known = ", ".join([*zoo.names(), *ANSWERS])
     raise InputError(
-        f"network: {what[:80]!r} is not known (use {', '.join(zoo.names())}, best, a .json or .safetensors "
-        "file, or a folder of results)"
+        f"network: {what[:80]!r} is not known (use {known}, a .json or .safetensors file, or a folder of "
+        "results)"
     )
 
 
@@ -83,7 +86,7 @@ def find_classifier(
 
     found = resolve(what, study, storage)
     if found.weights is None:
-        if what == "best":
+        if what in ANSWERS:
             raise NoResultError(
                 f"{found.about}, is not trained yet (continue the search without --no-retrain)"
             )
@@ -147,36 +150,44 @@ def _lowest_seed(folder: Path, result: Mapping[str, Any]) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _from_study(study: str, storage: str, trial: int | None) -> NamedNetwork:
-    """The winner of a study, or one of its trials, as the trial stored it."""
-    from .study.results import StudyResults
+def _from_study(what: str, study: str, storage: str, trial: int | None) -> NamedNetwork:
+    """An answer of a study (before its finals ``best`` is the leader), or one of its trials."""
+    from .study.results import StudyResults, retrained_of
     from .study.study import load_study
 
     stored = load_study(storage, study)
     with foreign_data(f"study: {study!r}"):
         results = StudyResults.read(stored)
-    row = results.winner
+        answer, row = results.answers.get(ANSWERS[what]), results.winner
+    metadata, name = stored.user_attrs, what
     if trial is not None:
+        answer, name = None, f"trial-{trial}"
         row = next((one for one in results.rows if one.trial == trial and one.verdict.counts), None)
         if row is None:
             raise InputError(f"--trial: {trial} is no trial of study {study!r} that was trained")
-    if row is None:
+    elif answer is None and what != "best":
+        known = [one for one, title in ANSWERS.items() if title in results.answers]
+        has = f"use {' or '.join(known)}" if known else "its finals are not over"
+        raise NoResultError(f"study {study!r} has no answer {what!r} ({has})")
+    chosen = answer or row
+    if chosen is None:
         raise NoResultError(f"study {study!r} has no candidate that was trained to the last epoch")
-    metadata = stored.user_attrs
     with foreign_data(f"study: {study!r}"):
         usual = metadata["recipe"]
-        recipe = stored_recipe(row.recipe or usual, f"study {study!r}: recipe").with_epochs(usual["epochs"])
+        recipe = stored_recipe(chosen.recipe or usual, f"study {study!r}: recipe").with_epochs(
+            usual["epochs"]
+        )
         dataset = metadata.get("dataset") or results.config.data.partition(" ")[0]  # else of an older study
-        retrained, weights = metadata.get("winner") or {}, None
-        if retrained.get("key") == row.key and (file := Path(retrained["folder"]) / RESULT).is_file():
+        retrained, weights = retrained_of(metadata, chosen.key), None
+        if retrained and (file := Path(retrained["folder"]) / RESULT).is_file():
             weights = _lowest_seed(file.parent, read_result(file))
     return NamedNetwork(
-        name=f"{study}-best" if trial is None else f"{study}-trial-{trial}",
-        architecture=Architecture.make(row.architecture),
+        name=f"{study}-{name}",
+        architecture=Architecture.make(chosen.architecture),
         recipe=recipe,
         recipe_name=f"of study {study!r}",
         dataset=str(dataset),
-        about=f"{'best' if trial is None else 'one'} of study {study!r}, trial {row.trial}",
+        about=f"{'one' if trial is not None else what} of study {study!r}, trial {chosen.trial}",
         budget=results.config.max_params,
         weights=weights,
     )

@@ -55,7 +55,9 @@ METADATA = {"recipe": {}, "space": {}, "data": "some", "data_note": "", "device"
 STUDY_FACTS: dict[str, Any] = {"identity": IDENTITY, **METADATA}  # what every study of this program has
 TRIALS, EPOCHS = 3, 2
 COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]
-SEARCH = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
+NO_FINALS = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
+NO_FINALS += ["--finalists", 1, "--max-params", 15_000]  # less than the reference has
+SEARCH = [*NO_FINALS, "--finalists", 2, "--finalist-seeds", 1]  # of an option given twice the last counts
 
 
 class Ended(NamedTuple):
@@ -169,7 +171,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker processes: to start them takes seconds, and other tests do."""
     for module in (
         *("search.pipeline", "search.finals", "training.jobs"),
-        *("bench.record", "bench.recipes"),
+        *("bench.record", "bench.trainings"),
     ):
         monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 

@@ -76,7 +76,7 @@ BASES = {
     "bench": SMALL,
     "bench record": ["--curves", "new.csv", *SMALL, *SPACE, "--max-params", "1"],
     "bench search": [],
-    "bench recipes": ["other.json", "published", *SMALL],
+    "bench train": ["other.json", *SMALL],
 }
 OPTION_BASES = {  # the same for single options
     "search --storage": [*SMALL, *SPACE],
@@ -192,18 +192,19 @@ KINDS = {
     "FORMAT": TEXTS,
     "NAME|FILE": files(".toml"),
     "NAME|FILE.toml": files(".toml"),
-    "RECIPE...": files(".toml"),
     "FILE.csv": TEXTS.filter(lambda text: not text.endswith(".csv"))
     | st.sampled_from([f"{name}.csv" for name in NO_CONTENT]),
     "FILE": st.sampled_from(["", "x" * 5_000, "file", "folder", "file/new"]),
     "DIR": st.sampled_from(["", "x" * 5_000, "file", "folder", "missing", "~no-such-user/x"]),
     "PICTURE": files(".png"),
     "NETWORK": files(".safetensors", ".json"),
+    "NETWORK...": files(".safetensors", ".json"),
     "NETWORK|FILE.json": files(".json"),
     "WHAT": files(".json"),
     "--study": NO_NAMES,
     "--storage": st.sampled_from(BAD_STORAGES),
     "--objective": TEXTS,
+    "--effort": TEXTS,
     "--device": TEXTS,
     "--engine": TEXTS,
     "--dataset": TEXTS | files(".npz").map("npz:{}".format) | files("").map("idx:{}".format),
@@ -211,9 +212,9 @@ KINDS = {
 
 
 FIELDS = {  # what a message may call the option
-    "RECIPE...": ("recipe:",),
     "NETWORK|FILE.json": ("architecture:", "network:"),
     "NETWORK": ("architecture:", "weights:"),
+    "NETWORK...": ("architecture:", "weights:", "network:"),
     "WHAT": ("network:", "report:"),
 }
 
@@ -281,7 +282,7 @@ def test_an_unknown_option_or_one_without_its_value_is_named(
 
 @pytest.mark.parametrize(
     "line",
-    ["reproduce", "describe", "predict", "export --to torch", "bench recipes", "bench recipes reference"],
+    ["reproduce", "describe", "predict", "export --to torch", "bench train"],
 )
 def test_a_missing_argument_is_refused(line: str, work: Path, invoke: Runner) -> None:
     check_refused(invoke(line), work, {}, [])
@@ -334,8 +335,13 @@ CASES = {
     "recipe: batch above the part": recipe(
         "batch_size = 30\n", "batch_size 30", "20 images", more=["--search-images", 20]
     ),
-    "recipes of other lengths": Case(
-        "bench recipes", ["reference", "tiny", "tiny:epochs=3", *SMALL], ["recipes: of 3 and 20 epochs"]
+    "unknown effort": search(["--effort", "lazy"], "--effort: 'lazy'", "quick, normal, thorough"),
+    "a target above all": search(["--target", 100], "--target: 100"),
+    "a start above the budget": search(
+        [*SMALL, "--max-params", 5_000, "--start", "reference"], "--start: reference", "14,122 parameters"
+    ),
+    "more images than train": Case(
+        "bench train", ["reference", "--images", 3_474, *SMALL], ["--images: 3,474 (use at most 3,473"]
     ),
     "architecture: not JSON": architecture("{", "my.json", "not JSON", command="reproduce"),
     "architecture: other images": architecture(COLOURS, "3 x 32 x 32", "1 x 28 x 28", command="reproduce"),
@@ -353,11 +359,6 @@ CASES = {
     "more images than there are": search(
         [*SMALL, "--search-images", 3473], "--search-images: 3,473 (use all, or 10 to 3,472"
     ),
-    "only retraining: images": search(
-        ["--search-images", 300, "--no-retrain"], "--search-images: '300' counts"
-    ),
-    "only retraining: finalists": search(["--finalists", 3, "--no-retrain"], "--finalists: '3' counts only"),
-    "only retraining: epochs": search(["--search-epochs", 3, "--no-retrain"], "--search-epochs: '3' counts"),
     "seeds of no finalists": search(
         ["--finalists", 1, "--finalist-seeds", 3], "--finalist-seeds: '3' counts"
     ),
@@ -382,7 +383,7 @@ CASES = {
         {"s.json": json.dumps({"blocks": [CONV]})},
     ),
     "export: a folder without a result": Case("export", [".", "--to", "torch"], ["holds no result.json"]),
-    "unknown part of bench": Case("bench", ["serch"], ["'serch'", "record", "recipes"]),
+    "unknown part of bench": Case("bench", ["serch"], ["'serch'", "record", "train"]),
 }
 
 

@@ -52,7 +52,7 @@ class Study:
 
     def __init__(self, folder: Path, data: DataSet, text, budget, recipe=RECIPE, **more: Any) -> None:
         self.url = f"sqlite:///{folder}/study.db"
-        self.space = SearchSpace.load() if text is None else SearchSpace.from_toml(text)
+        self.space = SearchSpace.load("classic") if text is None else SearchSpace.from_toml(text)
         self.budget = budget if isinstance(budget, Budget) else Budget(budget)
         self.recipe = recipe
         candidates = CandidateSpace(self.space, self.budget, recipe)
@@ -61,7 +61,7 @@ class Study:
     def open(self) -> optuna.Study:
         facts = {"max_params": self.budget.max_params, "epochs": self.recipe.epochs, "data": "tiny"}
         config = StudyConfig(space=self.space.digest, recipe=self.recipe.digest, **facts)
-        return open_study(self.url, "s", config, {}, None)
+        return open_study(self.url, "s", config, {})
 
     def search(self, trials: int) -> optuna.Study:
         """Search; returns the study as a later process would load it."""
@@ -81,7 +81,7 @@ def make(tmp_path: Path, tiny_data: DataSet) -> MakeStudy:
     return functools.partial(Study, tmp_path, tiny_data)
 
 
-CASES = {"small": (WIDE_SPACE, 1_000), "wide": (WIDE_SPACE, 20_000), "default": (None, 20_000)}
+CASES = {"small": (WIDE_SPACE, 1_000), "wide": (WIDE_SPACE, 20_000), "classic": (None, 20_000)}
 TRIALS = 4
 
 
@@ -117,7 +117,7 @@ def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Stud
         assert trial.value is None
         assert trial.user_attrs["excess"] == excess
         assert trial.user_attrs["reason"] == f"{excess:,} parameters too many"
-        assert trial.constraints == {"parameters": excess}
+        assert trial.constraints == {"parameters": pytest.approx(excess / budget)}
         assert "epochs" not in trial.user_attrs
 
 
@@ -158,7 +158,7 @@ def test_a_candidate_that_counts_is_stored_as_data(searched: tuple[optuna.Study,
         assert architecture.key == trial.user_attrs["key"]
         assert cost_of(architecture).params == trial.user_attrs["n_params"] <= budget
         assert cost_of(architecture).macs == trial.user_attrs["macs"]
-        assert trial.constraints["parameters"] == trial.user_attrs["excess"] <= 0
+        assert trial.constraints["parameters"] == trial.user_attrs["excess"] / budget <= 0
         assert sorted(trial.intermediate_values) == list(range(1, trial.user_attrs["epochs"] + 1))
     for trial in of(study, Verdict.TRAINED):
         assert trial.state == TrialState.COMPLETE

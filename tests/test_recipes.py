@@ -50,7 +50,7 @@ def test_packaged_recipes() -> None:
     assert published.augmentation.off
     assert max(load_recipe(name).epochs for name in RECIPES) == 20
     with pytest.raises(
-        InputError, match=r"recipe: 'fast' is not known \(use default, published, small, tiny"
+        InputError, match=r"recipe: 'fast' is not known \(use default, small, tiny, published"
     ):
         load_recipe("fast")
 

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from conftest import COMMON, STUDY_FACTS, Ended, Runner, stored
+from conftest import COMMON, IDENTITY, STUDY_FACTS, Ended, Runner, stored
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
@@ -38,14 +38,16 @@ from nas_mnist.report.sections import sections_of
 from nas_mnist.report.tables import comparison_table
 from nas_mnist.report.write import study_folder
 from nas_mnist.study.importance import param_importances
-from nas_mnist.study.results import TrialRow, pareto_front, trial_rows, winner_of
+from nas_mnist.study.race import Answer
+from nas_mnist.study.results import StudyResults, TrialRow, pareto_front, trial_rows
 from nas_mnist.study.verdict import Verdict
 from nas_mnist.training.evaluate import Score
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.run_store import read_result
 
 SECTIONS = [
-    "Requirements", "Results by seed", "Network", "Search", "Test errors", "Best candidates", "Reproduction",
+    "Answers", "Requirements", "Results by seed", "Network", "Search", "Test errors", "Best candidates",
+    "Reproduction",
 ]  # fmt: skip
 
 
@@ -75,16 +77,17 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     table = pd.read_csv(folder / "trials.csv")
     assert list(table.columns) == [
         "trial", "verdict", "reason", "n_params", "excess", "macs", "peak_memory", "epochs", "images",
-        "validation_accuracy", "validation_loss", "seconds", "key",
+        "validation_accuracy", "validation_loss", "seconds", "origin", "key",
     ]  # fmt: skip
     assert list(table["trial"]) == [row.trial for row in rows]
     summary = json.loads((folder / "summary.json").read_text())
     assert sum(summary["trials"].values()) == len(rows)
     assert summary["images"] == table["images"].sum() > 0
-    assert summary["winner"]["validation_accuracy"] == table["validation_accuracy"].max()
+    assert summary["winner"]["trial"] == summary["answers"]["most_accurate"]["trial"]
     assert set(summary) == {
-        "study", "trials", "epochs", "images", "seconds", "winner", "finals", "front", "test_accuracy",
-        "requirements", "importances", "identity", "seed", "recipe", "space", "data", "device", "versions",
+        "study", "trials", "epochs", "images", "seconds", "answers", "winner", "finals", "front",
+        "test_accuracy", "requirements", "importances", "identity", "seed", "recipe", "space", "data",
+        "device", "versions",
     }  # fmt: skip
 
 
@@ -208,7 +211,9 @@ def test_an_older_result_with_runs_of_several_machines_is_shown(finished: tuple[
 
 
 def row(trial: int, n_params: int, accuracy: float) -> TrialRow:
-    return TrialRow(trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, None, None, None)
+    return TrialRow(
+        trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, "found", None, None, None
+    )
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), max_size=30))
@@ -223,22 +228,24 @@ def test_nothing_beats_the_pareto_front(points: list[tuple[int, float]]) -> None
         assert all(reaches(best, one) for one in rows if reaches(one, best))
 
 
-def test_the_winner_is_the_best_mean_among_those_with_the_most_seeds() -> None:
-    names = ("lucky", 90, 0.997), ("steady", 80, 0.996), ("small", 70, 0.996), ("late", 60, 0.999)
-    *rows, late = (
-        replace(row(number, params, accuracy), key=key)
-        for number, (key, params, accuracy) in enumerate(names)
-    )
-    lucky, steady, small = rows
-    finals = {"lucky": {"1": 0.991}, "steady": {"1": 0.996}}
-    assert winner_of([], {}) is None
-    assert winner_of(rows, {}) is lucky
-    assert winner_of(rows, finals) is steady
-    assert winner_of([*rows, late], finals) is steady
-    assert winner_of(rows, finals | {"small": {"1": 0.996}}) is small
-    assert winner_of(rows, {"lucky": {"1": 0.99}, "steady": {"1": 0.9901}}, low_fidelity=True) is steady
-    assert winner_of(rows, {"lucky": {"1": 0.99}}, low_fidelity=True) is lucky
-    assert winner_of(rows, {}, low_fidelity=True) is lucky
+def test_the_leader_has_the_lowest_loss_until_the_finals_name_the_winner() -> None:
+    scored = ("a", 0.99, 0.03), ("b", 0.98, 0.02), ("c", 0.97, 0.02)
+    rows = [
+        replace(row(number, 100, accuracy), key=key, validation_loss=loss)
+        for number, (key, accuracy, loss) in enumerate(scored)
+    ]
+    metadata: dict[str, object] = {"identity": IDENTITY}
+    results = StudyResults("s", rows, {}, {}, metadata)
+    assert results.winner is rows[1]  # of equal losses the more accurate
+    metadata["finals"] = {"a": {"1": 0.97}, "c": {"1": 0.98}}  # of an earlier version: accuracies
+    assert results.winner is rows[0]  # its mean with the search's own accuracy is higher
+    fields = {"name": "trial-2", "origin": "found", "trial": 2, "seeds": 2, "recipe": {}}
+    scores = {"validation_accuracy": 0.97, "validation_loss": 0.02}
+    network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
+    answer = Answer.make(network, key="c", **fields, **scores)
+    metadata["answers"] = json.loads(json.dumps({"most_accurate": answer.to_json()}))
+    assert results.winner is rows[2]
+    assert results.answers == {"most_accurate": answer}
 
 
 def test_importances_find_the_choice_that_matters() -> None:
@@ -248,7 +255,7 @@ def test_importances_find_the_choice_that_matters() -> None:
         matters = trial.suggest_int("matters", 0, 9)
         trial.suggest_int("does_not", 0, 9)
         if number % 2:
-            trial.report(1 - (matters - 3) ** 2 / 100, 2)  # after a tenth of 20 epochs
+            trial.report(1 - (matters - 3) ** 2 / 100, 10)  # after half of 20 epochs
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     shares = param_importances(study, 20)
     assert sum(shares.values()) == pytest.approx(1)
@@ -258,8 +265,10 @@ def test_importances_find_the_choice_that_matters() -> None:
 def test_the_dashboard_finds_notes_and_learning_curves(finished: tuple[Path, Ended]) -> None:
     study = stored(finished[0])
     note = get_note(study)
-    assert "At most 20,000 parameters" in note
+    assert "At most 15,000 parameters" in note
     assert "python -m nas_mnist.search --dataset mnist-5k" in note
+    assert "## Answers" in note
+    assert "python -m nas_mnist.reproduce best --seeds 3" in note
     for trial in study.trials:
         note = get_note(optuna.trial.Trial(study, trial._trial_id))
         assert f"**{trial.user_attrs['verdict']}**" in note
@@ -276,7 +285,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
     ended = invoke("reproduce", "--list")
     assert (ended.code, ended.err) == (0, "")
     (line,) = (line for line in ended.out.splitlines() if line.strip().startswith("reference"))
-    assert " ".join(line.split()) == "reference 19,122 5,070,912 published 5 99.420 0.098 99.298-99.542"
+    assert " ".join(line.split()) == "reference 19,122 5,070,912 default 5 99.622 0.054 99.555-99.689"
     narrow = Console(width=80, file=io.StringIO())
     narrow.print(comparison_table(comparison_rows([item_of_name(name, None) for name in zoo.names()])))
     shown = narrow.file.getvalue()  # type: ignore[attr-defined]
@@ -286,7 +295,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str) -> None:
-    folder = {"reference": "reference-published"}.get(name, name)
+    folder = {"reference": "reference-default"}.get(name, name)
     entry = zoo.load(name)
     result = json.loads((Path(__file__).parents[1] / "reports" / folder / "result.json").read_text())
     assert [run["test_accuracy"] for run in result["runs"]] == list(entry.test_accuracies)

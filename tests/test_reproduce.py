@@ -25,7 +25,8 @@ from nas_mnist.training.requirements import summarise
 def test_reproduce_best_trains_the_candidate_that_the_trial_stored(copied: Path, invoke: Runner) -> None:
     (copied / "space.toml").unlink()  # an edited or lost space breaks nothing
     study = stored(copied)
-    winner = copied / study.user_attrs["winner"]["folder"]
+    retrained = study.user_attrs["retrained"][study.user_attrs["answers"]["most_accurate"]["key"]]
+    winner = copied / retrained["folder"]
     result = json.loads((winner / "result.json").read_text())
     study.set_user_attr("identity", study.user_attrs["identity"] | {"max_params": 7_777})  # it has a budget
     ended = invoke("reproduce", "best", "--device", "cpu", "--json", "copy.json")  # the study knows its data
@@ -215,7 +216,7 @@ def test_offline_is_said_and_no_published_log_is_laid_beside_other_data(work: Pa
     assert "Total params: 19,122" in ended.out
     assert "0.0613" not in ended.out
     result = json.loads((work / "reports" / "reference" / "result.json").read_text())
-    assert result["recipe"]["batch_size"] == 64  # the published one's
+    assert result["recipe"]["batch_size"] == 256  # the default one's
     assert result["data"]["note"].startswith("NOT FULL MNIST")
 
 

@@ -18,7 +18,19 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from conftest import COMMON, EPOCHS, SEARCH, TINY_SPACE, TRIALS, Ended, Runner, environment, furnish, stored
+from conftest import (
+    COMMON,
+    EPOCHS,
+    NO_FINALS,
+    SEARCH,
+    TINY_SPACE,
+    TRIALS,
+    Ended,
+    Runner,
+    environment,
+    furnish,
+    stored,
+)
 
 from nas_mnist import Architecture
 from nas_mnist.core.errors import StorageLostError
@@ -26,7 +38,8 @@ from nas_mnist.data.dataset import DataSet, Images
 from nas_mnist.data.normalize import Normalizer
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import Network
-from nas_mnist.study.results import FINALS, best_rows, trial_rows, winner_of
+from nas_mnist.search.effort import EFFORTS
+from nas_mnist.study.results import StudyResults, best_rows, retrained_of, trial_rows
 from nas_mnist.study.verdict import Verdict, verdict_of
 from nas_mnist.training.classifier import Classifier
 from nas_mnist.training.evaluate import evaluate
@@ -46,9 +59,16 @@ def listing(folder: Path) -> set[str]:
     return {name for name in names if not name.endswith(("-wal", "-shm", "-journal"))}
 
 
+def best_folder(study: optuna.Study) -> str:
+    """The folder of the most accurate answer."""
+    retrained = retrained_of(study.user_attrs, StudyResults.read(study).answers["most_accurate"].key)
+    assert retrained is not None
+    return str(retrained["folder"])
+
+
 @pytest.fixture(scope="module")
 def winner_folder(finished: tuple[Path, Ended]) -> Path:
-    return finished[0] / stored(finished[0]).user_attrs["winner"]["folder"]
+    return finished[0] / best_folder(stored(finished[0]))
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +82,16 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(
     folder, ended = finished
     assert (ended.code, ended.err) == (0, "")
     for text in (
-        *("Best candidates (chosen on the validation images)", f"{TRIALS}/{TRIALS}"),
+        *("Best candidates (validation images)", f"{TRIALS}/{TRIALS}"),
         *(one["what"] for one in result["requirements"]),
-        *("Estimated Total Size (MB)", "python -m nas_mnist.reproduce best"),
+        *("Most accurate: trial-", "The search found it", "python -m nas_mnist.reproduce best"),
     ):
         assert text in ended.out
     assert "Few draws fit" not in ended.out
     assert ended.out.splitlines()[-1] == LOOK
     assert not {"\x1b", "\r"} & set(ended.out)  # no terminal: no escape codes, nothing that moves
     assert ended.out.count("NOT FULL MNIST") >= 2  # at the start and beside the verdict
-    winner = stored(folder).user_attrs["winner"]["folder"]
+    winner = best_folder(stored(folder))
     assert {name for name in listing(folder) if "artifacts/" not in name and "plots/" not in name} == {
         "space.toml", "recipe.toml", "studies", "studies/nas_mnist.db", "studies/artifacts", "reports",
         "reports/nas_mnist", "reports/nas_mnist/report.html", "reports/nas_mnist/summary.json",
@@ -86,16 +106,14 @@ def test_study_holds_what_it_was_made_with_and_its_winner(
     study = stored(finished[0])
     assert len(counted(study)) == TRIALS
     attrs = study.user_attrs
-    assert {"space", "recipe", "data", "device", "versions", "identity", "winner"} <= set(attrs)
-    assert (attrs["identity"]["max_params"], attrs["identity"]["epochs"]) == (20_000, EPOCHS)
+    assert {"space", "recipe", "data", "device", "versions", "identity", "answers"} <= set(attrs)
+    assert (attrs["identity"]["max_params"], attrs["identity"]["epochs"]) == (15_000, EPOCHS)
     assert attrs["data_note"].startswith("NOT FULL MNIST")
     rows = trial_rows(study)
-    winner = winner_of(rows, attrs.get(FINALS, {}))
-    assert winner is not None
+    winner = StudyResults.read(study).answers["most_accurate"]
     assert winner.trial in [row.trial for row in best_rows(rows, 2)]
-    assert attrs["winner"]["key"] == winner.key == result["key"]
-    assert attrs["winner"]["test_accuracy"] == result["test_accuracy"]["mean"]
-    assert result["trial"] == winner.trial
+    assert attrs["retrained"][winner.key]["test_accuracy"] == result["test_accuracy"]["mean"]
+    assert (result["trial"], result["key"]) == (winner.trial, winner.key)
 
 
 def test_result_has_stable_fields(result: dict[str, Any]) -> None:
@@ -120,6 +138,7 @@ def test_result_has_stable_fields(result: dict[str, Any]) -> None:
     assert {one["what"]: one["met"] for one in result["requirements"]} == {
         "accuracy >= 99.4%": False,
         "parameters < 20,000": True,
+        "parameters <= 15,000, the budget": True,
         "epochs <= 20": True,
         "no fully connected layer": True,
     }
@@ -180,36 +199,39 @@ def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_w
     less = ["--search-epochs", 1, "--search-images", 600]
     ended = invoke("search", *asked, *less)
     assert (ended.code, ended.err) == (0, "")
-    assert "3 candidates, 1 epochs (finalists: 2) of 600 images (finalists: 3,000)" in ended.out
+    assert "3 candidates, 1 epochs (finalists: 2) of 600 images (finalists: all)" in ended.out
     assert "Training the best 2 again" in ended.out
-    assert [count for count in trained_on if count != 600] == [3000] * 4
+    assert {count for count in trained_on if count != 600} == {3473}
     study = stored(work)
     rows, attrs = trial_rows(study), study.user_attrs
     assert {(row.epochs, row.images) for row in best_rows(rows, 3)} == {(1, 600)}
-    identity, finals = attrs["identity"], attrs[FINALS]
+    identity, race = attrs["identity"], attrs["race"]
     assert (identity["epochs"], identity["search_epochs"], identity["search_images"]) == (2, 1, 600)
-    means = {key: statistics.fmean(scores.values()) for key, scores in finals.items()}
-    assert len(means) == 2  # the scores of the search do not count
-    assert means[attrs["winner"]["key"]] == max(means.values())
-    assert all(set(scores) == {"1", "2"} for scores in finals.values())
+    losses = {key: statistics.fmean(loss for _, loss in scores.values()) for key, scores in race.items()}
+    finalists = {row.key for row in best_rows(rows, 2)}
+    assert finalists < set(losses)  # and narrower copies of the best
+    best = StudyResults.read(study).answers["most_accurate"]
+    assert best.key == min(finalists, key=lambda key: losses[key])
+    assert set(race[best.key]) <= {"1", "2"}  # fresh seeds: the search's own does not count
     reports = work / "reports" / "nas_mnist"
     summary = json.loads((reports / "summary.json").read_text())
-    assert (summary["finals"], summary["winner"]["key"]) == (finals, attrs["winner"]["key"])
-    result = json.loads(next(reports.glob("trial-*/result.json")).read_text())
+    assert summary["winner"]["key"] == summary["answers"]["most_accurate"]["key"] == best.key
+    assert set(summary["finals"]) == set(race)
+    result = json.loads((work / best_folder(study) / "result.json").read_text())
     epochs = result["runs"][0]["epochs"]
     assert (result["recipe"]["epochs"], len(epochs)) == (2, 2)
     assert epochs[0]["images"] == 3900  # of 4,167, whole batches
     page = " ".join((reports / "report.html").read_text().split())
     assert "Mean over seeds" in page
-    assert "The best were trained again with other seeds for 2 epochs of 3,000 images." in page
+    assert "The best were trained again with fresh seeds for 2 epochs of all training images." in page
     again = invoke("search", *asked, *less)  # nothing is trained twice
     assert again.code == 0
-    assert "Training the best" not in again.out
-    assert stored(work).user_attrs[FINALS] == finals
+    assert "Retraining" not in again.out
+    assert stored(work).user_attrs["race"] == race
     repeated = invoke("reproduce", "best", *COMMON, "--json", "again.json")
     assert (repeated.code, repeated.err) == (0, "")
     told = json.loads((work / "again.json").read_text())
-    assert (told["key"], told["recipe"]) == (attrs["winner"]["key"], result["recipe"])
+    assert (told["key"], told["recipe"]) == (best.key, result["recipe"])
     for options, says in (
         (["--search-images", 600], "search_epochs 1, not none"),
         (["--search-epochs", 1, "--search-images", "all"], "search_images 600, not all"),
@@ -228,9 +250,9 @@ def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_w
         ([], 1500),
         (["--search-images", "all"], None),
         (["--search-images", 700], 700),
-        (["--no-retrain"], None),
+        (["--no-retrain"], 1500),
         (["--search-epochs", 1], None),
-        (["--objective", "params"], None),
+        (["--effort", "quick"], 1000),
         (["--recipe", "large.toml"], None),  # a batch is more than the part
     ],
 )
@@ -242,7 +264,8 @@ def test_candidates_are_trained_on_a_part_where_there_is_plenty(
     (work / "large.toml").write_text("batch_size = 1600\n")
     asked: list[object] = []
     monkeypatch.setattr(RUN, lambda pipeline, *_: asked.append(pipeline.setup.images))
-    monkeypatch.setattr("nas_mnist.search.setup.USUAL_IMAGES", 1500)  # of 3,473 that train
+    for name, images in (("normal", 1500), ("quick", 1000)):  # of 3,473 that train
+        monkeypatch.setitem(EFFORTS, name, EFFORTS[name]._replace(images=images))
     for _ in range(1 if options else 2):
         assert invoke("search", *SEARCH, *options).code == 0
     assert set(asked) == {part}
@@ -311,7 +334,7 @@ def test_another_name_makes_another_study_in_the_same_file(copied: Path, invoke:
     assert (ended.code, ended.err) == (0, "")
     names = optuna.get_all_study_names(f"sqlite:///{copied}/studies/nas_mnist.db")
     assert set(names) == {"nas_mnist", "second"}
-    assert "Few draws fit: of the spaces 'filled' and 'tiny' (--space) nearly every draw does" in ended.out
+    assert "Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does" in ended.out
     assert len(counted(stored(copied))) == TRIALS
 
 
@@ -340,10 +363,8 @@ def test_a_search_may_choose_the_recipe_too(work: Path, invoke: Runner) -> None:
     assert drawn == {
         f"recipe.{name}" for name in ("learning_rate", "augmentation", "label_smoothing", "average")
     }
-    winner = winner_of(trial_rows(study), {})
-    assert winner is not None
-    (result,) = (work / "reports" / "nas_mnist").glob("trial-*/result.json")
-    assert json.loads(result.read_text())["recipe"] == winner.recipe
+    winner = StudyResults.read(study).answers["most_accurate"]
+    assert json.loads((work / best_folder(study) / "result.json").read_text())["recipe"] == winner.recipe
     recipes = [row.recipe for row in trial_rows(study) if row.verdict.counts]
     assert any(one != recipes[0] for one in recipes)
 
@@ -373,7 +394,7 @@ def reported_epochs(file: Path) -> int:
 @pytest.mark.usefixtures("one_process")  # the last time
 def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invoke: Runner) -> None:
     furnish(work)
-    command = [*SEARCH, "--epochs", 4, "--trials", 2, "--workers", 2, "--finalists", 1]
+    command = [*NO_FINALS, "--epochs", 4, "--trials", 2, "--workers", 2]
 
     running = begin(work, *command)  # interrupted while it trains its first candidate
     while not reported_epochs(work / "studies" / "nas_mnist.db") and running.poll() is None:
@@ -396,7 +417,7 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invo
     seen = ""
     for line in running.stdout:
         seen += line
-        if line.startswith("Retraining the winner"):
+        if line.startswith("Retraining"):
             break
     os.killpg(running.pid, signal.SIGINT)
     out, second_err = running.communicate(timeout=60)

@@ -93,7 +93,7 @@ def test_a_search_says_when_it_only_waits_for_others(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("nas_mnist.study.search_loop.time.sleep", one_ends)
     candidates = SimpleNamespace(recipe=load_recipe("default"))
-    objective = SimpleNamespace(candidates=candidates, cost_metric=None)
+    objective = SimpleNamespace(candidates=candidates, compare_by=None)
     search(study, objective, total=2, seed="0", on_idle=idle.append)
     assert idle == [True, True]
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from .defaults import DEFAULT_STORAGE, DEFAULT_STUDY
+from .defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
 from .errors import InputError, NoResultError
 from .fileio import expand_user
 from .signals import raise_on
@@ -161,8 +161,8 @@ def check_in_use(option: str, given: object, default: object, used: bool, where:
 def check_lookup(what: str, study: str, storage: str) -> None:
     """Raise `InputError` for a bad study name, and for --study and --storage without ``best``."""
     check_name("--study", study)
-    check_in_use("--study", study, DEFAULT_STUDY, what == "best", "with 'best'")
-    check_in_use("--storage", storage, DEFAULT_STORAGE, what == "best", "with 'best'")
+    check_in_use("--study", study, DEFAULT_STUDY, what in ANSWERS, "with 'best'")
+    check_in_use("--storage", storage, DEFAULT_STORAGE, what in ANSWERS, "with 'best'")
 
 
 def check_data_dir(data_dir: str | None, dataset: str) -> None:

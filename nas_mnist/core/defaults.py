@@ -13,3 +13,6 @@ REPORTS = Path("reports")  # the folder of all reports, below the current one
 MAX_PARAMS = 20_000  # the exercise's budget, and the default of a search
 MAX_SEED = 2**31 - 1
 MAX_EPOCHS = 20  # the most epochs that a recipe may have
+
+# The answers of a search, by the word that users type.
+ANSWERS = {"best": "most_accurate", "smaller": "smaller", "smallest": "smallest"}

@@ -14,7 +14,7 @@ from ..core.digest import digest
 from ..core.errors import InputError, explain
 from ..core.fileio import parse_toml, read_text
 
-RECIPES = ("default", "published", "small", "tiny")  # in the package
+RECIPES = ("default", "small", "tiny", "published")  # in the package
 ALIASES = {"seed": "published"}  # older names, still accepted
 
 

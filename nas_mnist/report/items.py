@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import optuna
 
+from ..core.defaults import ANSWERS
 from ..core.errors import InputError
 from ..lookup import resolve
 from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES, cost_of
 from ..recipes.recipe import RECIPES, current_name, load_recipe
-from ..study.results import StudyResults, TrialRow
+from ..study.results import StudyResults, TrialRow, retrained_of
 from ..training.requirements import Requirement, requirements, summarise
 from ..training.run_store import RESULT, read_result
 
@@ -78,7 +79,7 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
     """A study, with the final result of its winner if that still lies where the study says."""
     results = StudyResults.read(study)
     winner, result = results.winner, None
-    if winner and (stored := results.metadata.get("winner", {})).get("key") == winner.key:
+    if winner and (stored := retrained_of(results.metadata, winner.key)):
         path = Path(stored["folder"]) / RESULT
         result = read_result(path) if path.is_file() else None
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
@@ -99,8 +100,8 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
 
 def item_of_name(what: str, data_dir: Path | None) -> ReportItem:
     """A folder of results, a network of the zoo, or a network in a file; raises `InputError`."""
-    if what == "best":
-        raise InputError("report: 'best' belongs to a study (use --study NAME)")
+    if what in ANSWERS:
+        raise InputError(f"report: {what!r} belongs to a study (use --study NAME)")
     found = resolve(what)
     if found.result is not None:
         return item_of_result(found.result, found.name, data_dir, found.folder)

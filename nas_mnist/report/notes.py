@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -58,6 +59,15 @@ Open the dashboard, with the learning curves, with
     {dashboard}
 """,
     )
+
+
+def add_answers(study: optuna.Study, lines: Sequence[str]) -> None:
+    """Add the answers of a search to the study's note, below what it says already."""
+    from optuna_dashboard import get_note, save_note
+
+    section = "\n\n".join(["## Answers", *lines])
+    if section not in (note := get_note(study) or ""):
+        save_note(study, f"{note}\n\n{section}\n")
 
 
 def write_trial_note(study: optuna.Study, number: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jinja2
 
 from ..study.importance import MIN_TRIALS
-from ..study.pruner import eval_epochs, rungs
+from ..study.pruner import eval_epochs, rung
 from .items import comparison_rows
 from .layer_table import layer_table, shared_weights
 from .progress import counted
@@ -36,7 +36,7 @@ def render_page(sections: Sequence[Section]) -> str:
         "counts_line": counts_line,
         "counted": counted,
         "eval_epochs": lambda epochs: sorted(eval_epochs(epochs)),
-        "rungs": rungs,
+        "rung": rung,
     }
     svgs = [
         {name: inline_svg(figure, f"{number}-{name}") for name, figure in section.figures.items()}

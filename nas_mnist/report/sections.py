@@ -16,8 +16,10 @@ from matplotlib.figure import Figure
 from ..models.cost import cost_of
 from ..models.published import RESULTS
 from ..models.zoo import names as zoo_names
-from ..study.results import StudyResults, TrialRow, accuracies_of, best_rows
+from ..study.race import Answer
+from ..study.results import TrialRow, best_rows
 from ..training.requirements import Requirement
+from .answers import TITLES
 from .diagram import draw_network
 from .items import ReportItem, comparison_rows, requirements_of
 from .result_plots import comparison, result_figures
@@ -37,6 +39,7 @@ class Section:
     requirements: Sequence[Requirement]
     best: Sequence[TrialRow]
     seed_means: Mapping[str, float]  # by key: mean validation accuracy of the finalists
+    answers: Mapping[str, Answer]  # of a search, by title
     cost: Mapping[str, int]  # as in ``result.json``; empty without a network
     commands: Sequence[str]  # that reproduce the item
     metadata: Mapping[str, str]
@@ -63,16 +66,12 @@ def _section(item: ReportItem) -> Section:
         sentence=sentence,
         requirements=requirements_of(item),
         best=best_rows(study.rows, BEST) if study else [],
-        seed_means=_seed_means(study) if study else {},
+        seed_means={key: fmean(found.values()) for key, found in study.finals.items()} if study else {},
+        answers={TITLES[name]: answer for name, answer in study.answers.items()} if study else {},
         cost=asdict(cost_of(item.architecture)) if item.architecture else {},
         commands=_commands(item),
         metadata=_metadata(item),
     )
-
-
-def _seed_means(study: StudyResults) -> dict[str, float]:
-    finals, finalists = study.finals, (row for row in study.rows if row.key in study.finals)
-    return {row.key or "": fmean(accuracies_of(row, finals, study.low_fidelity)) for row in finalists}
 
 
 def _figures(item: ReportItem) -> dict[str, Figure]:

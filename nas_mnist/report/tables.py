@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from rich import box
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models.published import PUBLISHED_LOG
-from ..study.results import Finals, TrialRow, accuracies_of, best_rows, seeds_of
+from ..study.results import TrialRow, best_rows
 from ..study.verdict import Verdict
 from ..training.requirements import Requirement, Summary
 from .items import ReportItem, requirements_of
@@ -55,25 +54,13 @@ def counts_line(counts: Counter[Verdict]) -> str:
 
 def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Table:
     """Candidates in the given order."""
-    headings = ["", "Trial", "Validation", "Parameters", "Multiply-adds", "Memory", "Seconds"]
-    table = new_table(f"{title} (chosen on the validation images)", [], headings)
-    for rank, row in enumerate(rows, 1):
-        numbers = str(rank), str(row.trial), f"{row.validation_accuracy:.2%}"
+    headings = ["Trial", "Accuracy", "Loss", "Parameters", "Multiply-adds", "Memory", "Seconds"]
+    table = new_table(f"{title} (validation images)", ["Origin"], headings)
+    for row in rows:
+        loss = "" if row.validation_loss is None else f"{row.validation_loss:.4f}"
         costs = (f"{cost:,}" for cost in (row.n_params, row.macs, row.peak_memory))
-        table.add_row(*numbers, *costs, f"{row.seconds:.0f}")
-    return table
-
-
-def finals_table(rows: Sequence[TrialRow], finals: Finals, low_fidelity: bool) -> Table:
-    """The finalists: accuracies by seed and their mean (`accuracies_of`), the highest first."""
-    search = "Search (shorter training)" if low_fidelity else "Search"
-    headings = ["Trial", "Parameters", search, "Further seeds", "Mean"]
-    table = new_table("Finalists trained with further seeds (validation images)", [], headings)
-    means = {row.trial: fmean(accuracies_of(row, finals, low_fidelity)) for row in rows}
-    for row in sorted(rows, key=lambda row: -means[row.trial]):
-        further = ", ".join(f"{accuracy:.2%}" for accuracy in seeds_of(row, finals))
-        in_search, mean = f"{row.validation_accuracy or 0:.2%}", f"{means[row.trial]:.3%}"
-        table.add_row(str(row.trial), f"{row.n_params:,}", in_search, further, mean)
+        numbers = f"{row.validation_accuracy:.2%}", loss, *costs, f"{row.seconds:.0f}"
+        table.add_row(row.origin, str(row.trial), *numbers)
     return table
 
 

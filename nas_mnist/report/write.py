@@ -86,6 +86,7 @@ def study_summary(study: StudyResults, result: Mapping[str, Any] | None) -> dict
         "epochs": sum(row.epochs for row in study.rows),
         "images": sum(row.images for row in study.rows),
         "seconds": round(sum(row.seconds for row in study.rows), 3),
+        "answers": {name: answer.to_json() for name, answer in study.answers.items()},
         "winner": asdict(winner) if winner else None,
         "finals": study.finals,
         "front": [asdict(row) for row in study.front],

@@ -24,7 +24,7 @@ from ..core.cli import (
     whole,
 )
 from ..core.process_pool import parse_workers
-from .config import FINALISTS, MAX_IMAGES, USUAL_IMAGES, SearchConfig
+from .config import MAX_IMAGES, SearchConfig
 
 
 def field_option(field: str, group: str, metavar: str, sentence: str, name: str = "", **more: Any) -> Any:
@@ -64,10 +64,10 @@ def search(
         str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")
     ] = default("dataset"),
     space: Annotated[
-        str, field_option("space", WHAT, "NAME|FILE", "Draw from default, filled, tiny or a TOML file.")
+        str, field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a TOML file.")
     ] = default("space"),
     recipe: Annotated[
-        str, field_option("recipe", WHAT, "NAME|FILE", "Train by default, small, tiny, published or a file.")
+        str, field_option("recipe", WHAT, "NAME|FILE", "Train by small, default, tiny, published or a file.")
     ] = default("recipe"),
     objective: Annotated[
         str, field_option("objective", WHAT, "NAME", "Accuracy, or a front against params, macs, memory.")
@@ -78,15 +78,28 @@ def search(
     max_memory: Annotated[
         int | None, field_option("max_memory", WHAT, "BYTES", "Limit the activations' memory (float32).")
     ] = default("max_memory"),
+    start: Annotated[
+        list[str] | None,
+        field_option(
+            "start", WHAT, "NETWORK|FILE.json", "Try this network first; repeatable; zoo: all of the zoo."
+        ),
+    ] = None,
+    target: Annotated[
+        float | None, field_option("target", WHAT, "PERCENT", "Accuracy of the smallest answer (99.4).")
+    ] = default("target"),
+    effort: Annotated[
+        str, field_option("effort", HOW_WELL, "EFFORT", "Spend: quick, normal or thorough ({}).")
+    ] = default("effort"),
     epochs: Annotated[
         int | None, field_option("epochs", HOW_WELL, "N", "Train for N epochs (the recipe's, 20).")
     ] = default("epochs"),
     finalists: Annotated[
         int | None,
-        field_option("finalists", HOW_WELL, "N", f"Train the best N again ({FINALISTS})."),
+        field_option("finalists", HOW_WELL, "N", "Train the best N again (by effort: 3, 4, 8)."),
     ] = default("finalists"),
     finalist_seeds: Annotated[
-        int, field_option("finalist_seeds", HOW_WELL, "N", "Train each finalist with N more seeds ({}).")
+        int | None,
+        field_option("finalist_seeds", HOW_WELL, "N", "Train them with up to N fresh seeds (1, 2, 5)."),
     ] = default("finalist_seeds"),
     search_epochs: Annotated[
         int | None, field_option("search_epochs", HOW_WELL, "N", "Train candidates for fewer epochs.")
@@ -97,7 +110,7 @@ def search(
             "search_images",
             HOW_WELL,
             "N|all",
-            f"Train candidates on N images ({USUAL_IMAGES}).",
+            "Train candidates on N images (by effort).",
             parser=_images,
         ),
     ] = default("search_images"),
@@ -132,7 +145,7 @@ def search(
 ) -> None:
     """Search for the best network within a budget; the same command continues it."""
     options = dict(locals())
-    options |= {"workers": parse_workers(workers), "data_dir": as_path(data_dir)}
+    options |= {"start": tuple(start or ()), "workers": parse_workers(workers), "data_dir": as_path(data_dir)}
     options |= {"json_file": as_path(json_file), "retrain": not options.pop("no_retrain")}
     config = SearchConfig.make(**options)
     with _continuation_hint(config):

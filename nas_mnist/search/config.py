@@ -19,9 +19,8 @@ from ..core.process_pool import MAX_WORKERS
 from ..models.cost import OBJECTIVES, Budget, cost_metric_of
 from ..recipes.recipe import load_recipe
 from ..space.space import SearchSpace
+from .effort import DEFAULT_EFFORT, EFFORTS
 
-FINALISTS = 2  # candidates, unless another number is given
-USUAL_IMAGES = 4_000  # of candidates, an epoch, if the training split has at least twice as many
 MAX_IMAGES = 10**9
 
 
@@ -39,16 +38,19 @@ class SearchConfig(BaseModel):
     max_macs: int | None = Field(None, ge=1, le=10**12)  # multiply-adds for one image
     max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes of activations for one image, float32
     objective: str = "accuracy"  # one of `OBJECTIVES`
+    target: float | None = Field(None, gt=0, lt=100)  # percent, of the smallest answer; None: the exercise's
     space: str = "default"  # a preset or a TOML file
+    start: tuple[str, ...] = ()  # networks to try first: of the zoo, files, or "zoo" for all of the zoo
 
-    recipe: str = "default"  # packaged, or a TOML file; fields that differ behind a colon
+    effort: str = DEFAULT_EFFORT  # one of `EFFORTS`: the defaults of images, finalists and their seeds
+    recipe: str = "small"  # packaged, or a TOML file; fields that differ behind a colon
     epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS)  # None: the recipe's
     search_recipe: bool = False  # draw some training choices for every candidate, around the recipe
     search_epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS - 1)  # of candidates; None: as finalists
-    search_images: int | None = Field(None, ge=0, le=MAX_IMAGES)  # an epoch; 0: all; None: usual
-    finalists: int | None = Field(None, ge=1, le=100)  # trained again with other seeds; None: usual
-    finalist_seeds: int = Field(1, ge=1, le=100)  # further seeds for each of them
-    retrain: bool = True  # train the winner on all images and read the test images
+    search_images: int | None = Field(None, ge=0, le=MAX_IMAGES)  # an epoch; 0: all; None: the effort's
+    finalists: int | None = Field(None, ge=1, le=100)  # trained again with fresh seeds; None: the effort's
+    finalist_seeds: int | None = Field(None, ge=1, le=100)  # most seeds of each; None: the effort's
+    retrain: bool = True  # train the answers on all images and read the test images
     seed: int = Field(0, ge=0, le=MAX_SEED)  # of draws, weights and order
     timeout: float | None = Field(None, gt=0, le=1e6)  # minutes; no candidate begins later
 
@@ -82,18 +84,23 @@ class SearchConfig(BaseModel):
             raise ValueError(f"use {', '.join(OBJECTIVES)}")
         return name
 
+    @field_validator("effort")
+    @classmethod
+    def _known_effort(cls, name: str) -> str:
+        if name not in EFFORTS:
+            raise ValueError(f"use {', '.join(EFFORTS)}")
+        return name
+
     @model_validator(mode="after")
     def _options_fit_together(self) -> Self:
         check_name("--study", self.study)
         check_data_dir(str(self.data_dir) if self.data_dir else None, self.dataset)
-        for option, value in (
-            ("--finalists", None if self.finalists in (None, 1) else self.finalists),
-            ("--search-epochs", self.search_epochs),
-            ("--search-images", self.search_images or None),
-        ):
-            check_in_use(option, value, None, self.retrain, "without --no-retrain")
-        where = "with --finalists of 2 and more" if self.retrain else "without --no-retrain"
-        check_in_use("--finalist-seeds", self.finalist_seeds, 1, self.finalist_count > 1, where)
+        if self.finalist_count == 1:
+            check_in_use(
+                "--finalist-seeds", self.finalist_seeds, None, False, "with --finalists of 2 and more"
+            )
+        if self.narrows and self.finalist_count == 1:
+            raise ValueError("--target: not with --finalists 1 (its accuracy is that of finalists)")
         SearchSpace.load(self.space)
         epochs = self.epochs or load_recipe(self.recipe).epochs
         if self.search_epochs is not None and self.search_epochs >= epochs:
@@ -113,9 +120,19 @@ class SearchConfig(BaseModel):
     @property
     def cost_metric(self) -> str | None:
         """The cost that is minimised beside the accuracy; None: accuracy alone."""
-        return cost_metric_of(self.objective)
+        return None if self.narrows else cost_metric_of(self.objective)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether the search narrows its budget to the smallest network that meets the target."""
+        return self.objective == "params" and self.target is not None
 
     @property
     def finalist_count(self) -> int:
         """The candidates that are trained again; 1: none is."""
-        return (self.finalists or FINALISTS) if self.retrain else 1
+        return self.finalists or EFFORTS[self.effort].finalists
+
+    @property
+    def final_seeds(self) -> int:
+        """The most fresh seeds of a finalist."""
+        return self.finalist_seeds or EFFORTS[self.effort].seeds

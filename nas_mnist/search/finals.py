@@ -1,93 +1,259 @@
-"""The end of a search: the best candidates with further seeds, and the winner on the test images."""
+"""The end of a search: finalists race with fresh seeds, and the answers are retrained and tested."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import sqrt
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.defaults import REPORTS
 from ..core.process_pool import Handlers, run_workers
 from ..models.architecture import Architecture
+from ..models.cost import Budget, cost_of
+from ..models.width import fit_width_multiplier
 from ..recipes.recipe import Recipe, stored_recipe
+from ..study.given import FOUND
+from ..study.race import ANSWERS, RACE, Answer, FinalScores
+from ..study.results import FINAL_IMAGES, RETRAINED, TrialRow, best_rows, retrained_of, trial_rows
 from ..training.jobs import RetrainJob, ValidateJob, Validation, retrain_seeds
 from .setup import SearchSetup
 
 if TYPE_CHECKING:
+    import numpy as np
     import optuna
     from rich.console import Console
 
     from ..data.dataset import DataSet
-    from ..study.results import TrialRow
     from ..training.final import Run
+
+MOST_ACCURATE, SMALLER, SMALLEST = "most_accurate", "smaller", "smallest"
+DIVISORS = (2, 4, 8)  # of the winner's parameters, for the two smaller answers
+BISECTIONS = 2  # at most, between a size that meets the target and one that does not
+
+
+class Finalist(NamedTuple):
+    """A candidate that is trained again."""
+
+    name: str  # "trial-12", or "trial-12-9870" for a copy with 9,870 parameters
+    key: str
+    architecture: Architecture
+    recipe: Recipe
+    origin: str
+    trial: int
+
+    @property
+    def params(self) -> int:
+        """The number of its parameters."""
+        return cost_of(self.architecture).params
 
 
 @dataclass(frozen=True)
 class Finals:
-    """Chooses the winner and retrains it."""
+    """Chooses the answers of a search, and trains them for the test images."""
 
     setup: SearchSetup
     data: DataSet
     console: Console
 
-    def choose(self, study: optuna.Study) -> TrialRow | None:
-        """The winner by the mean over further seeds; None if no candidate was trained to the end."""
+    def choose(self, study: optuna.Study) -> dict[str, Answer]:
+        """The answers by name, stored in the study; empty if no candidate was trained to the end."""
         from ..report.tables import SHOWN, candidates_table
-        from ..study.results import StudyResults, best_rows, trial_rows
+        from ..study.results import StudyResults
 
-        count = self.setup.config.finalist_count
+        count, results = self.setup.config.finalist_count, StudyResults.read(study)
         rows = best_rows(trial_rows(study), max(SHOWN, count))
         if not rows:
-            return None
+            return {}
         self.console.print(candidates_table(rows[:SHOWN]))
         if self.setup.config.cost_metric:
-            front = StudyResults.read(study).front
-            self.console.print(candidates_table(front, "Pareto front"))
-            rows = best_rows(front, count)
-        if count > 1 and len(rows) == 1:
-            self.console.print("One candidate was trained to the end: further seeds have nothing to decide")
-        self._add_seeds(study, rows[:count])
-        return StudyResults.read(study).winner
-
-    def _add_seeds(self, study: optuna.Study, rows: list[TrialRow]) -> None:
-        """Train finalists with further seeds: the best of many scores is too good by chance."""
-        from ..report.epoch_log import EpochLog
-        from ..report.tables import finals_table
-        from ..study.config import StudyConfig
-        from ..study.results import FINAL_IMAGES, FINALS
-
-        finals: dict[str, dict[str, float]] = study.user_attrs.get(FINALS, {})
-        tested = not finals and study.user_attrs.get("winner", {}).get("key") == rows[0].key
-        if len(rows) < 2 or tested:  # an earlier search read the test images for the best of them
-            return
-        first = self.setup.config.seed + 1
-        trainings = [
-            Validation(
-                name=f"trial {row.trial}, seed {seed}",
-                key=row.key or "",
-                architecture=Architecture.make(row.architecture),
-                recipe=self.recipe_of(row),
-                seed=seed,
+            self.console.print(candidates_table(results.front, "Pareto front"))
+            rows = best_rows(results.front, count)
+        if count == 1:
+            answers = {MOST_ACCURATE: self._untried(rows[0])}
+        else:
+            answers = self._race(
+                study, [self._finalist(row) for row in _with_a_found_one(rows, results.rows, count)]
             )
-            for row in rows
-            for seed in range(first, first + self.setup.config.finalist_seeds)
-            if str(seed) not in finals.get(row.key or "", {})
+        return self._stored(study, answers)
+
+    def _stored(self, study: optuna.Study, answers: dict[str, Answer]) -> dict[str, Answer]:
+        study.set_user_attr(ANSWERS, {name: answer.to_json() for name, answer in answers.items()})
+        return answers
+
+    def _finalist(self, row: TrialRow) -> Finalist:
+        return Finalist(
+            name=f"trial-{row.trial}",
+            key=row.key or "",
+            architecture=Architecture.make(row.architecture),
+            recipe=self.recipe_of(row),
+            origin=row.origin,
+            trial=row.trial,
+        )
+
+    def _untried(self, row: TrialRow) -> Answer:
+        """The answer of a search without finalists: the best candidate by its own score."""
+        finalist = self._finalist(row)
+        return Answer.make(
+            finalist.architecture,
+            key=finalist.key,
+            name=finalist.name,
+            origin=finalist.origin,
+            trial=finalist.trial,
+            validation_accuracy=row.validation_accuracy or 0.0,
+            validation_loss=row.validation_loss or 0.0,
+            seeds=0,
+            recipe=finalist.recipe.model_dump(mode="json"),
+        )
+
+    def _race(self, study: optuna.Study, finalists: list[Finalist]) -> dict[str, Answer]:
+        """Train finalists with fresh seeds until one is ahead or the effort is spent, then narrow it."""
+        from ..report.answers import race_table
+
+        scores = self._scores(study)
+        first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
+        self.console.print(f"Training the best {len(finalists)} again, each with up to {most} fresh seeds")
+        left = finalists
+        for seed in range(first, first + most):
+            self._train(study, scores, left, [seed])
+            best = min(left, key=lambda one: scores.loss(one.key))
+            left = [one for one in left if one is best or not scores.is_worse(one.key, best.key)]
+            if len(left) == 1:
+                break
+        seeds = sorted(scores.seeds(best.key))
+        narrowed = self._narrow(study, scores, best, seeds)
+        self.console.print(race_table([*finalists, *narrowed], scores, best))
+        return self._answers(scores, best, [*left, *narrowed], [*finalists, *narrowed])
+
+    def _scores(self, study: optuna.Study) -> FinalScores:
+        from ..study.storage import artifact_folder
+
+        folder = artifact_folder(self.setup.config.storage) / "finals" / study.study_name
+        return FinalScores(study.user_attrs.get(RACE, {}), folder)
+
+    def meets_target(self, study: optuna.Study, params: int) -> int | None:
+        """The parameters of the best candidate of about this size, if it meets the target; else None.
+
+        It is trained as a finalist, with one seed. None also where there is no candidate.
+        """
+        rows = [row for row in trial_rows(study) if params / 2 < (row.n_params or 0) <= params]
+        best, target = best_rows(rows, 1), self.setup.target
+        if not best or target is None:
+            return None
+        finalist, scores = self._finalist(best[0]), self._scores(study)
+        self._train(study, scores, [finalist], [self.setup.config.seed + 1])
+        accuracy = scores.accuracy(finalist.key)
+        what = f"{finalist.name}, {finalist.params:,} parameters"
+        self.console.print(f"{what}: {accuracy:.2%} of the validation images, the target is {target:.2%}")
+        return finalist.params if accuracy >= target else None
+
+    def choose_smallest(self, study: optuna.Study) -> dict[str, Answer]:
+        """The answers of a search that narrowed its budget: of those trained as finalists."""
+        from ..report.answers import race_table
+
+        scores, target = self._scores(study), self.setup.target or 0.0
+        tried = [self._finalist(row) for row in trial_rows(study) if scores.seeds(row.key or "")]
+        if not tried:
+            return {}
+        first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
+        for one in sorted(tried, key=lambda one: one.params):
+            if scores.accuracy(one.key) >= target:
+                self._train(study, scores, [one], range(first, first + most))
+                if scores.accuracy(one.key) >= target:
+                    break
+        best = min(tried, key=lambda one: scores.loss(one.key))
+        self.console.print(race_table(tried, scores, best))
+        return self._stored(study, self._answers(scores, best, tried, tried))
+
+    def _narrow(
+        self, study: optuna.Study, scores: FinalScores, best: Finalist, seeds: Sequence[int]
+    ) -> list[Finalist]:
+        """Copies of the best finalist with fewer channels, trained with the same seeds.
+
+        They have a half, a quarter and an eighth of its parameters. Where one meets the target and a smaller
+        one does not, bisections look for the smallest that meets it.
+        """
+        target = self.setup.target
+        halves = (self._copy(best, best.params // divisor) for divisor in DIVISORS)
+        copies = [copy for copy in halves if copy is not None]
+        self._train(study, scores, copies, seeds)
+        for _ in range(BISECTIONS if target is not None else 0):
+            sizes = {one.params: scores.accuracy(one.key) >= (target or 0) for one in [best, *copies]}
+            meets = min((size for size, met in sizes.items() if met), default=0)
+            misses = max((size for size, met in sizes.items() if not met and size < meets), default=0)
+            copy = self._copy(best, round(sqrt(meets * misses))) if misses else None
+            if copy is None or copy.params in sizes:
+                break
+            copies.append(copy)
+            self._train(study, scores, [copy], seeds)
+        return copies
+
+    def _copy(self, best: Finalist, params: int) -> Finalist | None:
+        """The finalist with the largest width multiplier within ``params``; None if it has none."""
+        architecture = fit_width_multiplier(best.architecture, Budget(max(params, 1)))
+        size = cost_of(architecture).params
+        if size > params:
+            return None
+        key = architecture.key + best.key.removeprefix(best.architecture.key)
+        return best._replace(name=f"trial-{best.trial}-{size}", key=key, architecture=architecture)
+
+    def _train(
+        self, study: optuna.Study, scores: FinalScores, finalists: Iterable[Finalist], seeds: Sequence[int]
+    ) -> None:
+        """Train finalists with the seeds that they lack, and store the scores."""
+        from ..report.epoch_log import EpochLog
+
+        trainings = [
+            Validation(f"{one.name}, seed {seed}", one.key, one.architecture, one.recipe, seed)
+            for one in finalists
+            for seed in seeds
+            if seed not in scores.seeds(one.key)
         ]
 
-        def on_score(key: str, seed: int, accuracy: float) -> None:
-            finals.setdefault(key, {})[str(seed)] = accuracy
-            study.set_user_attr(FINALS, finals)
+        def on_score(key: str, seed: int, accuracy: float, losses: np.ndarray | None) -> None:
+            scores.add(key, seed, accuracy, losses)
+            study.set_user_attr(RACE, scores.to_json())
 
         if trainings:
-            self.console.print(f"Training the best {len(rows)} again; the mean over their seeds decides")
             job = ValidateJob(trainings, self.setup.source, study.user_attrs.get(FINAL_IMAGES))
             with EpochLog(self.console, self.setup.recipe.epochs, len(trainings), lines=False) as log:
                 handlers: Handlers = {"epoch": log, "score": on_score}
                 run_workers(job, self.setup.workers, len(trainings), handlers)
-        low_fidelity = StudyConfig.from_metadata(study.user_attrs).low_fidelity
-        self.console.print(finals_table(rows, finals, low_fidelity))
 
-    def test_accuracy(self, study: optuna.Study, winner: TrialRow) -> float:
-        """The winner's test accuracy (0 to 1) after training on all training images; kept in the study."""
+    def _answers(
+        self, scores: FinalScores, best: Finalist, close: Sequence[Finalist], tried: Sequence[Finalist]
+    ) -> dict[str, Answer]:
+        """The three answers; ``close``: those that may be as good as the best."""
+
+        def answer(one: Finalist, margin: float | None = None) -> Answer:
+            return Answer.make(
+                one.architecture,
+                key=one.key,
+                name=one.name,
+                origin=one.origin,
+                trial=one.trial,
+                validation_accuracy=scores.accuracy(one.key),
+                validation_loss=scores.loss(one.key),
+                seeds=len(scores.seeds(one.key)),
+                recipe=one.recipe.model_dump(mode="json"),
+                margin=margin,
+            )
+
+        as_good = [one for one in close if one is best or scores.is_as_good(one.key, best.key)]
+        answers = {
+            MOST_ACCURATE: answer(best),
+            SMALLER: answer(min(as_good, key=lambda one: one.params)),
+        }
+        target = self.setup.target
+        if target is not None:
+            enough = [one for one in tried if scores.accuracy(one.key) >= target]
+            if enough:
+                smallest = min(enough, key=lambda one: one.params)
+                answers[SMALLEST] = answer(smallest, scores.accuracy(smallest.key) - target)
+        return answers
+
+    def test(self, study: optuna.Study, answer: Answer) -> float:
+        """An answer's test accuracy (0 to 1) after training on all training images; kept in the study."""
         import torch
 
         from ..report.epoch_log import EpochLog
@@ -96,14 +262,14 @@ class Finals:
         from ..training.run_store import RunStore, metadata_of
 
         setup, seed = self.setup, self.setup.config.seed
-        stored = study.user_attrs.get("winner", {})
-        if (stored.get("key"), stored.get("seed")) == (winner.key, seed):
+        stored = retrained_of(study.user_attrs, answer.key)
+        if stored and stored["seed"] == seed:
             self.console.print(f"Retrained before: {stored['folder']}")
             return float(stored["test_accuracy"])
-        self.console.print(f"Retraining the winner on all {len(self.data.train):,} training images")
+        self.console.print(f"Retraining {answer.name} on all {len(self.data.train):,} training images")
         job = RetrainJob(
-            architecture=Architecture.make(winner.architecture),
-            recipe=self.recipe_of(winner),
+            architecture=Architecture.make(answer.architecture),
+            recipe=stored_recipe(answer.recipe, f"{answer.name}: recipe"),
             seeds=(seed,),
             source=setup.source,
             last_only=True,
@@ -112,17 +278,16 @@ class Finals:
         with EpochLog(self.console, setup.recipe.epochs, 1) as log:
             retrain_seeds(job, self.data, 1, log, runs.append)
         (run,) = runs
-        name, device = f"trial-{winner.trial}", describe_machine(torch.device(setup.source.device))
-        limit = setup.budget.max_params
-        metadata = metadata_of(name, job.architecture, job.recipe, self.data, device, limit)
-        metadata |= {"trial": winner.trial, "plain": setup.source.engine == "torch"}
-        store = RunStore(study_folder(REPORTS, study), name, metadata)
+        device, limit = describe_machine(torch.device(setup.source.device)), setup.budget.max_params
+        metadata = metadata_of(answer.name, job.architecture, job.recipe, self.data, device, limit)
+        metadata |= {"trial": answer.trial, "plain": setup.source.engine == "torch"}
+        store = RunStore(study_folder(REPORTS, study), answer.name, metadata)
         store.add(run)
-        accuracy = run.result.accuracy
-        result = {"key": winner.key, "seed": seed, "test_accuracy": accuracy, "folder": str(store.folder)}
-        study.set_user_attr("winner", result)
+        result = {"seed": seed, "test_accuracy": run.result.accuracy, "folder": str(store.folder)}
+        known = study.user_attrs.get(RETRAINED, {})
+        study.set_user_attr(RETRAINED, known | {answer.key: result})
         self.console.print(f"Written: {store.folder}")
-        return accuracy
+        return run.result.accuracy
 
     def recipe_of(self, row: TrialRow) -> Recipe:
         """The recipe of a candidate as finalist and winner."""
@@ -130,3 +295,12 @@ class Finals:
             return self.setup.recipe
         own = stored_recipe(row.recipe, f"trial {row.trial}: recipe")
         return own.with_epochs(self.setup.recipe.epochs)
+
+
+def _with_a_found_one(best: Sequence[TrialRow], rows: list[TrialRow], count: int) -> list[TrialRow]:
+    """The best candidates, with the best one that was found among them."""
+    chosen = list(best[:count])
+    found = best_rows([row for row in rows if row.origin == FOUND], 1)
+    if found and all(row.origin != FOUND for row in chosen):
+        chosen[-1:] = found
+    return chosen

@@ -57,15 +57,16 @@ class SearchJob:
             val_data,
             config.seed,
             Callbacks(on_candidate, on_epoch, attach),
-            total=config.trials,
+            total=setup.trials,
             cost_metric=config.cost_metric,
+            compare_by="n_params" if config.narrows else config.cost_metric,
             engine=setup.source.engine,
         )
         with storage_guard(config.storage):
             search(
                 load_study(config.storage, config.study),
                 objective,
-                config.trials,
+                setup.trials,
                 seed=f"{config.seed}-{context.number}",
                 deadline=None if config.timeout is None else time.monotonic() + 60 * config.timeout,
                 on_trial_end=lambda trial: context.send("ended", trial_row(trial)),

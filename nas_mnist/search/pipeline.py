@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import sqrt
 from typing import TYPE_CHECKING
 
-from ..core.defaults import REPORTS
-from ..core.errors import InputError, NoResultError, StorageLostError
+from ..core.defaults import ANSWERS, REPORTS
+from ..core.errors import NoResultError, StorageLostError
 from ..core.fileio import write_bytes
 from ..core.process_pool import Handlers, WorkersLostError, run_workers
 from ..models import zoo
 from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES
-from ..space.encode import encode
-from ..space.recipe_space import encode_recipe
 from .config import SearchConfig
 from .finals import Finals
 from .jobs import SearchJob
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..data.dataset import DataSet
-    from ..space.sampling import Params
     from ..space.space import Survey
+    from ..study.race import Answer
     from ..study.results import TrialRow
 
+STEPS = 6  # of a search that narrows its budget
 RARE = 0.05  # a share of draws that fit the budget
 STORAGE_PATIENCE = 0.5  # seconds; the time that an interrupted search gives its storage
 
@@ -43,6 +44,7 @@ def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
     options that cannot be used here, and `NoResultError` for a search that ends without a winner.
     """
     from ..study.candidate import check_space
+    from ..study.given import enqueue_given
     from ..study.storage import storage_guard
     from ..study.study import open_study
 
@@ -51,7 +53,8 @@ def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
     pipeline = SearchPipeline(setup, data)
     study_config, metadata = setup.study_config(data), pipeline.metadata()
     with storage_guard(config.storage):
-        study = open_study(config.storage, config.study, study_config, metadata, pipeline.first_candidate())
+        study = open_study(config.storage, config.study, study_config, metadata)
+        enqueue_given(study, setup.given)
     pipeline.run(study, survey, command or f"python -m nas_mnist.search --study {config.study}")
     return study
 
@@ -85,18 +88,10 @@ class SearchPipeline:
             "recipe": self.setup.recipe.model_dump(mode="json"),
             "data": self.data.source,
             "data_note": self.data.note,
-            FINAL_IMAGES: self.setup.finalist_images(len(train_data)),
+            FINAL_IMAGES: self.setup.final_images(len(train_data)),
             "device": describe_machine(torch.device(self.setup.source.device), self.setup.workers),
             "versions": versions(),
         }
-
-    def first_candidate(self) -> Params | None:
-        """The parameters that draw the reference network; None if the space does not contain it."""
-        try:
-            params = encode(self.setup.space, zoo.load("reference").architecture)
-        except InputError:
-            return None
-        return params | (encode_recipe(self.setup.recipe) if self.setup.config.search_recipe else {})
 
     def run(self, study: optuna.Study, survey: Survey, again: str) -> None:
         """Run the search; ``again`` is the command line that continues it."""
@@ -107,9 +102,12 @@ class SearchPipeline:
             with storage_guard(storage):
                 study.set_user_attr("command", again)
                 study.set_user_attr("dataset", self.data.name)
-                study.set_user_attr("reproduce", self.reproduce_command())
+                study.set_user_attr("reproduce", self.reproduce_command("best"))
                 self._announce(study, survey)
-                self._train_candidates(study)
+                if self.setup.config.narrows:
+                    self._narrow(study)
+                else:
+                    self._train_candidates(study, self.setup)
                 self._finish(study)
         except KeyboardInterrupt:
             self._print_kept(study)
@@ -118,15 +116,15 @@ class SearchPipeline:
             look = f"Look into the study with:\n{dashboard_command(storage)}"
             self.console.print(look, soft_wrap=True, markup=False)
 
-    def reproduce_command(self) -> str:
-        """The command line that trains the winner again over seeds."""
+    def reproduce_command(self, answer: str) -> str:
+        """The command line that trains an answer (best, smaller or smallest) again over seeds."""
         from ..study.storage import hide_password
 
         config = self.setup.config
         options = ["--study", config.study, "--storage", hide_password(config.storage)]
         if config.data_dir is not None:
             options += ["--data-dir", str(config.data_dir)]
-        return shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *options])
+        return shlex.join(["python", "-m", "nas_mnist.reproduce", answer, "--seeds", "3", *options])
 
     def _announce(self, study: optuna.Study, survey: Survey) -> None:
         import torch
@@ -148,9 +146,21 @@ class SearchPipeline:
         share = survey.feasible / survey.tried
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
         if share < RARE and setup.space.fill is None:
-            say("Few draws fit: of the spaces 'filled' and 'tiny' (--space) nearly every draw does")
-        if self.first_candidate() is None:
-            say("The reference network is not in this space: the search starts without it.")
+            say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
+        if setup.given:
+            say(f"Given, and tried first: {', '.join(given.name for given in setup.given)}")
+
+    def _print_estimate(self, rows: Sequence[TrialRow]) -> None:
+        """Print how long the search will take, from its first candidates."""
+        config, setup, train = self.setup.config, self.setup, self.data.split()[0]
+        speed = sum(row.images for row in rows) / sum(row.seconds for row in rows)  # of one worker
+        candidates = config.trials * (setup.images or len(train)) * setup.candidate_recipe.epochs
+        finals = config.finalist_count * config.final_seeds if config.finalist_count > 1 else 0
+        after = finals * (setup.final_images(len(train)) or len(train))
+        after = setup.recipe.epochs * (after + (2 * len(self.data.train) if config.retrain else 0))
+        minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
+        text = "About {:.0f} minutes for all candidates, about {:.0f} for the finalists and their tests"
+        self.console.print(text.format(*minutes))
 
     def _training(self, study: optuna.Study) -> str:
         """Epochs and images of candidates and finalists, in words."""
@@ -164,7 +174,25 @@ class SearchPipeline:
         finalists = "all" if images is None else f"{images:,}"
         return f"{epochs} of {self.setup.images:,} images (finalists: {finalists})"
 
-    def _train_candidates(self, study: optuna.Study) -> None:
+    def _narrow(self, study: optuna.Study) -> None:
+        """Train candidates step by step, each step at a smaller budget while the target is met.
+
+        The budget is halved until no candidate of a step meets the target, and then bisected.
+        """
+        finals, config = Finals(self.setup, self.data, self.console), self.setup.config
+        params, meets, misses = config.max_params, 0, 0
+        for step in range(1, STEPS + 1):
+            total = max(round(config.trials * step / STEPS), 1)
+            self.console.print(f"Step {step} of {STEPS}: at most {params:,} parameters")
+            self._train_candidates(study, replace(self.setup, step_params=params, step_trials=total))
+            if (found := finals.meets_target(study, params)) is not None:
+                meets = found
+                params = round(sqrt(meets * misses)) if misses else meets // 2
+            elif meets:
+                misses = params
+                params = round(sqrt(meets * misses))
+
+    def _train_candidates(self, study: optuna.Study, setup: SearchSetup) -> None:
         """Train candidates until the study has its total."""
         from ..report.notes import write_missing_notes, write_study_note, write_trial_note
         from ..report.search_display import SearchDisplay
@@ -172,16 +200,22 @@ class SearchPipeline:
         from ..study.recovery import recover
         from ..study.results import trial_rows
         from ..study.storage import dashboard_command
-        from ..study.verdict import count_candidates, count_verdicts
+        from ..study.verdict import Verdict, count_candidates, count_verdicts
 
-        config = self.setup.config
+        config = setup.config
         recover(study)
         write_missing_notes(study)
-        epochs = self.setup.candidate_recipe.epochs
-        display = SearchDisplay(self.console, config.trials, epochs, trial_rows(study))
+        epochs = setup.candidate_recipe.epochs
+        display = SearchDisplay(self.console, setup.trials, epochs, trial_rows(study))
+
+        first: list[TrialRow] = []  # trained by this command
 
         def on_ended(row: TrialRow) -> None:
             display.ended(row)
+            if row.verdict is Verdict.TRAINED and len(first) < setup.workers:
+                first.append(row)
+                if len(first) == setup.workers:
+                    self._print_estimate(first)
             write_study_note(study, dashboard_command(config.storage))
             write_trial_note(study, row.trial)
 
@@ -191,51 +225,76 @@ class SearchPipeline:
             "ended": on_ended,
             "lost": display.lost,
         }
-        missing = config.trials - count_candidates(study)
+        missing = setup.trials - count_candidates(study)
         if missing > 0:
             try:
                 with display:
-                    run_workers(SearchJob(self.setup), self.setup.workers, missing, handlers)
+                    run_workers(SearchJob(setup), setup.workers, missing, handlers)
             except WorkersLostError as error:
-                if count_candidates(study) < config.trials:
+                if count_candidates(study) < setup.trials:
                     raise WorkersLostError(f"{error}; the same command continues the search") from None
             except StorageLostError:
                 raise
             except NoResultError as error:
                 self.console.print(f"Ended early: {error}")
         else:
-            self.console.print(f"The study has its {config.trials} candidates (--trials N: for more)")
+            self.console.print(f"The study has its {setup.trials} candidates (--trials N: for more)")
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}")
 
     def _finish(self, study: optuna.Study) -> None:
-        """Choose the winner, retrain it, read the test images once, and report."""
-        from ..report.layer_table import layer_table
+        """Choose the answers, retrain them, read the test images once for each, and report."""
+        from ..report.answers import answer_line, comparison_lines
+        from ..report.notes import add_answers
+        from ..study.results import best_rows, trial_rows
+
+        finals, say = Finals(self.setup, self.data, self.console), self.console.print
+        answers = (finals.choose_smallest if self.setup.config.narrows else finals.choose)(study)
+        if not answers:
+            self._report(study)
+            raise NoResultError("no candidate was trained to the last epoch (raise --trials or --timeout)")
+        tested = {}  # test accuracies by key
+        if self.setup.config.retrain:
+            tested = {answer.key: finals.test(study, answer) for answer in answers.values()}
+        self._print_verdict(answers["most_accurate"], tested)
+        lines = []
+        for word, name in ANSWERS.items():
+            if (answer := answers.get(name)) is None:
+                continue
+            if name == "smaller" and answer.key == answers["most_accurate"].key:
+                lines.append("As good, smaller: none of those tried")
+                continue
+            accuracy = tested.get(answer.key)
+            test = "" if accuracy is None else f", {accuracy:.2%} of the test images (one seed)"
+            lines.append(f"{answer_line(name, answer)}{test}\n    {self.reproduce_command(word)}")
+        if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
+            lines.append(f"No finalist reaches {self.setup.target:.1%} of the validation images")
+        rows = best_rows(trial_rows(study), len(study.trials))
+        lines += comparison_lines(answers, rows, self.setup.config.budget, self.data.name)
+        for line in lines:
+            say(line, soft_wrap=True, markup=False)
+        add_answers(study, lines)
+        self._report(study)
+
+    def _print_verdict(self, best: Answer, tested: Mapping[str, float]) -> None:
+        """The requirements, and whether the most accurate answer meets them."""
         from ..report.tables import requirement_table
         from ..training.requirements import requirements
 
-        finals = Finals(self.setup, self.data, self.console)
-        winner = finals.choose(study)
-        if winner is None:
-            self._report(study)
-            raise NoResultError("no candidate was trained to the last epoch (raise --trials or --timeout)")
-        say, architecture = self.console.print, Architecture.make(winner.architecture)
+        architecture, say = Architecture.make(best.architecture), self.console.print
         known = [name for name in zoo.names() if zoo.load(name).architecture.key == architecture.key]
-        also = f", which is {known[0]!r} of the zoo" if known else ""
-        say(f"The winner: trial {winner.trial}, key {architecture.key}{also}")
-        say(layer_table(architecture), markup=False)
+        say(f"{best.name}, key {architecture.key}{f', {known[0]!r} of the zoo' if known else ''}")
         if self.setup.config.search_recipe:
-            own, usual = finals.recipe_of(winner).model_dump(), self.setup.recipe.model_dump()
-            changes = [f"{name} {value}" for name, value in own.items() if value != usual[name]]
+            usual = self.setup.recipe.model_dump(mode="json")
+            changes = [f"{name} {value}" for name, value in best.recipe.items() if value != usual[name]]
             say(f"Its recipe differs in: {', '.join(changes) or 'nothing'}", markup=False)
-        accuracy, scored_on = winner.validation_accuracy or 0.0, "validation images"
-        if self.setup.config.retrain:
-            accuracy, scored_on = finals.test_accuracy(study, winner), "test images, last epoch, one seed"
-        epochs, budget = self.setup.recipe.epochs, self.setup.budget
-        met = requirements(architecture, epochs, accuracy, self.data.name, budget)
+        accuracy, scored_on = best.validation_accuracy, "validation images"
+        if best.key in tested:
+            accuracy, scored_on = tested[best.key], "test images, last epoch, one seed"
+        met = requirements(
+            architecture, self.setup.recipe.epochs, accuracy, self.data.name, self.setup.budget
+        )
         say(requirement_table(met, f"The requirements ({scored_on})"))
         self._warn()
-        say(f"Repeat it over seeds with:\n{self.reproduce_command()}", soft_wrap=True, markup=False)
-        self._report(study)
 
     def _report(self, study: optuna.Study) -> None:
         from ..report.items import item_of_study
@@ -267,5 +326,6 @@ class SearchPipeline:
             self.console.print(f"Kept: {line}")
 
     def _warn(self) -> None:
-        if self.data.note:
-            self.console.print(f"[bold yellow]{self.data.note}[/bold yellow]")
+        from ..report.progress import print_warning
+
+        print_warning(self.console, self.data.note)

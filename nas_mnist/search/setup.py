@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..core.errors import InputError
 from ..core.process_pool import auto_workers
 from ..models.cost import Budget
 from ..recipes.recipe import Recipe, load_recipe
-from ..space.space import SearchSpace
+from ..space.space import SPACES, SearchSpace
 from ..training.jobs import Source
-from .config import USUAL_IMAGES, SearchConfig
+from ..training.requirements import required_accuracy
+from .config import SearchConfig
+from .effort import EFFORTS
+from .start import Given, given_networks
 
 if TYPE_CHECKING:
     from ..data.dataset import DataSet, Images
     from ..study.config import StudyConfig
 
-FINALIST_FACTOR = 5  # finalists are trained on so many times as many images as candidates
-# Shares of the budget that the spaces 'filled' and 'tiny' draw in a search for networks of all sizes.
+# Shares of the budget that packaged spaces draw in a search for a front: networks of all sizes.
 FRONT_FILL = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -32,6 +34,9 @@ class SearchSetup:
     recipe: Recipe  # of finalists and winner
     workers: int
     images: int | None  # of candidates, an epoch; None: the whole training split
+    given: tuple[Given, ...] = ()  # networks to try first
+    step_params: int | None = None  # the budget of a step of a search that narrows it
+    step_trials: int | None = None  # the total of the study after that step
     note: str = ""  # one line about the engine, for people
 
     @property
@@ -43,12 +48,27 @@ class SearchSetup:
     @property
     def budget(self) -> Budget:
         """The limits of a candidate's cost."""
-        return self.config.budget
+        budget = self.config.budget
+        return budget if self.step_params is None else replace(budget, max_params=self.step_params)
 
-    def finalist_images(self, train_images: int) -> int | None:
+    @property
+    def trials(self) -> int:
+        """Candidates that the study is to have."""
+        return self.step_trials or self.config.trials
+
+    def final_images(self, train_images: int) -> int | None:
         """Images of finalists, an epoch; None: all ``train_images`` of the training split."""
-        images = None if self.images is None else FINALIST_FACTOR * self.images
-        return None if images is None or images >= train_images else images
+        images = EFFORTS[self.config.effort].final_images
+        if self.images is None or images is None or max(images, self.images) >= train_images:
+            return None
+        return max(images, self.images)
+
+    @property
+    def target(self) -> float | None:
+        """The accuracy (0 to 1) of the smallest answer; None: there is none."""
+        if self.config.target is not None:
+            return self.config.target / 100
+        return required_accuracy(self.source.dataset)
 
     def study_config(self, data: DataSet) -> StudyConfig:
         """The settings that the study stores and with which alone it continues."""
@@ -65,7 +85,7 @@ class SearchSetup:
             search_images=self.images,
             search_recipe=config.search_recipe or None,
             objective=config.objective if config.cost_metric else None,
-            **asdict(self.budget),
+            **asdict(config.budget),
         )
 
 
@@ -83,7 +103,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     engine, note = resolve_engine(config.engine, device)
     data = load(config.dataset, config.data_dir)
     space = SearchSpace.load_for(config.space, data.shape, data.classes, data.name)
-    if config.cost_metric and config.space in ("filled", "tiny"):
+    if config.cost_metric and config.space in SPACES and space.fill:
         space = space.model_copy(update={"fill": FRONT_FILL})
     recipe = load_recipe(config.recipe)
     recipe = recipe if config.epochs is None else recipe.with_epochs(config.epochs)
@@ -91,7 +111,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     images = config.search_images or None
     check_enough(_checked_part(train_data, images, data.classes), recipe)
     if config.search_images is None:
-        images = _default_images(config, train_data, recipe)
+        images = _default_images(config, train_data, recipe, device.type)
     setup = SearchSetup(
         config=config,
         source=Source(data.name, config.data_dir, device.type, engine),
@@ -99,19 +119,22 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
         recipe=recipe,
         workers=config.workers or auto_workers(device.type),
         images=images,
+        given=given_networks(config.start, config.budget, data),
         note=note,
     )
     return setup, data
 
 
-def _default_images(config: SearchConfig, train_data: Images, recipe: Recipe) -> int | None:
+def _default_images(config: SearchConfig, train_data: Images, recipe: Recipe, device: str) -> int | None:
     """The images of candidates unless they are given: as the study has them, else a part of many images."""
     from ..study.study import stored_search_images
 
-    enough = len(train_data) >= 2 * USUAL_IMAGES and recipe.scaled_to(USUAL_IMAGES).batch_size <= USUAL_IMAGES
-    all_only = not config.retrain or config.search_epochs is not None or config.cost_metric is not None
-    part = enough and not all_only and not _lacks_classes(train_data, USUAL_IMAGES)
-    return stored_search_images(config.storage, config.study, USUAL_IMAGES if part else None)
+    usual = EFFORTS[config.effort].images
+    enough = len(train_data) >= 2 * usual and recipe.scaled_to(usual).batch_size <= usual
+    part = (
+        device == "cpu" and enough and config.search_epochs is None and not _lacks_classes(train_data, usual)
+    )
+    return stored_search_images(config.storage, config.study, usual if part else None)
 
 
 def _checked_part(train_data: Images, images: int | None, classes: int) -> Images:

@@ -37,12 +37,20 @@ class CandidateSpace:
     recipe: Recipe
     vary_recipe: bool = False  # draw a few training choices around the recipe, too
 
+    def given(self, architecture: Architecture, recipe: Recipe | None) -> Candidate:
+        """A network that was not drawn, trained by its own recipe or else by the search's as it is."""
+        own = self.recipe if recipe is None else recipe.with_epochs(self.recipe.epochs)
+        return self._candidate(architecture, own)
+
     def draw(self, trial: TrialLike) -> Candidate:
         """Draw every choice; raises `InputError` afterwards where the draws make no network."""
         try:
             architecture = self.space.draw(trial, self.budget)
         finally:  # the sampler learns more from a trial with all draws
             recipe = draw_recipe(self.recipe, trial) if self.vary_recipe else self.recipe
+        return self._candidate(architecture, recipe)
+
+    def _candidate(self, architecture: Architecture, recipe: Recipe) -> Candidate:
         key = architecture.key + (f"-{recipe.digest[:8]}" if self.vary_recipe else "")
         return Candidate(architecture, recipe, key)
 

@@ -14,6 +14,8 @@ from ..core.errors import InputError
 from ..models.cost import Cost, cost_of
 from .candidate import Candidate, CandidateSpace
 from .concurrency import find_duplicate, is_surplus
+from .curve import Point, store_point
+from .given import FOUND, ORIGIN, given_to
 from .owner import OWNER, this_process
 from .pruner import eval_epochs
 from .verdict import Verdict
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 # System attributes of a trial: as user attributes they would make its page in the dashboard very wide.
 ARCHITECTURE, RECIPE = "nas_mnist:architecture", "nas_mnist:recipe"
+
+IMPOSSIBLE_EXCESS = 1.0  # the constraint of draws that make no network: as a cost of twice the limit
 
 Values = float | tuple[float, float]  # accuracy (0 to 1), or accuracy and cost
 
@@ -50,9 +54,8 @@ class Objective:
     Returns the validation accuracy after the last epoch (0 to 1). Raises `optuna.TrialPruned` for a
     candidate that makes no network, is over budget, was trained before, failed, or was stopped early.
 
-    With a ``cost_metric`` the study has two objectives, accuracy and cost. Then a candidate that ends after
-    its first epoch returns its last accuracy (0 where it failed) and its cost instead of being pruned:
-    Optuna's TPE sampler cannot handle pruned trials with reports in a multi-objective study.
+    With a ``cost_metric`` the study has two objectives, accuracy and cost. Then a candidate that was stopped
+    early returns both, so that the sampler learns from it.
     """
 
     candidates: CandidateSpace
@@ -62,16 +65,14 @@ class Objective:
     callbacks: Callbacks = Callbacks()
     total: int | None = None  # candidates that the study is to have
     cost_metric: str | None = None  # user attribute of a trial: the cost to minimise beside the accuracy
+    compare_by: str | None = None  # user attribute: early stopping compares trials that have no more of it
     engine: Engine | None = None  # as in `training.loop.train`
     interrupted: bool = field(default=False, init=False)  # while a trial ended, which was completed first
 
     def __call__(self, trial: Trial) -> Values:
         """Run one trial."""
         trial.set_user_attr(OWNER, this_process())
-        try:
-            candidate = self.candidates.draw(trial)
-        except InputError as error:
-            raise self._end(trial, Verdict.IMPOSSIBLE, str(error)) from None
+        candidate = self._draw(trial)
         cost = cost_of(candidate.architecture)
         _describe(trial, candidate, cost)
         self._check_budget(trial, cost)
@@ -83,13 +84,26 @@ class Objective:
         self.callbacks.on_candidate(trial.number, cost)
         return self._train(trial, candidate)
 
+    def _draw(self, trial: Trial) -> Candidate:
+        """The candidate of a trial; ends the trial where its draws make no network."""
+        if (given := given_to(trial.storage.get_trial(trial._trial_id))) is not None:
+            return self.candidates.given(*given)
+        trial.set_user_attr(ORIGIN, FOUND)
+        try:
+            return self.candidates.draw(trial)
+        except InputError as error:
+            for unit in self.candidates.budget.limits:
+                trial.set_constraint(unit, IMPOSSIBLE_EXCESS)
+            raise self._end(trial, Verdict.IMPOSSIBLE, str(error)) from None
+
     def _check_budget(self, trial: Trial, cost: Cost) -> None:
-        """Store a constraint for each limit; end the trial where one is broken."""
-        excess = self.candidates.budget.excess(cost)
+        """Store a constraint for each limit, cost / limit - 1; end the trial where one is broken."""
+        budget = self.candidates.budget
+        excess = budget.excess(cost)
         trial.set_user_attr("excess", excess["parameters"])
         for unit, over in excess.items():
-            trial.set_constraint(unit, float(over))
-        if not self.candidates.budget.fits(cost):
+            trial.set_constraint(unit, over / budget.limits[unit])
+        if not budget.fits(cost):
             too_much = [f"{over:,} {unit} too many" for unit, over in excess.items() if over > 0]
             raise self._end(trial, Verdict.OVER_BUDGET, ", ".join(too_much))
 
@@ -116,7 +130,7 @@ class Objective:
                 raise
             reason = failure
         gc.collect()  # frees the memory of the device
-        return self._end_early(trial, Verdict.FAILED, reason, accuracy=0.0)
+        raise self._end(trial, Verdict.FAILED, reason)
 
     def _run_epochs(self, trial: Trial, results: Iterable[EpochResult]) -> Values:
         """Store every epoch, and stop where the pruner says so."""
@@ -129,22 +143,17 @@ class Objective:
             trial.set_user_attr(OWNER, this_process())
             if result.score is not None:
                 accuracy = result.score.accuracy
-                trial.set_user_attr("validation_loss", result.score.loss)
-                _report(trial, accuracy, result.epoch)
+                store_point(trial, result.epoch, Point(accuracy, result.score.loss))
             trial.set_user_attr("epochs", result.epoch)
             is_last = result.epoch == self.candidates.recipe.epochs
             if is_last:
                 self._end(trial, Verdict.TRAINED)
             self._call(self.callbacks.on_epoch, trial.number, result, ending=is_last)
             if result.score is not None and not is_last and _should_prune(trial):
-                return self._end_early(trial, Verdict.STOPPED, f"after epoch {result.epoch}", accuracy)
-        return objective_values(trial, accuracy, self.cost_metric)
-
-    def _end_early(self, trial: Trial, verdict: Verdict, reason: str, accuracy: float) -> Values:
-        """End a trial before its last epoch."""
-        pruned = self._end(trial, verdict, reason)
-        if self.cost_metric is None or not trial.user_attrs["epochs"]:
-            raise pruned
+                pruned = self._end(trial, Verdict.STOPPED, f"after epoch {result.epoch}")
+                if self.cost_metric is None:
+                    raise pruned
+                break
         return objective_values(trial, accuracy, self.cost_metric)
 
     def _end(self, trial: Trial, verdict: Verdict, reason: str = "") -> optuna.TrialPruned:
@@ -181,11 +190,6 @@ def _describe(trial: Trial, candidate: Candidate, cost: Cost) -> None:
     trial.set_user_attr("key", candidate.key)
     for name, data in ((ARCHITECTURE, candidate.architecture), (RECIPE, candidate.recipe)):
         trial.storage.set_trial_system_attr(trial._trial_id, name, data.model_dump(mode="json"))
-
-
-def _report(trial: Trial, accuracy: float, epoch: int) -> None:
-    """`Trial.report`, which raises in multi-objective studies."""
-    trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, accuracy)
 
 
 def _should_prune(trial: Trial) -> bool:

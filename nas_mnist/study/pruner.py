@@ -1,41 +1,44 @@
-"""Early stopping: asynchronous successive halving (ASHA) at fixed shares of the schedule.
+"""Early stopping: one look at half of the schedule, by validation loss.
 
-At every rung the better half goes on, by validation accuracy (Li et al. 2020, arxiv.org/abs/1810.05934).
-Rungs lie at shares of all epochs, because the share of the schedule that is over decides how well an early
-accuracy ranks the last one (reports/curves). No trial waits: it is compared with the trials that have reached
-the rung so far, and with those that were better after fewer epochs. Interrupted trials do not count: their
-candidates begin again.
+A trial stops there if its loss is clearly above the median of the others. Earlier looks stop good candidates:
+of networks that end alike, the ranks after a fifth of the schedule are chance (reports/curves). Losses rank
+better than accuracies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable
+from statistics import median
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-RUNGS = (1 / 20, 1 / 10, 1 / 5, 2 / 5)  # shares of the epochs
-Accuracies = Mapping[int, float]  # validation accuracy (0 to 1) by epoch, as far as a candidate was trained
+from .curve import curve_of
+
+RUNG = 0.5  # of the epochs
+TOLERANCE = 1.1  # times the median loss
+MIN_OTHERS = 4  # trials that have come as far
 
 
-def rungs(epochs: int) -> list[int]:
-    """The epochs after which the better half goes on, of a training of ``epochs``."""
-    return sorted({max(round(share * epochs), 1) for share in RUNGS})
+def rung(epochs: int) -> int:
+    """The epoch after which a training of ``epochs`` may be stopped; 0: none."""
+    return round(RUNG * epochs) if epochs > 1 else 0
 
 
 def eval_epochs(epochs: int) -> set[int]:
-    """The epochs after which a candidate is evaluated: the rungs, and each fifth of the schedule.
+    """The epochs after which a candidate is evaluated: the rung, and each fifth of the schedule.
 
     Not every epoch, because an evaluation takes as long as training on a third of as many images.
     """
-    return {*rungs(epochs), *(max(round(share / 5 * epochs), 1) for share in range(1, 6))}
+    return {rung(epochs) or 1, *(max(round(share / 5 * epochs), 1) for share in range(1, 6))}
 
 
-class AsyncSuccessiveHalvingPruner(optuna.pruners.BasePruner):
-    """Stops a trial at a rung unless it is in the better half.
+class LateMedianPruner(optuna.pruners.BasePruner):
+    """Stops a trial at the rung if its loss is more than `TOLERANCE` times the median of the others.
 
-    Optuna's own `SuccessiveHalvingPruner` has no rungs at shares of a schedule, and needs one objective.
+    Optuna's `MedianPruner` has no tolerance, and needs one objective. Interrupted trials do not count:
+    their candidates begin again.
 
     Args:
         epochs: of a whole training.
@@ -44,38 +47,30 @@ class AsyncSuccessiveHalvingPruner(optuna.pruners.BasePruner):
     """
 
     def __init__(self, epochs: int, cost_metric: str | None = None) -> None:
-        self.rungs = rungs(epochs)
+        self.rung = rung(epochs)
         self.cost_metric = cost_metric
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether to stop the trial now."""
+        own = curve_of(trial)
+        if max(own, default=0) != self.rung or (loss := own[self.rung].loss) is None:
+            return False
         cost = self._cost(trial)
         others = (
-            other.intermediate_values
+            curve_of(other)[self.rung].loss
             for other in study.get_trials(deepcopy=False)
-            if other.state != TrialState.FAIL and other.number != trial.number and self._cost(other) <= cost
+            if other.state != TrialState.FAIL
+            and other.number != trial.number
+            and self._cost(other) <= cost
+            and self.rung in curve_of(other)
         )
-        return should_prune(trial.intermediate_values, others, self.rungs)
+        return is_behind(loss, (other for other in others if other is not None))
 
     def _cost(self, trial: FrozenTrial) -> float:
         return 0.0 if self.cost_metric is None else trial.user_attrs.get(self.cost_metric, math.inf)
 
 
-def should_prune(
-    own: Accuracies, others: Iterable[Accuracies], rungs: Container[int], keep: float = 1 / 2
-) -> bool:
-    """Whether a candidate is at a rung and outside the best ``keep`` (0 to 1) of the candidates there."""
-    epoch = max(own, default=0)
-    if epoch not in rungs:
-        return False
-    known = [value for other in others if (value := _value_at(other, epoch, own[epoch])) is not None]
-    ahead = sum(value > own[epoch] for value in known)
-    return ahead >= max(int(keep * (len(known) + 1)), 1)
-
-
-def _value_at(other: Accuracies, epoch: int, own: float) -> float | None:
-    """The accuracy at an epoch; where it is missing, the best one before, if that is above ``own``."""
-    if epoch in other:
-        return other[epoch]
-    before = max((value for earlier, value in other.items() if earlier < epoch), default=own)
-    return before if before > own else None
+def is_behind(loss: float, others: Iterable[float]) -> bool:
+    """Whether a loss at the rung is clearly above the median of the others there."""
+    known = list(others)
+    return len(known) >= MIN_OTHERS and loss > TOLERANCE * median(known)

@@ -12,6 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .concurrency import DEATHS, RETRY_OF
 from .config import StudyConfig
+from .curve import curve_of
+from .given import GIVEN, ORIGIN, add_waiting
 from .objective import objective_values
 from .owner import OWNER, is_gone
 from .verdict import Verdict, verdict_of
@@ -43,10 +45,11 @@ def recover(study: optuna.Study) -> None:
 
 def requeue(study: optuna.Study, trial: FrozenTrial, died: bool = False) -> None:
     """Queue the draws of an interrupted trial again, if it had any; ``died``: its process is gone."""
-    draws = trial.system_attrs.get("fixed_params", {}) | trial.params
-    if draws:
-        deaths = trial.user_attrs.get(DEATHS, 0) + died
-        study.enqueue_trial(draws, user_attrs={RETRY_OF: trial.number, DEATHS: deaths})
+    retry = {RETRY_OF: trial.number, DEATHS: trial.user_attrs.get(DEATHS, 0) + died}
+    if architecture := trial.system_attrs.get(GIVEN):
+        add_waiting(study, architecture, {ORIGIN: trial.user_attrs.get(ORIGIN), **retry})
+    elif draws := trial.system_attrs.get("fixed_params", {}) | trial.params:
+        study.enqueue_trial(draws, user_attrs=retry)
 
 
 def requeue_once(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -69,13 +72,13 @@ def _is_abandoned(trial: FrozenTrial) -> bool:
 
 def _outcome(study: optuna.Study, trial: FrozenTrial, config: StudyConfig) -> dict[str, Any]:
     """The arguments of `Study.tell` for a dead process's trial, as `Objective` would have ended it."""
-    verdict, last = verdict_of(trial), trial.last_step
+    verdict, curve = verdict_of(trial), curve_of(trial)
+    last = max(curve, default=0)
     if last == config.candidate_epochs and verdict is None:
         verdict = Verdict.TRAINED
         study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
     if verdict is None or (verdict is Verdict.TRAINED and not last):
         return {"state": TrialState.FAIL}
-    if last and (verdict is Verdict.TRAINED or config.cost_metric):
-        accuracy = 0.0 if verdict is Verdict.FAILED else trial.intermediate_values[last]
-        return {"values": objective_values(trial, accuracy, config.cost_metric)}
+    if last and (verdict is Verdict.TRAINED or (verdict is Verdict.STOPPED and config.cost_metric)):
+        return {"values": objective_values(trial, curve[last].accuracy, config.cost_metric)}
     return {"state": TrialState.PRUNED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,15 +13,19 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from .config import StudyConfig
+from .curve import curve_of
+from .given import FOUND, ORIGIN
 from .importance import param_importances
 from .objective import ARCHITECTURE, RECIPE
+from .race import ANSWERS, RACE, Answer
 from .verdict import Verdict, verdict_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # User attributes of a study.
-FINALS = "finals"  # validation accuracies of finalists, by key, by seed
+OLD_FINALS = "finals"  # of an earlier version: validation accuracies of finalists, by key, by seed
+RETRAINED = "retrained"  # by key: seed, test accuracy and folder of the answers that were retrained
 FINAL_IMAGES = "final_images"  # training images of finalists, an epoch; None or absent: all
 
 Finals = Mapping[str, Mapping[str, float]]
@@ -42,6 +47,7 @@ class TrialRow:
     validation_accuracy: float | None  # at the last evaluation, 0 to 1
     validation_loss: float | None  # nats an image
     seconds: float  # of training
+    origin: str  # "found", or "given: NAME"
     key: str | None  # of the architecture, and of the recipe where the search varies it
     architecture: dict[str, Any] | None
     recipe: dict[str, Any] | None  # that it was trained with
@@ -52,8 +58,8 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
     verdict = verdict_of(trial)
     if verdict is None:
         return None
-    attrs = trial.user_attrs
-    last = trial.last_step
+    attrs, curve = trial.user_attrs, curve_of(trial)
+    last = curve[max(curve)] if curve else None
     return TrialRow(
         trial=trial.number,
         verdict=verdict,
@@ -64,9 +70,10 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         peak_memory=attrs.get("peak_memory"),
         epochs=attrs.get("epochs", 0),
         images=attrs.get("images", 0),
-        validation_accuracy=None if last is None else trial.intermediate_values[last],
-        validation_loss=attrs.get("validation_loss"),
+        validation_accuracy=last and last.accuracy,
+        validation_loss=last and last.loss,
         seconds=attrs.get("seconds", 0.0),
+        origin=attrs.get(ORIGIN, FOUND),
         key=attrs.get("key"),
         architecture=trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")),
         recipe=trial.system_attrs.get(RECIPE, attrs.get("recipe")),
@@ -80,37 +87,40 @@ def trial_rows(study: optuna.Study) -> list[TrialRow]:
 
 
 def best_rows(rows: list[TrialRow], count: int) -> list[TrialRow]:
-    """The ``count`` best candidates that were trained to the end; of equals the smaller comes first."""
+    """The ``count`` best candidates that were trained to the end, by validation loss.
+
+    Losses rank close candidates better than accuracies (reports/curves). Of equals the smaller comes first.
+    """
     trained = [row for row in rows if row.verdict is Verdict.TRAINED]
-    return sorted(trained, key=lambda row: (-(row.validation_accuracy or 0), row.n_params or 0))[:count]
+    return sorted(trained, key=rank)[:count]
 
 
-def seeds_of(row: TrialRow, finals: Finals) -> list[float]:
-    """A candidate's validation accuracies with further seeds."""
-    return list(finals.get(row.key or "", {}).values())
+def rank(row: TrialRow) -> tuple[float, float, int]:
+    """The sort key of a candidate; the best one has the lowest."""
+    loss = math.inf if row.validation_loss is None else row.validation_loss
+    return loss, -(row.validation_accuracy or 0.0), row.n_params or 0
 
 
-def accuracies_of(row: TrialRow, finals: Finals, low_fidelity: bool) -> list[float]:
-    """The validation accuracies that rank a candidate: the search's, then those of further seeds.
-
-    With ``low_fidelity`` (`StudyConfig`) the search's accuracy counts only without further seeds.
-    """
-    further = seeds_of(row, finals)
-    return further if low_fidelity and further else [row.validation_accuracy or 0.0, *further]
+def retrained_of(metadata: Mapping[str, Any], key: str | None) -> Mapping[str, Any] | None:
+    """The seed, test accuracy and folder of a retrained answer; None if it was not retrained."""
+    old = metadata.get("winner") or {}  # of an earlier version, which retrained one
+    stored: Mapping[str, Any] | None = metadata.get(RETRAINED, {}).get(key)
+    return stored or (old if old.get("key") == key else None)
 
 
-def winner_of(rows: list[TrialRow], finals: Finals, low_fidelity: bool = False) -> TrialRow | None:
-    """The candidate with the highest mean over its seeds, among those with the most seeds.
-
-    The best of many noisy scores is too good, so a candidate with one seed does not beat one whose mean is
-    known. None where no candidate was trained to the end. ``low_fidelity`` as in `accuracies_of`.
-    """
-    trained = best_rows(rows, len(rows))
-    if not trained:
+def _old_winner(rows: list[TrialRow], finals: Finals, low_fidelity: bool) -> TrialRow | None:
+    """The winner by the rule of the version that stored these finals: the best mean, of most seeds."""
+    raced = [row for row in rows if row.verdict is Verdict.TRAINED and row.key in finals]
+    if not raced:
         return None
-    most = max(len(seeds_of(row, finals)) for row in trained)
-    known = [row for row in trained if len(seeds_of(row, finals)) == most]
-    return max(known, key=lambda row: (fmean(accuracies_of(row, finals, low_fidelity)), -(row.n_params or 0)))
+    most = max(len(finals[row.key or ""]) for row in raced)
+    known = [row for row in raced if len(finals[row.key or ""]) == most]
+
+    def mean(row: TrialRow) -> float:
+        own = [] if low_fidelity else [row.validation_accuracy or 0.0]
+        return fmean([*own, *finals[row.key or ""].values()])
+
+    return max(known, key=lambda row: (mean(row), -(row.n_params or 0)))
 
 
 @dataclass(frozen=True)
@@ -137,15 +147,24 @@ class StudyResults:
         return StudyConfig.from_metadata(self.metadata)
 
     @property
+    def answers(self) -> dict[str, Answer]:
+        """The answers of the search, by name; empty before its finals."""
+        return {name: Answer(**fields) for name, fields in self.metadata.get(ANSWERS, {}).items()}
+
+    @property
     def winner(self) -> TrialRow | None:
-        """The best candidate that was trained to the last epoch (`winner_of`)."""
-        return winner_of(self.rows, self.finals, self.low_fidelity)
+        """The most accurate answer, and before the finals the candidate that leads."""
+        if answer := self.answers.get("most_accurate"):
+            return next((row for row in self.rows if row.trial == answer.trial), None)
+        old = _old_winner(self.rows, self.metadata.get(OLD_FINALS, {}), self.low_fidelity)
+        return old or next(iter(best_rows(self.rows, 1)), None)
 
     @property
     def finals(self) -> Finals:
-        """Validation accuracies of finalists, by key, by seed."""
-        stored: Finals = self.metadata.get(FINALS, {})
-        return stored
+        """Validation accuracies of finalists with fresh seeds, by key, by seed."""
+        old: Finals = self.metadata.get(OLD_FINALS, {})
+        race = self.metadata.get(RACE, {})
+        return {**old, **{key: {seed: one[0] for seed, one in found.items()} for key, found in race.items()}}
 
     @property
     def low_fidelity(self) -> bool:
@@ -202,8 +221,12 @@ def pareto_indices(costs: Sequence[int], accuracies: Sequence[float]) -> list[in
 
 def learning_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
     """Validation accuracy (0 to 1) by epoch, by trial number, of every ended trial that was evaluated."""
-    ended = (trial for trial in study.get_trials(deepcopy=False) if verdict_of(trial))
-    return {trial.number: dict(trial.intermediate_values) for trial in ended if trial.intermediate_values}
+    ended = {trial.number: curve_of(trial) for trial in study.get_trials(deepcopy=False) if verdict_of(trial)}
+    return {
+        number: {epoch: point.accuracy for epoch, point in curve.items()}
+        for number, curve in ended.items()
+        if curve
+    }
 
 
 def to_frame(rows: list[TrialRow]) -> pd.DataFrame:

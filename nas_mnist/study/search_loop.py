@@ -13,7 +13,7 @@ from ..core.errors import NoResultError
 from .candidate import enqueue_feasible
 from .objective import Objective, Values
 from .owner import OWNER
-from .pruner import AsyncSuccessiveHalvingPruner
+from .pruner import LateMedianPruner
 from .recovery import recover, requeue, running_trials
 from .verdict import Verdict, count_candidates, counts, verdict_of
 
@@ -59,7 +59,7 @@ def search(
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
-    study.pruner = AsyncSuccessiveHalvingPruner(objective.candidates.recipe.epochs, objective.cost_metric)
+    study.pruner = LateMedianPruner(objective.candidates.recipe.epochs, objective.compare_by)
     while deadline is None or time.monotonic() < deadline:
         recover(study)
         missing, running = total - count_candidates(study), running_trials(study)

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from ..core.errors import InputError
 from ..models.cost import COST_NAMES
-from ..space.sampling import Params
 from .config import IDENTITY, StudyConfig
 from .recovery import requeue_once
 from .storage import hide_password, open_storage, storage_guard
@@ -35,14 +34,11 @@ def load_study(url: str, name: str) -> optuna.Study:
     return study
 
 
-def open_study(
-    url: str, name: str, config: StudyConfig, metadata: dict[str, Any], first: Params | None
-) -> optuna.Study:
+def open_study(url: str, name: str, config: StudyConfig, metadata: dict[str, Any]) -> optuna.Study:
     """The study ``name`` in a storage, made now or continued.
 
-    A new study gets ``metadata`` as user attributes, for people to read, and tries the draws ``first``
-    before any others. Raises `InputError` where the storage cannot be opened, or where it has a study of
-    that name that was made with other settings.
+    A new study gets ``metadata`` as user attributes, for people to read. Raises `InputError` where the
+    storage cannot be opened, or where it has a study of that name that was made with other settings.
     """
     storage = open_storage(url, requeue_once)
     try:
@@ -54,7 +50,7 @@ def open_study(
     if stored is None:
         raise InputError(_not_ours(url, name, "--study NEW_NAME"))
     if IDENTITY not in study.user_attrs:
-        _initialise(study, config, metadata, first)
+        _initialise(study, config, metadata)
     if differences := config.differences(stored):
         command = study.user_attrs.get("command")
         same = f"the same, as {command}," if isinstance(command, str) else "the same,"
@@ -123,9 +119,7 @@ def _stored_config(study: optuna.Study, wanted: StudyConfig) -> StudyConfig | No
     return wanted if is_new and study.directions == wanted.directions else None
 
 
-def _initialise(
-    study: optuna.Study, config: StudyConfig, metadata: dict[str, Any], first: Params | None
-) -> None:
+def _initialise(study: optuna.Study, config: StudyConfig, metadata: dict[str, Any]) -> None:
     """Complete a new study; its settings are stored last, and say that it is complete."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -133,6 +127,4 @@ def _initialise(
         study.set_metric_names([METRIC, *([COST_NAMES[cost_metric]] if cost_metric else [])])
     for name, value in metadata.items():
         study.set_user_attr(name, value)
-    if first is not None:
-        study.enqueue_trial(first)
     study.set_user_attr(IDENTITY, config.model_dump())

@@ -151,8 +151,8 @@ class Validation(NamedTuple):
 class ValidateJob:
     """Train candidates on the training split and score them on the validation split; a job each.
 
-    Sends ``epoch`` (the training's name, `EpochResult`) and ``score`` (key, seed, accuracy from 0 to 1; 0
-    for a training that failed).
+    Sends ``epoch`` (the training's name, `EpochResult`) and ``score``: key, seed, accuracy (0 to 1), and the
+    losses of the validation images, (N,) float32. A training that failed has accuracy 0 and no losses.
     """
 
     trainings: Sequence[Validation]
@@ -162,15 +162,19 @@ class ValidateJob:
     def __call__(self, context: WorkerContext) -> None:
         """Train until no job is left."""
         import torch
+        from torch.nn import functional as F
 
+        from ..data.normalize import Normalizer
         from ..models.network import build
+        from .evaluate import predict
         from .loop import TrainingError, train
 
         train_data, val_data = load_split(context, self.source)
         train_data = train_data if self.images is None else train_data.sample(self.images)
+        normalizer, engine = Normalizer.of(train_data.images), self.source.engine
         while (job := context.next_job()) is not None:
             name, key, architecture, recipe, seed = self.trainings[job]
-            model, accuracy = build(architecture, seed).to(train_data.images.device), 0.0
+            model, accuracy, losses = build(architecture, seed).to(train_data.images.device), 0.0, None
             try:
                 for result in train(
                     model,
@@ -179,11 +183,13 @@ class ValidateJob:
                     seed=seed,
                     score_on=val_data,
                     eval_epochs=(),
-                    engine=self.source.engine,
+                    engine=engine,
                 ):
                     context.send("epoch", name, result)
                     torch.set_num_threads(context.available_threads())
                     accuracy = result.score.accuracy if result.score else 0.0
+                scores = predict(model, val_data.images, normalizer, engine=engine)
+                losses = F.cross_entropy(scores, val_data.labels, reduction="none").cpu().numpy()
             except TrainingError:
                 accuracy = 0.0
-            context.send("score", key, seed, accuracy)
+            context.send("score", key, seed, accuracy, losses)

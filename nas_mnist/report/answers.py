@@ -1,0 +1,81 @@
+"""The answers of a search on screen: the table of its finalists, and a line for each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from ..models import zoo
+from ..models.cost import Budget, cost_of
+from ..study.race import Answer, FinalScores
+from ..study.results import TrialRow
+from .tables import new_table
+
+if TYPE_CHECKING:
+    from ..search.finals import Finalist
+
+TITLES = {
+    "most_accurate": "Most accurate",
+    "smaller": "As good, smaller",
+    "smallest": "Smallest that meets the target",
+}
+
+
+def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalist) -> Table:
+    """The finalists and their means over fresh seeds on the validation images, the lowest loss first."""
+    headings = ["Parameters", "Multiply-adds", "Seeds", "Accuracy", "Loss", "Than the best"]
+    table = new_table("Finalists with fresh seeds (validation images)", ["Candidate", "Origin"], headings)
+    for one in sorted(finalists, key=lambda one: scores.loss(one.key)):
+        cost = cost_of(one.architecture)
+        numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
+        means = f"{scores.accuracy(one.key):.3%}", f"{scores.loss(one.key):.4f}"
+        table.add_row(one.name, one.origin, *numbers, *means, _verdict(one, scores, best))
+    return table
+
+
+def _verdict(one: Finalist, scores: FinalScores, best: Finalist) -> str:
+    if one == best:
+        return ""
+    if scores.is_as_good(one.key, best.key):
+        return "as good"
+    return "worse" if scores.is_worse(one.key, best.key) else "rather worse"
+
+
+def answer_line(name: str, answer: Answer) -> str:
+    """One answer in words."""
+    seeds = f"mean of {answer.seeds} fresh seeds" if answer.seeds > 1 else "one fresh seed"
+    scored = seeds if answer.seeds else "as a candidate"
+    margin = f", {100 * answer.margin:+.2f} points from the target" if answer.margin is not None else ""
+    return (
+        f"{TITLES[name]}: {answer.name} ({answer.origin}), {answer.n_params:,} parameters, "
+        f"{answer.validation_accuracy:.2%} of the validation images ({scored}{margin})"
+    )
+
+
+def comparison_lines(
+    answers: Mapping[str, Answer], rows: Sequence[TrialRow], budget: Budget, dataset: str
+) -> list[str]:
+    """What stands beside the most accurate answer: its origin, the best found one, the zoo's network."""
+    best = answers["most_accurate"]
+    lines = []
+    if best.origin == "found":
+        lines.append("The search found it: it was not given.")
+    else:
+        found = next((row for row in rows if row.origin == "found"), None)
+        beside = "no candidate of its own was trained to the end"
+        if found:
+            beside = f"the best one it found is trial {found.trial} with {found.validation_accuracy:.2%}"
+        lines.append(f"It was {best.origin}; {beside}.")
+    fitting = [zoo.load(name) for name in zoo.names()] if dataset == "mnist" else []
+    fitting = [one for one in fitting if one.test_accuracies and budget.fits(cost_of(one.architecture))]
+    if fitting:
+        entry = max(fitting, key=lambda one: fmean(one.test_accuracies))
+        lines.append(
+            f"Beside it, the zoo's best for this budget: {entry.name}, "
+            f"{cost_of(entry.architecture).params:,} parameters, {fmean(entry.test_accuracies):.2%} of the "
+            f"test images over {len(entry.test_accuracies)} seeds"
+        )
+    return lines

@@ -1,0 +1,134 @@
+"""Finalists compared: scores with fresh seeds on the same validation images, and the answers that follow.
+
+A finalist's loss of an image is the mean over its seeds. Two finalists are compared image by image, so the
+images that are hard for both cancel out, and the seeds' chance is part of the spread over images.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Self
+
+import numpy as np
+
+from ..core.fileio import write_bytes
+from ..models.architecture import Architecture
+from ..models.cost import cost_of
+
+RACE, ANSWERS = "race", "answers"  # user attributes of a study
+SIGNIFICANCE = 0.05  # of the one-sided paired t-test by which a finalist drops out
+FAILED_LOSS = 100.0  # of every image, for a training that failed; nats
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of a search; the fields of ``answers`` in ``summary.json``."""
+
+    key: str  # of the candidate
+    name: str  # of the candidate, for people and files: "trial-12", or "trial-12-9870" for a narrowed one
+    origin: str  # "found", or "given: NAME"
+    trial: int  # that drew it, or of which it is a narrowed copy
+    n_params: int
+    macs: int  # multiply-adds for one image
+    peak_memory: int  # bytes of activations for one image, float32
+    validation_accuracy: float  # mean over its seeds, 0 to 1
+    validation_loss: float  # likewise; nats an image
+    seeds: int  # fresh ones; 0: the scores are those of the search
+    architecture: dict[str, Any]
+    recipe: dict[str, Any]
+    margin: float | None = None  # of `smallest`: its accuracy minus the target
+
+    @classmethod
+    def make(cls, architecture: Architecture, **fields: Any) -> Self:
+        """The answer with the costs of its architecture."""
+        cost = cost_of(architecture)
+        return cls(
+            n_params=cost.params,
+            macs=cost.macs,
+            peak_memory=cost.peak_memory,
+            architecture=architecture.model_dump(mode="json"),
+            **fields,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return asdict(self)
+
+
+class FinalScores:
+    """The scores of finalists, by key and seed.
+
+    Accuracies and mean losses are kept in the study, the losses of the images in a folder, a file a training.
+    A training whose file is gone counts as not done.
+    """
+
+    def __init__(self, stored: Mapping[str, Any], folder: Path) -> None:
+        """``stored``: the study's user attribute `RACE`."""
+        self.folder = folder
+        self.scores: dict[str, dict[int, tuple[float, float]]] = {}  # accuracy, mean loss
+        self.losses: dict[tuple[str, int], np.ndarray] = {}  # (images,) float32
+        for key, by_seed in stored.items():
+            for seed, (accuracy, loss) in by_seed.items():
+                path = self._path(key, int(seed))
+                if path.is_file():
+                    self.losses[key, int(seed)] = np.load(path, allow_pickle=False)
+                    self.scores.setdefault(key, {})[int(seed)] = (accuracy, loss)
+
+    def add(self, key: str, seed: int, accuracy: float, losses: np.ndarray | None) -> None:
+        """Add a training; ``losses`` (images,) float32, None: it failed."""
+        losses = np.array([FAILED_LOSS], np.float32) if losses is None else losses
+        stream = io.BytesIO()
+        np.save(stream, losses)
+        write_bytes(self._path(key, seed), stream.getvalue())
+        self.losses[key, seed] = losses
+        self.scores.setdefault(key, {})[seed] = (accuracy, float(losses.mean(dtype=np.float64)))
+
+    def to_json(self) -> dict[str, dict[str, list[float]]]:
+        """The scores as the study stores them."""
+        return {
+            key: {str(seed): list(score) for seed, score in sorted(scores.items())}
+            for key, scores in self.scores.items()
+        }
+
+    def seeds(self, key: str) -> set[int]:
+        """The seeds with which a candidate was trained."""
+        return set(self.scores.get(key, ()))
+
+    def accuracy(self, key: str) -> float:
+        """The mean validation accuracy over a candidate's seeds, 0 to 1."""
+        return fmean(accuracy for accuracy, _ in self.scores[key].values())
+
+    def loss(self, key: str) -> float:
+        """The mean validation loss over a candidate's seeds, nats an image."""
+        return fmean(loss for _, loss in self.scores[key].values())
+
+    def difference(self, key: str, best: str) -> np.ndarray:
+        """Loss minus the best one's loss, image by image, each the mean over the candidate's own seeds."""
+        mine, theirs = (
+            np.mean([self.losses[one, seed] for seed in self.seeds(one)], axis=0, dtype=np.float64)
+            for one in (key, best)
+        )
+        return np.asarray(mine - theirs)
+
+    def is_worse(self, key: str, best: str) -> bool:
+        """Whether a candidate is clearly worse than the best one: a one-sided paired t-test."""
+        from scipy.stats import ttest_1samp
+
+        difference = self.difference(key, best)
+        if not difference.any():
+            return False
+        return bool(ttest_1samp(difference, 0, alternative="greater").pvalue < SIGNIFICANCE)
+
+    def is_as_good(self, key: str, best: str) -> bool:
+        """Whether a candidate is within one standard error of the best one (Breiman et al. 1984)."""
+        from scipy.stats import sem
+
+        difference = self.difference(key, best)
+        return bool(difference.mean() <= sem(difference))
+
+    def _path(self, key: str, seed: int) -> Path:
+        return self.folder / f"{key}-seed-{seed}.npy"

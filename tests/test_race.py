@@ -1,0 +1,84 @@
+"""Finalists compared on the same images with fresh seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from nas_mnist.study.race import FAILED_LOSS, SIGNIFICANCE, FinalScores
+
+IMAGES = 2_000
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> FinalScores:
+    return FinalScores({}, tmp_path)
+
+
+def images(seed: int) -> np.ndarray:
+    """Losses of images as networks have them: nearly all small, a few large."""
+    return np.random.default_rng(seed).exponential(0.02, IMAGES).astype(np.float32) ** 2
+
+
+def test_scores_are_read_again_and_a_training_without_its_file_is_not_done(tmp_path: Path) -> None:
+    scores = FinalScores({}, tmp_path)
+    scores.add("a", 1, 0.9, images(1))
+    scores.add("a", 2, 0.8, images(2))
+    scores.add("b", 1, 0.7, images(3))
+    again = FinalScores(scores.to_json(), tmp_path)
+    assert again.to_json() == scores.to_json()
+    assert (again.seeds("a"), again.seeds("b"), again.seeds("c")) == ({1, 2}, {1}, set())
+    assert again.accuracy("a") == pytest.approx(0.85)
+    assert again.loss("a") == pytest.approx((images(1).mean() + images(2).mean()) / 2)
+    next(tmp_path.glob("a-*2*")).unlink()
+    assert FinalScores(scores.to_json(), tmp_path).seeds("a") == {1}
+
+
+def test_a_clear_difference_is_seen_and_a_small_one_is_not(scores: FinalScores) -> None:
+    base = images(1)
+    noise = np.random.default_rng(0).normal(0, 1e-4, IMAGES).astype(np.float32)
+    scores.add("best", 1, 0.9, base)
+    scores.add("close", 1, 0.9, base + noise - noise.mean() + np.float32(1e-7))
+    scores.add("worse", 1, 0.9, base + noise + np.float32(1e-4))
+    assert scores.is_as_good("close", "best")
+    assert not scores.is_worse("close", "best")
+    assert scores.is_worse("worse", "best")
+    assert not scores.is_as_good("worse", "best")
+    assert not scores.is_worse("best", "worse")
+    assert scores.is_as_good("best", "worse")
+
+
+def test_the_test_is_the_paired_one_on_means_over_seeds(scores: FinalScores) -> None:
+    for seed in range(3):
+        scores.add("best", seed, 0.9, images(seed))
+        scores.add("other", seed, 0.9, images(seed + 10) + np.float32(2e-5))
+    mean = {
+        key: np.mean([scores.losses[key, seed] for seed in range(3)], axis=0, dtype=np.float64)
+        for key in ("best", "other")
+    }
+    assert np.allclose(scores.difference("other", "best"), mean["other"] - mean["best"])
+    wanted = ttest_rel(mean["other"], mean["best"], alternative="greater").pvalue < SIGNIFICANCE
+    assert scores.is_worse("other", "best") == wanted
+
+
+def test_pairing_sees_what_single_scores_cannot(scores: FinalScores) -> None:
+    """Both networks find the same images hard: the difference is far below the spread over images."""
+    base = images(1)
+    scores.add("best", 1, 0.9, base)
+    scores.add("worse", 1, 0.9, base * np.float32(1.05))
+    assert abs(scores.loss("worse") - scores.loss("best")) < base.std() / np.sqrt(IMAGES)
+    assert scores.is_worse("worse", "best")
+
+
+def test_a_network_is_as_good_as_itself_and_a_failed_training_is_worse(scores: FinalScores) -> None:
+    scores.add("best", 1, 0.9, images(1))
+    scores.add("twin", 1, 0.9, images(1))
+    scores.add("failed", 1, 0.0, None)
+    assert scores.is_as_good("twin", "best")
+    assert not scores.is_worse("twin", "best")
+    assert scores.loss("failed") == FAILED_LOSS
+    assert scores.is_worse("failed", "best")
+    assert not scores.is_as_good("failed", "best")
