@@ -52,6 +52,12 @@ def test_an_inverted_residual_block_expands_filters_and_projects() -> None:
     assert strided.layers[-1].in_shape[1:] == (14, 14)
 
 
+def test_an_expansion_stays_within_the_most_channels() -> None:
+    text = '[[stages]]\nblocks = 2\nchannels = 512\nblock = "inverted"\nexpansion = 8\n'
+    widths = {layer.out_shape[0] for layer in drawn(text).layers if layer.kind == "Conv2d"}
+    assert max(widths) == 1024
+
+
 @pytest.mark.parametrize("name", ["inverted", "bottleneck", "chain"])
 def test_draws_with_repeats_and_strides_are_counted_exactly_and_run(name: str) -> None:
     text = BOTTLENECK + (

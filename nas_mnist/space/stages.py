@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from ..models.blocks import Block, Conv, Depthwise, Part, Pool, Repeat, Residual, Separable, WeightedBlock
+from ..models.blocks import (
+    MAX_CHANNELS,
+    Block,
+    Conv,
+    Depthwise,
+    Part,
+    Pool,
+    Repeat,
+    Residual,
+    Separable,
+    WeightedBlock,
+)
 from ..models.blocks import Sequence as Chain
 from .own_blocks import OwnBlock
 from .sampling import Params
@@ -100,7 +111,7 @@ def _inverted(
     """
     pointwise = {**fields, "kernel": 1, "dropout": 0.0}
     body = (
-        Conv(channels=expansion * inputs, **pointwise),
+        Conv(channels=min(expansion * inputs, MAX_CHANNELS), **pointwise),
         Depthwise(stride=stride, **fields | {"dropout": 0.0}),
         Conv(channels=channels, **pointwise | {"activation": "none", "dropout": fields["dropout"]}),
     )
