@@ -367,7 +367,7 @@ CASES = {
     ),
     "data folder for data that lie elsewhere": search([*SMALL, "--data-dir", "."], "--data-dir", "'.'"),
     "study without 'best'": Case(
-        "reproduce", ["reference", "--study", "mine"], ["--study", "'mine'", "with 'best'"]
+        "reproduce", ["reference", "--study", "mine"], ["--study", "'mine'", "with best"]
     ),
     "storage without a study": Case(
         "report", ["reference", "--storage", "sqlite:///a.db"], ["--storage", "with a study"]

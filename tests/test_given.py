@@ -59,6 +59,7 @@ def test_the_zoo_is_widened_or_narrowed_to_the_budget(data: DataSet, params: int
         ("mnist-1k", Budget(1_000, max_macs=1_000), ["multiply-adds too many"]),
         ("colour.json", Budget(20_000), ["--start: colour.json: ", "3 x 28 x 28", "1 x 28 x 28"]),
         ("mnist-0k", Budget(20_000), ["mnist-0k"]),
+        ("best", Budget(20_000), ["--start: 'best'"]),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(

@@ -40,9 +40,10 @@ def test_scores_are_read_again_and_a_training_without_its_file_is_not_done(tmp_p
 def test_a_clear_difference_is_seen_and_a_small_one_is_not(scores: FinalScores) -> None:
     base = images(1)
     noise = np.random.default_rng(0).normal(0, 1e-4, IMAGES).astype(np.float32)
-    scores.add("best", 1, 0.9, base)
-    scores.add("close", 1, 0.9, base + noise - noise.mean() + np.float32(1e-7))
-    scores.add("worse", 1, 0.9, base + noise + np.float32(1e-4))
+    for seed in (1, 2):
+        scores.add("best", seed, 0.9, base)
+        scores.add("close", seed, 0.9, base + noise - noise.mean() + np.float32(1e-7))
+        scores.add("worse", seed, 0.9, base + noise + np.float32(1e-4))
     assert scores.is_as_good("close", "best")
     assert not scores.is_worse("close", "best")
     assert scores.is_worse("worse", "best")
@@ -67,8 +68,9 @@ def test_the_test_is_the_paired_one_on_means_over_seeds(scores: FinalScores) -> 
 def test_pairing_sees_what_single_scores_cannot(scores: FinalScores) -> None:
     """Both networks find the same images hard: the difference is far below the spread over images."""
     base = images(1)
-    scores.add("best", 1, 0.9, base)
-    scores.add("worse", 1, 0.9, base * np.float32(1.05))
+    for seed in (1, 2):
+        scores.add("best", seed, 0.9, base)
+        scores.add("worse", seed, 0.9, base * np.float32(1.05))
     assert abs(scores.loss("worse") - scores.loss("best")) < base.std() / np.sqrt(IMAGES)
     assert scores.is_worse("worse", "best")
 
@@ -82,3 +84,29 @@ def test_a_network_is_as_good_as_itself_and_a_failed_training_is_worse(scores: F
     assert scores.loss("failed") == FAILED_LOSS
     assert scores.is_worse("failed", "best")
     assert not scores.is_as_good("failed", "best")
+
+
+def test_a_candidate_that_failed_with_one_of_its_seeds_is_compared(scores: FinalScores) -> None:
+    for seed in (1, 2):
+        scores.add("best", seed, 0.9, images(seed))
+    scores.add("half", 1, 0.9, images(1))
+    scores.add("half", 2, 0.0, None)
+    assert len(scores.difference("half", "best")) == IMAGES
+    assert scores.is_worse("half", "best")
+    assert not scores.is_as_good("half", "best")
+    for seed in (1, 2):
+        scores.add("failed", seed, 0.0, None)
+        scores.add("too", seed, 0.0, None)
+    assert not scores.is_worse("failed", "too")
+    assert scores.is_as_good("failed", "too")
+
+
+def test_after_a_single_seed_only_a_large_difference_drops_a_finalist(
+    scores: FinalScores,
+) -> None:
+    base, noise = images(1), np.random.default_rng(0).normal(0, 1e-3, IMAGES).astype(np.float32)
+    shifted = base + noise - noise.mean() + np.float32(2.2 * 1e-3 / np.sqrt(IMAGES))  # p is about 0.014
+    for seed in (1, 2):
+        scores.add("best", seed, 0.9, base)
+        scores.add("other", seed, 0.9, shifted)
+        assert scores.is_worse("other", "best") == (seed == 2)

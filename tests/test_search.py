@@ -432,3 +432,44 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invo
     assert len(stored(work).trials) == len(study.trials)
     assert len(list((work / "reports" / "nas_mnist").glob("trial-*/result.json"))) == 1
     assert (first_err, second_err) == ("", "")
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_search_for_the_smallest_network_narrows_its_budget(work: Path, invoke: Runner) -> None:
+    furnish(work)
+    (work / "wide.toml").write_text("fill = 1.0\n" + TINY_SPACE)
+    smallest = ["--space", "wide.toml", "--objective", "params", "--target", 15, "--max-params", 800]
+    command = [*SEARCH, *smallest, "--trials", 6, "--workers", 1, "--no-retrain"]
+    ended = invoke("search", *command)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("the target is 15.00%") >= 4  # a step may find no candidate so small
+    study = stored(work)
+    answers = StudyResults.read(study).answers
+    sizes = [row.n_params for row in trial_rows(study) if row.verdict is Verdict.TRAINED]
+    assert len(sizes) >= 4
+    assert min(sizes) < 500  # the first steps meet the target
+    assert answers["smallest"].n_params <= answers["most_accurate"].n_params
+    assert answers["smallest"].validation_accuracy >= 0.15
+    assert answers["smallest"].margin == pytest.approx(answers["smallest"].validation_accuracy - 0.15)
+    again = invoke("search", *command)  # nothing is trained twice
+    assert (again.code, again.err) == (0, "")
+    assert len(trial_rows(stored(work))) == len(trial_rows(study))
+    assert StudyResults.read(stored(work)).answers == answers
+
+
+@pytest.mark.usefixtures("one_process")
+def test_finalists_that_all_fail_end_the_search_with_a_report(
+    work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(work)
+
+    def failed(job: Any, _: int, __: int, handlers: dict[str, Any]) -> None:
+        for training in job.trainings:
+            handlers["score"](training.key, training.seed, 0.0, None)
+
+    monkeypatch.setattr("nas_mnist.search.finals.run_workers", failed)
+    ended = invoke("search", *SEARCH, "--trials", 2, "--workers", 1)
+    assert ended.code == 1
+    assert "also as a finalist" in ended.err
+    assert (work / "reports" / "nas_mnist" / "report.html").exists()
+    assert "answers" not in stored(work).user_attrs or not stored(work).user_attrs["answers"]

@@ -161,8 +161,8 @@ def check_in_use(option: str, given: object, default: object, used: bool, where:
 def check_lookup(what: str, study: str, storage: str) -> None:
     """Raise `InputError` for a bad study name, and for --study and --storage without ``best``."""
     check_name("--study", study)
-    check_in_use("--study", study, DEFAULT_STUDY, what in ANSWERS, "with 'best'")
-    check_in_use("--storage", storage, DEFAULT_STORAGE, what in ANSWERS, "with 'best'")
+    check_in_use("--study", study, DEFAULT_STUDY, what in ANSWERS, "with best, smaller or smallest")
+    check_in_use("--storage", storage, DEFAULT_STORAGE, what in ANSWERS, "with best, smaller or smallest")
 
 
 def check_data_dir(data_dir: str | None, dataset: str) -> None:

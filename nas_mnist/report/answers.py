@@ -1,47 +1,20 @@
-"""The answers of a search on screen: the table of its finalists, and a line for each answer."""
+"""The answers of a search in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
-
-from rich.table import Table
 
 from ..models import zoo
 from ..models.cost import Budget, cost_of
-from ..study.race import Answer, FinalScores
-from ..study.results import TrialRow
-from .tables import new_table
-
-if TYPE_CHECKING:
-    from ..search.finals import Finalist
+from ..study.race import Answer
+from ..study.results import Finals, TrialRow
 
 TITLES = {
     "most_accurate": "Most accurate",
     "smaller": "As good, smaller",
     "smallest": "Smallest that meets the target",
 }
-
-
-def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalist) -> Table:
-    """The finalists and their means over fresh seeds on the validation images, the lowest loss first."""
-    headings = ["Parameters", "Multiply-adds", "Seeds", "Accuracy", "Loss", "Than the best"]
-    table = new_table("Finalists with fresh seeds (validation images)", ["Candidate", "Origin"], headings)
-    for one in sorted(finalists, key=lambda one: scores.loss(one.key)):
-        cost = cost_of(one.architecture)
-        numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
-        means = f"{scores.accuracy(one.key):.3%}", f"{scores.loss(one.key):.4f}"
-        table.add_row(one.name, one.origin, *numbers, *means, _verdict(one, scores, best))
-    return table
-
-
-def _verdict(one: Finalist, scores: FinalScores, best: Finalist) -> str:
-    if one == best:
-        return ""
-    if scores.is_as_good(one.key, best.key):
-        return "as good"
-    return "worse" if scores.is_worse(one.key, best.key) else "rather worse"
 
 
 def answer_line(name: str, answer: Answer) -> str:
@@ -56,7 +29,7 @@ def answer_line(name: str, answer: Answer) -> str:
 
 
 def comparison_lines(
-    answers: Mapping[str, Answer], rows: Sequence[TrialRow], budget: Budget, dataset: str
+    answers: Mapping[str, Answer], rows: Sequence[TrialRow], finals: Finals, budget: Budget, dataset: str
 ) -> list[str]:
     """What stands beside the most accurate answer: its origin, the best found one, the zoo's network."""
     best = answers["most_accurate"]
@@ -67,7 +40,9 @@ def comparison_lines(
         found = next((row for row in rows if row.origin == "found"), None)
         beside = "no candidate of its own was trained to the end"
         if found:
-            beside = f"the best one it found is trial {found.trial} with {found.validation_accuracy:.2%}"
+            raced = finals.get(found.key or "", {}).values()
+            accuracy = fmean(raced) if raced else found.validation_accuracy or 0.0
+            beside = f"the best one it found is trial {found.trial} with {accuracy:.2%}"
         lines.append(f"It was {best.origin}; {beside}.")
     fitting = [zoo.load(name) for name in zoo.names()] if dataset == "mnist" else []
     fitting = [one for one in fitting if one.test_accuracies and budget.fits(cost_of(one.architecture))]

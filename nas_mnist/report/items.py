@@ -140,7 +140,7 @@ def requirements_of(item: ReportItem) -> list[Requirement]:
         return requirements(item.architecture, epochs, fmean(item.zoo_accuracies), "mnist")
     if item.architecture and study and winner:
         test, epochs = item.test_accuracy, study.metadata["recipe"]["epochs"]
-        accuracy = test["mean"] if test else winner.validation_accuracy or 0.0
+        accuracy = test["mean"] if test else study.validation_accuracy or 0.0
         return requirements(item.architecture, epochs, accuracy, study.config.data, study.config.budget)
     return [Requirement(**stored) for stored in item.result["requirements"]] if item.result else []
 
@@ -152,7 +152,7 @@ def comparison_rows(items: Sequence[ReportItem]) -> list[dict[str, Any]]:
             "name": item.name,
             "data": item.data,
             "recipe": item.recipe_name,
-            "validation": item.winner.validation_accuracy if item.winner else None,
+            "validation": item.study.validation_accuracy if item.study else None,
             "test": item.test_accuracy,
             **(asdict(cost_of(item.architecture)) if item.architecture else {}),
         }

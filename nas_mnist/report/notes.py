@@ -13,10 +13,13 @@ from optuna.trial import FrozenTrial, Trial
 from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES
 from ..study.config import StudyConfig
+from ..study.curve import curve_of
 from ..study.objective import ARCHITECTURE
 from ..study.verdict import Verdict
 from .layer_table import layer_table
 from .progress import counted
+
+ANSWERS_NOTE = "answers_note"  # user attribute of a study: the answers as its note has them
 
 
 def write_study_note(study: optuna.Study, dashboard: str) -> None:
@@ -43,7 +46,7 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
 
 Goal: the most accurate all-convolutional network (no fully connected layer) within this budget,
 trained for {counted(config.epochs, "epoch")}. On MNIST, 99.4 % of the test images are required with fewer
-than 20,000 parameters. The test images are read once, for the winner.
+than 20,000 parameters. The test images are read once for each answer.
 
 A trial's {values} The user attribute `verdict` says how a trial ended.
 Trials can be sorted by `n_params` and the other numbers.
@@ -62,12 +65,16 @@ Open the dashboard, with the learning curves, with
 
 
 def add_answers(study: optuna.Study, lines: Sequence[str]) -> None:
-    """Add the answers of a search to the study's note, below what it says already."""
+    """Add the answers of a search to the study's note, instead of earlier ones that nobody has changed."""
     from optuna_dashboard import get_note, save_note
 
-    section = "\n\n".join(["## Answers", *lines])
-    if section not in (note := get_note(study) or ""):
+    section, note = "\n\n".join(["## Answers", *lines]), get_note(study) or ""
+    earlier = str(study.user_attrs.get(ANSWERS_NOTE, ""))
+    if earlier and earlier in note:
+        save_note(study, note.replace(earlier, section))
+    elif section not in note:
         save_note(study, f"{note}\n\n{section}\n")
+    study.set_user_attr(ANSWERS_NOTE, section)
 
 
 def write_trial_note(study: optuna.Study, number: int) -> None:
@@ -90,15 +97,15 @@ def write_missing_notes(study: optuna.Study) -> None:
 
 def trial_note(trial: FrozenTrial) -> str:
     """Verdict, cost, accuracy and layers of a trial; Markdown. A killed trial may lack any attribute."""
-    attrs, accuracies = trial.user_attrs, trial.intermediate_values
+    attrs, curve = trial.user_attrs, curve_of(trial)
     reason = f": {attrs['reason']}" if attrs.get("reason") else ""
     parts = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}"]
     if {"n_params", "macs", "peak_memory"} <= set(attrs):
         counts = f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds"
         parts.append(f"{counts}, {attrs['peak_memory']:,} bytes of peak memory")
-    if accuracies:
-        last = max(accuracies)
-        parts.append(f"Validation accuracy {accuracies[last]:.2%} after epoch {last}")
+    if curve:
+        last = max(curve)
+        parts.append(f"Validation accuracy {curve[last].accuracy:.2%} after epoch {last}")
     if {"images", "seconds"} <= set(attrs):
         parts.append(f"Trained on {attrs['images']:,} images in {attrs['seconds']:,.1f} s")
     if architecture := trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")):
@@ -112,16 +119,17 @@ def attach_curve(trial: Trial, artifacts: Path) -> None:
     A trial without an evaluated epoch gets none.
     """
     stored = trial.study.get_trials(deepcopy=False)[trial.number]
-    if not stored.intermediate_values:
+    accuracies = {epoch: point.accuracy for epoch, point in curve_of(stored).items()}
+    if not accuracies:
         return
     from .study_plots import learning_curves
     from .style import png
 
-    curve = {trial.number: stored.intermediate_values}
+    curve = {trial.number: accuracies}
     trained = [trial.number] if trial.user_attrs["verdict"] == Verdict.TRAINED else []
     artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"learning-curve-{trial.number}.png"
-        path.write_bytes(png(learning_curves(curve, trained, max(stored.intermediate_values))))
+        path.write_bytes(png(learning_curves(curve, trained, max(accuracies))))
         store = FileSystemArtifactStore(artifacts)
         upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)

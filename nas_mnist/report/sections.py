@@ -90,9 +90,9 @@ def _headline(item: ReportItem) -> tuple[str, str]:
         if test["interval"]:
             sentence += " 95 % interval of the mean: {:.2%} to {:.2%}.".format(*test["interval"])
         return f"{test['mean']:.2%}", sentence + (f" Winner: trial {winner.trial}." if winner else "")
-    if winner:
+    if winner and item.study:
         sentence = f"Validation accuracy of trial {winner.trial} after its last epoch."
-        return f"{winner.validation_accuracy or 0:.2%}", f"{sentence} The test images are unused."
+        return f"{item.study.validation_accuracy or 0:.2%}", f"{sentence} The test images are unused."
     if item.study:
         return "no winner yet", "No candidate was trained to the last epoch."
     return (f"{cost_of(item.architecture).params:,}" if item.architecture else "", "parameters, not trained")

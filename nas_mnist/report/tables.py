@@ -8,13 +8,17 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..models.cost import cost_of
 from ..models.published import PUBLISHED_LOG
+from ..study.race import Finalist, FinalScores
 from ..study.results import TrialRow, best_rows
 from ..study.verdict import Verdict
 from ..training.requirements import Requirement, Summary
+from .answers import answer_line
 from .items import ReportItem, requirements_of
 from .layer_table import layer_table
 from .progress import print_warning
@@ -60,8 +64,28 @@ def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -
         loss = "" if row.validation_loss is None else f"{row.validation_loss:.4f}"
         costs = (f"{cost:,}" for cost in (row.n_params, row.macs, row.peak_memory))
         numbers = f"{row.validation_accuracy:.2%}", loss, *costs, f"{row.seconds:.0f}"
-        table.add_row(row.origin, str(row.trial), *numbers)
+        table.add_row(escape(row.origin), str(row.trial), *numbers)
     return table
+
+
+def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalist) -> Table:
+    """The finalists and their means over fresh seeds on the validation images, the lowest loss first."""
+    headings = ["Parameters", "Multiply-adds", "Seeds", "Accuracy", "Loss", "Than the best"]
+    table = new_table("Finalists with fresh seeds (validation images)", ["Candidate", "Origin"], headings)
+    for one in sorted(finalists, key=lambda one: scores.loss(one.key)):
+        cost = cost_of(one.architecture)
+        numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
+        means = f"{scores.accuracy(one.key):.3%}", f"{scores.loss(one.key):.4f}"
+        table.add_row(one.name, escape(one.origin), *numbers, *means, _verdict(one, scores, best))
+    return table
+
+
+def _verdict(one: Finalist, scores: FinalScores, best: Finalist) -> str:
+    if one == best:
+        return ""
+    if scores.is_as_good(one.key, best.key):
+        return "as good"
+    return "worse" if scores.is_worse(one.key, best.key) else "rather worse"
 
 
 def requirement_table(requirements: Sequence[Requirement], title: str) -> Table:
@@ -144,8 +168,8 @@ def print_item(console: Console, item: ReportItem) -> None:
             console.print(candidates_table(front, "Pareto front"))
     if item.architecture:
         console.print(layer_table(item.architecture), markup=False)
-    if item.winner:
-        console.print(f"The winner: trial {item.winner.trial}")
+    for name, answer in item.study.answers.items() if item.study else ():
+        console.print(answer_line(name, answer), markup=False)
     if item.result:
         print_result(console, item, item.result)
 

@@ -96,11 +96,9 @@ class SearchConfig(BaseModel):
         check_name("--study", self.study)
         check_data_dir(str(self.data_dir) if self.data_dir else None, self.dataset)
         if self.finalist_count == 1:
-            check_in_use(
-                "--finalist-seeds", self.finalist_seeds, None, False, "with --finalists of 2 and more"
-            )
-        if self.narrows and self.finalist_count == 1:
-            raise ValueError("--target: not with --finalists 1 (its accuracy is that of finalists)")
+            many = "with --finalists of 2 and more"
+            check_in_use("--finalist-seeds", self.finalist_seeds, None, False, many)
+            check_in_use("--target", self.target, None, False, many)
         SearchSpace.load(self.space)
         epochs = self.epochs or load_recipe(self.recipe).epochs
         if self.search_epochs is not None and self.search_epochs >= epochs:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.defaults import REPORTS
 from ..core.process_pool import Handlers, run_workers
@@ -14,7 +16,7 @@ from ..models.cost import Budget, cost_of
 from ..models.width import fit_width_multiplier
 from ..recipes.recipe import Recipe, stored_recipe
 from ..study.given import FOUND
-from ..study.race import ANSWERS, RACE, Answer, FinalScores
+from ..study.race import ANSWERS, RACE, Answer, Finalist, FinalScores
 from ..study.results import FINAL_IMAGES, RETRAINED, TrialRow, best_rows, retrained_of, trial_rows
 from ..training.jobs import RetrainJob, ValidateJob, Validation, retrain_seeds
 from .setup import SearchSetup
@@ -32,22 +34,6 @@ DIVISORS = (2, 4, 8)  # of the winner's parameters, for the two smaller answers
 BISECTIONS = 2  # at most, between a size that meets the target and one that does not
 
 
-class Finalist(NamedTuple):
-    """A candidate that is trained again."""
-
-    name: str  # "trial-12", or "trial-12-9870" for a copy with 9,870 parameters
-    key: str
-    architecture: Architecture
-    recipe: Recipe
-    origin: str
-    trial: int
-
-    @property
-    def params(self) -> int:
-        """The number of its parameters."""
-        return cost_of(self.architecture).params
-
-
 @dataclass(frozen=True)
 class Finals:
     """Chooses the answers of a search, and trains them for the test images."""
@@ -62,19 +48,17 @@ class Finals:
         from ..study.results import StudyResults
 
         count, results = self.setup.config.finalist_count, StudyResults.read(study)
-        rows = best_rows(trial_rows(study), max(SHOWN, count))
+        rows = best_rows(results.rows, len(results.rows))
         if not rows:
             return {}
         self.console.print(candidates_table(rows[:SHOWN]))
         if self.setup.config.cost_metric:
             self.console.print(candidates_table(results.front, "Pareto front"))
-            rows = best_rows(results.front, count)
+            rows = best_rows(results.front, len(rows))
         if count == 1:
             answers = {MOST_ACCURATE: self._untried(rows[0])}
         else:
-            answers = self._race(
-                study, [self._finalist(row) for row in _with_a_found_one(rows, results.rows, count)]
-            )
+            answers = self._race(study, [self._finalist(row) for row in _with_a_found_one(rows, count)])
         return self._stored(study, answers)
 
     def _stored(self, study: optuna.Study, answers: dict[str, Answer]) -> dict[str, Answer]:
@@ -108,7 +92,7 @@ class Finals:
 
     def _race(self, study: optuna.Study, finalists: list[Finalist]) -> dict[str, Answer]:
         """Train finalists with fresh seeds until one is ahead or the effort is spent, then narrow it."""
-        from ..report.answers import race_table
+        from ..report.tables import race_table
 
         scores = self._scores(study)
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
@@ -120,6 +104,8 @@ class Finals:
             left = [one for one in left if one is best or not scores.is_worse(one.key, best.key)]
             if len(left) == 1:
                 break
+        if not scores.accuracy(best.key):  # all have failed
+            return {}
         seeds = sorted(scores.seeds(best.key))
         narrowed = self._narrow(study, scores, best, seeds)
         self.console.print(race_table([*finalists, *narrowed], scores, best))
@@ -128,15 +114,17 @@ class Finals:
     def _scores(self, study: optuna.Study) -> FinalScores:
         from ..study.storage import artifact_folder
 
-        folder = artifact_folder(self.setup.config.storage) / "finals" / study.study_name
+        storage, identity = self.setup.config.storage, study.user_attrs["identity"]
+        told_apart = sha256(f"{storage} {identity}".encode()).hexdigest()[:8]  # studies of one name
+        folder = artifact_folder(storage) / "finals" / f"{study.study_name}-{told_apart}"
         return FinalScores(study.user_attrs.get(RACE, {}), folder)
 
     def meets_target(self, study: optuna.Study, params: int) -> int | None:
-        """The parameters of the best candidate of about this size, if it meets the target; else None.
+        """The parameters of the best candidate of at most ``params``, if it meets the target; else None.
 
         It is trained as a finalist, with one seed. None also where there is no candidate.
         """
-        rows = [row for row in trial_rows(study) if params / 2 < (row.n_params or 0) <= params]
+        rows = [row for row in trial_rows(study) if (row.n_params or 0) <= params]
         best, target = best_rows(rows, 1), self.setup.target
         if not best or target is None:
             return None
@@ -149,11 +137,12 @@ class Finals:
 
     def choose_smallest(self, study: optuna.Study) -> dict[str, Answer]:
         """The answers of a search that narrowed its budget: of those trained as finalists."""
-        from ..report.answers import race_table
+        from ..report.tables import race_table
 
         scores, target = self._scores(study), self.setup.target or 0.0
-        tried = [self._finalist(row) for row in trial_rows(study) if scores.seeds(row.key or "")]
-        if not tried:
+        rows = best_rows(trial_rows(study), len(study.trials))
+        tried = [self._finalist(row) for row in rows if scores.seeds(row.key or "")]
+        if not any(scores.accuracy(one.key) for one in tried):
             return {}
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
         for one in sorted(tried, key=lambda one: one.params):
@@ -175,7 +164,7 @@ class Finals:
         """
         target = self.setup.target
         halves = (self._copy(best, best.params // divisor) for divisor in DIVISORS)
-        copies = [copy for copy in halves if copy is not None]
+        copies = list({copy.key: copy for copy in halves if copy is not None}.values())
         self._train(study, scores, copies, seeds)
         for _ in range(BISECTIONS if target is not None else 0):
             sizes = {one.params: scores.accuracy(one.key) >= (target or 0) for one in [best, *copies]}
@@ -263,7 +252,7 @@ class Finals:
 
         setup, seed = self.setup, self.setup.config.seed
         stored = retrained_of(study.user_attrs, answer.key)
-        if stored and stored["seed"] == seed:
+        if stored and stored["seed"] == seed and Path(stored["folder"]).is_dir():
             self.console.print(f"Retrained before: {stored['folder']}")
             return float(stored["test_accuracy"])
         self.console.print(f"Retraining {answer.name} on all {len(self.data.train):,} training images")
@@ -297,10 +286,10 @@ class Finals:
         return own.with_epochs(self.setup.recipe.epochs)
 
 
-def _with_a_found_one(best: Sequence[TrialRow], rows: list[TrialRow], count: int) -> list[TrialRow]:
-    """The best candidates, with the best one that was found among them."""
-    chosen = list(best[:count])
-    found = best_rows([row for row in rows if row.origin == FOUND], 1)
-    if found and all(row.origin != FOUND for row in chosen):
-        chosen[-1:] = found
+def _with_a_found_one(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
+    """The first of the best candidates, with the best one that was found among them."""
+    chosen = list(rows[:count])
+    found = next((row for row in rows if row.origin == FOUND), None)
+    if found is not None and found not in chosen:
+        chosen[count - 1 :] = [found]
     return chosen

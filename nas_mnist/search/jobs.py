@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,7 +67,7 @@ class SearchJob:
                 objective,
                 setup.trials,
                 seed=f"{config.seed}-{context.number}",
-                deadline=None if config.timeout is None else time.monotonic() + 60 * config.timeout,
+                deadline=setup.deadline,
                 on_trial_end=lambda trial: context.send("ended", trial_row(trial)),
                 on_idle=context.set_idle,
             )

@@ -1,4 +1,4 @@
-"""The course of a search, in order: announce, search, choose among finalists, retrain the winner, report."""
+"""The course of a search, in order: announce, search, race finalists, retrain the answers, report."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ class SearchPipeline:
     def _announce(self, study: optuna.Study, survey: Survey) -> None:
         import torch
 
+        from ..study.given import waiting_names
         from ..training.device import describe_device
 
         setup, say = self.setup, self.console.print
@@ -147,17 +148,18 @@ class SearchPipeline:
         say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
         if share < RARE and setup.space.fill is None:
             say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
-        if setup.given:
-            say(f"Given, and tried first: {', '.join(given.name for given in setup.given)}")
+        if names := waiting_names(study):
+            say(f"Given, and tried first: {', '.join(names)}", markup=False)
 
     def _print_estimate(self, rows: Sequence[TrialRow]) -> None:
         """Print how long the search will take, from its first candidates."""
         config, setup, train = self.setup.config, self.setup, self.data.split()[0]
         speed = sum(row.images for row in rows) / sum(row.seconds for row in rows)  # of one worker
         candidates = config.trials * (setup.images or len(train)) * setup.candidate_recipe.epochs
-        finals = config.finalist_count * config.final_seeds if config.finalist_count > 1 else 0
-        after = finals * (setup.final_images(len(train)) or len(train))
-        after = setup.recipe.epochs * (after + (2 * len(self.data.train) if config.retrain else 0))
+        # Finalists; copies of the best with a half, a quarter and an eighth of its parameters; bisections.
+        trainings = config.final_seeds * (config.finalist_count + 2) if config.finalist_count > 1 else 0
+        after: float = trainings * (setup.final_images(len(train)) or len(train))
+        after = setup.recipe.epochs * (after + (2.5 * len(self.data.train) if config.retrain else 0))
         minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
         text = "About {:.0f} minutes for all candidates, about {:.0f} for the finalists and their tests"
         self.console.print(text.format(*minutes))
@@ -182,7 +184,8 @@ class SearchPipeline:
         finals, config = Finals(self.setup, self.data, self.console), self.setup.config
         params, meets, misses = config.max_params, 0, 0
         for step in range(1, STEPS + 1):
-            total = max(round(config.trials * step / STEPS), 1)
+            given = min(len(self.setup.given), config.trials)  # the first step tries them all
+            total = max(round(config.trials * step / STEPS), given, 1)
             self.console.print(f"Step {step} of {STEPS}: at most {params:,} parameters")
             self._train_candidates(study, replace(self.setup, step_params=params, step_trials=total))
             if (found := finals.meets_target(study, params)) is not None:
@@ -237,7 +240,7 @@ class SearchPipeline:
                 raise
             except NoResultError as error:
                 self.console.print(f"Ended early: {error}")
-        else:
+        elif setup.step_trials is None:
             self.console.print(f"The study has its {setup.trials} candidates (--trials N: for more)")
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}")
 
@@ -245,16 +248,23 @@ class SearchPipeline:
         """Choose the answers, retrain them, read the test images once for each, and report."""
         from ..report.answers import answer_line, comparison_lines
         from ..report.notes import add_answers
-        from ..study.results import best_rows, trial_rows
+        from ..study.results import StudyResults, best_rows
+        from ..training.loop import TrainingError
 
         finals, say = Finals(self.setup, self.data, self.console), self.console.print
         answers = (finals.choose_smallest if self.setup.config.narrows else finals.choose)(study)
         if not answers:
             self._report(study)
-            raise NoResultError("no candidate was trained to the last epoch (raise --trials or --timeout)")
-        tested = {}  # test accuracies by key
+            raise NoResultError(
+                "no candidate was trained to the last epoch, also as a finalist (raise --trials or --timeout)"
+            )
+        tested: dict[str, float] = {}  # test accuracies by key
         if self.setup.config.retrain:
-            tested = {answer.key: finals.test(study, answer) for answer in answers.values()}
+            for key, one in {answer.key: answer for answer in answers.values()}.items():
+                try:
+                    tested[key] = finals.test(study, one)
+                except TrainingError as error:
+                    say(f"{one.name}: {error}", style="red", markup=False)
         self._print_verdict(answers["most_accurate"], tested)
         lines = []
         for word, name in ANSWERS.items():
@@ -268,8 +278,9 @@ class SearchPipeline:
             lines.append(f"{answer_line(name, answer)}{test}\n    {self.reproduce_command(word)}")
         if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
             lines.append(f"No finalist reaches {self.setup.target:.1%} of the validation images")
-        rows = best_rows(trial_rows(study), len(study.trials))
-        lines += comparison_lines(answers, rows, self.setup.config.budget, self.data.name)
+        results = StudyResults.read(study)
+        rows, budget = best_rows(results.rows, len(results.rows)), self.setup.config.budget
+        lines += comparison_lines(answers, rows, results.finals, budget, self.data.name)
         for line in lines:
             say(line, soft_wrap=True, markup=False)
         add_answers(study, lines)

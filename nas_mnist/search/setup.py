@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class SearchSetup:
     workers: int
     images: int | None  # of candidates, an epoch; None: the whole training split
     given: tuple[Given, ...] = ()  # networks to try first
+    deadline: float | None = None  # in seconds of `time.monotonic`; no candidate begins later
     step_params: int | None = None  # the budget of a step of a search that narrows it
     step_trials: int | None = None  # the total of the study after that step
     note: str = ""  # one line about the engine, for people
@@ -67,7 +69,7 @@ class SearchSetup:
     def target(self) -> float | None:
         """The accuracy (0 to 1) of the smallest answer; None: there is none."""
         if self.config.target is not None:
-            return self.config.target / 100
+            return round(self.config.target / 100, 10)
         return required_accuracy(self.source.dataset)
 
     def study_config(self, data: DataSet) -> StudyConfig:
@@ -120,6 +122,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
         workers=config.workers or auto_workers(device.type),
         images=images,
         given=given_networks(config.start, config.budget, data),
+        deadline=None if config.timeout is None else time.monotonic() + 60 * config.timeout,
         note=note,
     )
     return setup, data

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..core.defaults import ANSWERS
 from ..core.errors import InputError
 from ..lookup import resolve
 from ..models import zoo
@@ -45,6 +46,8 @@ def given_networks(start: Sequence[str], budget: Budget, data: DataSet) -> tuple
 
 
 def _one(name: str, budget: Budget, data: DataSet) -> Given:
+    if name in ANSWERS:
+        raise InputError(f"--start: {name!r} (use a name of the zoo, a file, a folder of results, or zoo)")
     network = resolve(name)
     try:
         _check(network.architecture, budget, data)

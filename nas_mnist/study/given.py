@@ -35,6 +35,13 @@ def enqueue_given(study: optuna.Study, given: Sequence[tuple[str, Architecture, 
             add_waiting(study, data, {ORIGIN: f"given: {name}"})
 
 
+def waiting_names(study: optuna.Study) -> list[str]:
+    """The names of the given networks that are not tried yet."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    origins = (str(trial.user_attrs.get(ORIGIN, "")) for trial in trials)
+    return [origin.removeprefix("given: ") for origin in origins if origin.startswith("given: ")]
+
+
 def add_waiting(study: optuna.Study, given: dict[str, Any], user_attrs: dict[str, Any]) -> None:
     """Queue a trial that trains what it is given: the content of `GIVEN`."""
     study.add_trial(

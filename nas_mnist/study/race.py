@@ -1,7 +1,7 @@
 """Finalists compared: scores with fresh seeds on the same validation images, and the answers that follow.
 
-A finalist's loss of an image is the mean over its seeds. Two finalists are compared image by image, so the
-images that are hard for both cancel out, and the seeds' chance is part of the spread over images.
+A finalist's loss of an image is the mean over its seeds. Two finalists are compared image by image, so that
+the images that are hard for both cancel out.
 """
 
 from __future__ import annotations
@@ -11,17 +11,36 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from ..core.fileio import write_bytes
 from ..models.architecture import Architecture
 from ..models.cost import cost_of
+from ..recipes.recipe import Recipe
 
 RACE, ANSWERS = "race", "answers"  # user attributes of a study
-SIGNIFICANCE = 0.05  # of the one-sided paired t-test by which a finalist drops out
+# Of the one-sided paired t-test by which a finalist drops out. One seed may shift all losses of a network by
+# chance, which a test over images does not see: after a single seed the test is stricter.
+SIGNIFICANCE, SIGNIFICANCE_OF_ONE_SEED = 0.05, 0.001
 FAILED_LOSS = 100.0  # of every image, for a training that failed; nats
+
+
+class Finalist(NamedTuple):
+    """A candidate that is trained again."""
+
+    name: str  # "trial-12", or "trial-12-9870" for a copy with 9,870 parameters
+    key: str
+    architecture: Architecture
+    recipe: Recipe
+    origin: str  # "found", or "given: NAME"
+    trial: int
+
+    @property
+    def params(self) -> int:
+        """The number of its parameters."""
+        return cost_of(self.architecture).params
 
 
 @dataclass(frozen=True)
@@ -109,8 +128,10 @@ class FinalScores:
     def difference(self, key: str, best: str) -> np.ndarray:
         """Loss minus the best one's loss, image by image, each the mean over the candidate's own seeds."""
         mine, theirs = (
-            np.mean([self.losses[one, seed] for seed in self.seeds(one)], axis=0, dtype=np.float64)
+            # A training that failed has one loss for all images.
+            sum((self.losses[one, seed].astype(np.float64) for seed in seeds), np.zeros(1)) / len(seeds)
             for one in (key, best)
+            if (seeds := self.seeds(one))
         )
         return np.asarray(mine - theirs)
 
@@ -119,16 +140,17 @@ class FinalScores:
         from scipy.stats import ttest_1samp
 
         difference = self.difference(key, best)
-        if not difference.any():
+        if not difference.any() or len(difference) < 2:  # both are the same, or both failed
             return False
-        return bool(ttest_1samp(difference, 0, alternative="greater").pvalue < SIGNIFICANCE)
+        level = SIGNIFICANCE_OF_ONE_SEED if len(self.seeds(key)) == 1 else SIGNIFICANCE
+        return bool(ttest_1samp(difference, 0, alternative="greater").pvalue < level)
 
     def is_as_good(self, key: str, best: str) -> bool:
         """Whether a candidate is within one standard error of the best one (Breiman et al. 1984)."""
         from scipy.stats import sem
 
         difference = self.difference(key, best)
-        return bool(difference.mean() <= sem(difference))
+        return bool(difference.mean() <= (sem(difference) if len(difference) > 1 else 0.0))
 
     def _path(self, key: str, seed: int) -> Path:
         return self.folder / f"{key}-seed-{seed}.npy"

@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
+from ..models import zoo
 from .config import StudyConfig
 from .curve import curve_of
 from .given import FOUND, ORIGIN
@@ -73,11 +75,17 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         validation_accuracy=last and last.accuracy,
         validation_loss=last and last.loss,
         seconds=attrs.get("seconds", 0.0),
-        origin=attrs.get(ORIGIN, FOUND),
+        origin=attrs.get(ORIGIN) or (FOUND if attrs.get("key") != _reference_key() else "given: reference"),
         key=attrs.get("key"),
         architecture=trial.system_attrs.get(ARCHITECTURE, attrs.get("architecture")),
         recipe=trial.system_attrs.get(RECIPE, attrs.get("recipe")),
     )
+
+
+@cache
+def _reference_key() -> str:
+    """Of the network that searches of earlier versions began with, without a note of it."""
+    return zoo.load("reference").architecture.key
 
 
 def trial_rows(study: optuna.Study) -> list[TrialRow]:
@@ -158,6 +166,14 @@ class StudyResults:
             return next((row for row in self.rows if row.trial == answer.trial), None)
         old = _old_winner(self.rows, self.metadata.get(OLD_FINALS, {}), self.low_fidelity)
         return old or next(iter(best_rows(self.rows, 1)), None)
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """Of the winner: its mean over fresh seeds, or before the finals the search's own."""
+        answer, winner = self.answers.get("most_accurate"), self.winner
+        if answer:
+            return answer.validation_accuracy
+        return winner.validation_accuracy if winner else None
 
     @property
     def finals(self) -> Finals:

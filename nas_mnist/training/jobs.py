@@ -167,7 +167,7 @@ class ValidateJob:
         from ..data.normalize import Normalizer
         from ..models.network import build
         from .evaluate import predict
-        from .loop import TrainingError, train
+        from .loop import TrainingError, device_failure, train
 
         train_data, val_data = load_split(context, self.source)
         train_data = train_data if self.images is None else train_data.sample(self.images)
@@ -190,6 +190,8 @@ class ValidateJob:
                     accuracy = result.score.accuracy if result.score else 0.0
                 scores = predict(model, val_data.images, normalizer, engine=engine)
                 losses = F.cross_entropy(scores, val_data.labels, reduction="none").cpu().numpy()
-            except TrainingError:
-                accuracy = 0.0
+            except (TrainingError, RuntimeError, MemoryError) as error:  # too large for the device
+                if not isinstance(error, TrainingError) and device_failure(error) is None:
+                    raise
+                accuracy, losses = 0.0, None
             context.send("score", key, seed, accuracy, losses)

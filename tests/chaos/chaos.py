@@ -44,7 +44,10 @@ from nas_mnist.core.errors import InputError
 from nas_mnist.study.storage import open_storage
 from nas_mnist.training.classifier import Classifier
 
-OPTIONS = "--dataset mnist-5k --device cpu --space tiny --max-params 1000 --recipe published"
+OPTIONS = (
+    "--dataset mnist-5k --device cpu --space tiny --max-params 1000 --recipe published "
+    "--finalists 2 --finalist-seeds 1"
+)
 COUNTS = ("trained", "stopped early", "failed")
 STARTING = 10.0  # seconds; one kill in four comes so early
 ENDING = 15.0  # seconds; what a search does after its candidates takes about so long
