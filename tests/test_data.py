@@ -181,7 +181,7 @@ def test_broken_test_files_are_read_only_to_judge_a_winner(invoke: Runner, work:
     (work / "space.toml").write_text('[[stages]]\nblocks = 1\nchannels = 1\ndownsample = "stride"\n')
     (work / "fast.toml").write_text("batch_size = 1000\n")
     asked = ["--data-dir", folder, "--space", "space.toml", "--recipe", "fast.toml", "--trials", 1]
-    asked += ["--epochs", 1, "--device", "cpu", "--workers", 1]
+    asked += ["--epochs", 1, "--device", "cpu", "--workers", 1, "--finalists", 1, "--max-params", 1_000]
     ended = invoke("search", *asked, "--no-retrain")
     assert (ended.code, ended.err) == (0, "")
     assert "60,000 images to train" in ended.out

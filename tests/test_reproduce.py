@@ -216,7 +216,7 @@ def test_offline_is_said_and_no_published_log_is_laid_beside_other_data(work: Pa
     assert "Total params: 19,122" in ended.out
     assert "0.0613" not in ended.out
     result = json.loads((work / "reports" / "reference" / "result.json").read_text())
-    assert result["recipe"]["batch_size"] == 256  # the default one's
+    assert result["recipe"]["batch_size"] == 64  # the published one's
     assert result["data"]["note"].startswith("NOT FULL MNIST")
 
 

@@ -58,8 +58,8 @@ def counts_line(counts: Counter[Verdict]) -> str:
 
 def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Table:
     """Candidates in the given order."""
-    headings = ["Trial", "Accuracy", "Loss", "Parameters", "Multiply-adds", "Memory", "Seconds"]
-    table = new_table(f"{title} (validation images)", ["Origin"], headings)
+    headings = ["Trial", "Accuracy", "Loss", "Params", "MACs", "Memory", "Seconds"]
+    table = new_table(f"{title} (validation images)", ["Origin"], headings, compact=True)
     for row in rows:
         loss = "" if row.validation_loss is None else f"{row.validation_loss:.4f}"
         costs = (f"{cost:,}" for cost in (row.n_params, row.macs, row.peak_memory))
@@ -70,8 +70,9 @@ def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -
 
 def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalist) -> Table:
     """The finalists and their means over fresh seeds on the validation images, the lowest loss first."""
-    headings = ["Parameters", "Multiply-adds", "Seeds", "Accuracy", "Loss", "Than the best"]
-    table = new_table("Finalists with fresh seeds (validation images)", ["Candidate", "Origin"], headings)
+    headings = ["Params", "MACs", "Seeds", "Accuracy", "Loss", "Beside the best"]
+    title = "Finalists with fresh seeds (validation images)"
+    table = new_table(title, ["Candidate", "Origin"], headings, compact=True)
     for one in sorted(finalists, key=lambda one: scores.loss(one.key)):
         cost = cost_of(one.architecture)
         numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
