@@ -141,7 +141,7 @@ def test_a_search_on_own_images(work: Path, invoke: Runner) -> None:
     write_npz(work / "own.npz", y_test=LABELS[:10])
     (work / "recipe.toml").write_text(TINY_RECIPE.replace("64", "8"))
     asked = ["--dataset", "npz:own.npz", "--device", "cpu", "--recipe", "recipe.toml", "--epochs", 1]
-    ended = invoke("search", *asked, "--trials", 1, "--workers", 1)
+    ended = invoke("search", *asked, "--trials", 1, "--workers", 1, "--finalists", 1)
     assert (ended.code, ended.err) == (0, "")
     assert "npz:own.npz: 40 images of 9x12 pixels to train, 3 classes" in ended.out
     assert "parameters < 20,000" in ended.out

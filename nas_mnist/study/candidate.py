@@ -18,6 +18,7 @@ from ..space.space import SearchSpace, Survey
 
 SURVEY_DRAWS = 2_000  # random draws that are counted before a search begins
 RESCUE_DRAWS = 20_000  # random draws among which one new candidate within the budget is looked for
+FILLED_SHARE = 0.1  # of these draws in a space with `fill`: to scale a width takes as long as twenty draws
 
 
 class Candidate(NamedTuple):
@@ -57,9 +58,10 @@ class CandidateSpace:
 
 def check_space(space: SearchSpace, budget: Budget, seed: int) -> Survey:
     """The costs of random candidates of a space; raises `NoResultError` where none fits the budget."""
-    survey = space.survey(budget, SURVEY_DRAWS, random.Random(seed))
-    if not survey.feasible:
-        survey = space.survey(budget, RESCUE_DRAWS, random.Random(seed))
+    for most in (SURVEY_DRAWS, RESCUE_DRAWS):
+        survey = space.survey(budget, _tries(space, most), random.Random(seed))
+        if survey.feasible:
+            break
     if survey.feasible:
         return survey
     least = ", ".join(f"{count:,} {unit}" for unit, count in survey.least.items())
@@ -69,13 +71,18 @@ def check_space(space: SearchSpace, budget: Budget, seed: int) -> Survey:
     )
 
 
+def _tries(space: SearchSpace, most: int) -> int:
+    return most if space.fill is None else int(FILLED_SHARE * most)
+
+
 def enqueue_feasible(study: optuna.Study, candidates: CandidateSpace, rng: random.Random) -> None:
     """Queue a random candidate that fits the budget and that the study has not seen.
 
     Candidates are counted, never built. Raises `NoResultError` where `RESCUE_DRAWS` draws hold none.
     """
     seen = {trial.user_attrs.get("key") for trial in study.get_trials(deepcopy=False)}
-    for _ in range(RESCUE_DRAWS):
+    tries = _tries(candidates.space, RESCUE_DRAWS)
+    for _ in range(tries):
         suggest = RandomSampler(rng)
         try:
             candidate = candidates.draw(suggest)
@@ -85,6 +92,6 @@ def enqueue_feasible(study: optuna.Study, candidates: CandidateSpace, rng: rando
             study.enqueue_trial(suggest.params)
             return
     raise NoResultError(
-        f"the space is exhausted: none of {RESCUE_DRAWS:,} random draws is a new candidate within "
+        f"the space is exhausted: none of {tries:,} random draws is a new candidate within "
         f"{candidates.budget}"
     )
