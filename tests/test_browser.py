@@ -151,5 +151,5 @@ def test_the_dashboard_shows_a_trials_note_and_picture(
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 1400
     wait.until(shows_a_picture)
     browser.get(f"{dashboard}/dashboard/studies/{study[1]}/note")
-    wait.until(lambda found: "At most 20,000 parameters" in found.find_element(By.TAG_NAME, "body").text)
+    wait.until(lambda found: "At most 15,000 parameters" in found.find_element(By.TAG_NAME, "body").text)
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
