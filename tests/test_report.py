@@ -23,6 +23,7 @@ from nas_mnist import Architecture
 from nas_mnist.data.class_names import class_names
 from nas_mnist.models import zoo
 from nas_mnist.models.cost import Cost
+from nas_mnist.recipes.recipe import Recipe
 from nas_mnist.report import result_plots, study_plots
 from nas_mnist.report.diagram import diagram_rows
 from nas_mnist.report.items import (
@@ -38,7 +39,7 @@ from nas_mnist.report.sections import sections_of
 from nas_mnist.report.tables import comparison_table
 from nas_mnist.report.write import study_folder
 from nas_mnist.study.importance import param_importances
-from nas_mnist.study.race import Answer
+from nas_mnist.study.race import Answer, Finalist
 from nas_mnist.study.results import StudyResults, TrialRow, pareto_front, trial_rows
 from nas_mnist.study.verdict import Verdict
 from nas_mnist.training.evaluate import Score
@@ -239,10 +240,8 @@ def test_the_leader_has_the_lowest_loss_until_the_finals_name_the_winner() -> No
     assert results.winner is rows[1]  # of equal losses the more accurate
     metadata["finals"] = {"a": {"1": 0.97}, "c": {"1": 0.98}}  # of an earlier version: accuracies
     assert results.winner is rows[0]  # its mean with the search's own accuracy is higher
-    fields = {"name": "trial-2", "origin": "found", "trial": 2, "seeds": 2, "recipe": {}}
-    scores = {"validation_accuracy": 0.97, "validation_loss": 0.02}
     network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
-    answer = Answer.make(network, key="c", **fields, **scores)
+    answer = Answer.of(Finalist("trial-2", "c", network, Recipe(), "found", 2), 0.97, 0.02, seeds=2)
     metadata["answers"] = json.loads(json.dumps({"most_accurate": answer.to_json()}))
     assert results.winner is rows[2]
     assert results.answers == {"most_accurate": answer}

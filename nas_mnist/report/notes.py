@@ -65,7 +65,7 @@ Open the dashboard, with the learning curves, with
 
 
 def add_answers(study: optuna.Study, lines: Sequence[str]) -> None:
-    """Add the answers of a search to the study's note, instead of earlier ones that nobody has changed."""
+    """Add the answers of a search to the study's note, instead of unchanged earlier ones."""
     from optuna_dashboard import get_note, save_note
 
     section, note = "\n\n".join(["## Answers", *lines]), get_note(study) or ""

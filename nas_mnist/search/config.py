@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..core.cli import check_data_dir, check_in_use, check_name
 from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARAMS, MAX_SEED, REPORTS, Engine
@@ -77,18 +85,12 @@ class SearchConfig(BaseModel):
                 message = f"--{field.replace('_', '-')}{message.removeprefix(field)}"
             raise InputError(message) from None
 
-    @field_validator("objective")
+    @field_validator("objective", "effort")
     @classmethod
-    def _known_objective(cls, name: str) -> str:
-        if name not in OBJECTIVES:
-            raise ValueError(f"use {', '.join(OBJECTIVES)}")
-        return name
-
-    @field_validator("effort")
-    @classmethod
-    def _known_effort(cls, name: str) -> str:
-        if name not in EFFORTS:
-            raise ValueError(f"use {', '.join(EFFORTS)}")
+    def _known_name(cls, name: str, info: ValidationInfo) -> str:
+        known = EFFORTS if info.field_name == "effort" else OBJECTIVES
+        if name not in known:
+            raise ValueError(f"use {', '.join(known)}")
         return name
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ class Effort(NamedTuple):
     seeds: int  # most fresh seeds of a finalist
 
 
-EFFORTS = {  # minutes for 50 candidates on two cores: about 10, 40 and 180
+EFFORTS = {
     "quick": Effort(images=2_500, final_images=10_000, finalists=3, seeds=1),
     "normal": Effort(images=10_000, final_images=None, finalists=4, seeds=2),
     "thorough": Effort(images=20_000, final_images=None, finalists=8, seeds=5),

@@ -77,17 +77,8 @@ class Finals:
 
     def _untried(self, row: TrialRow) -> Answer:
         """The answer of a search without finalists: the best candidate by its own score."""
-        finalist = self._finalist(row)
-        return Answer.make(
-            finalist.architecture,
-            key=finalist.key,
-            name=finalist.name,
-            origin=finalist.origin,
-            trial=finalist.trial,
-            validation_accuracy=row.validation_accuracy or 0.0,
-            validation_loss=row.validation_loss or 0.0,
-            seeds=0,
-            recipe=finalist.recipe.model_dump(mode="json"),
+        return Answer.of(
+            self._finalist(row), row.validation_accuracy or 0.0, row.validation_loss or 0.0, seeds=0
         )
 
     def _race(self, study: optuna.Study, finalists: list[Finalist]) -> dict[str, Answer]:
@@ -215,18 +206,8 @@ class Finals:
         """The three answers; ``close``: those that may be as good as the best."""
 
         def answer(one: Finalist, margin: float | None = None) -> Answer:
-            return Answer.make(
-                one.architecture,
-                key=one.key,
-                name=one.name,
-                origin=one.origin,
-                trial=one.trial,
-                validation_accuracy=scores.accuracy(one.key),
-                validation_loss=scores.loss(one.key),
-                seeds=len(scores.seeds(one.key)),
-                recipe=one.recipe.model_dump(mode="json"),
-                margin=margin,
-            )
+            accuracy, loss = scores.accuracy(one.key), scores.loss(one.key)
+            return Answer.of(one, accuracy, loss, len(scores.seeds(one.key)), margin)
 
         as_good = [one for one in close if one is best or scores.is_as_good(one.key, best.key)]
         answers = {

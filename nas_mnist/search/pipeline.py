@@ -183,8 +183,8 @@ class SearchPipeline:
         """
         finals, config = Finals(self.setup, self.data, self.console), self.setup.config
         params, meets, misses = config.max_params, 0, 0
+        given = min(len(self.setup.given), config.trials)  # the first step tries them all
         for step in range(1, STEPS + 1):
-            given = min(len(self.setup.given), config.trials)  # the first step tries them all
             total = max(round(config.trials * step / STEPS), given, 1)
             self.console.print(f"Step {step} of {STEPS}: at most {params:,} parameters")
             self._train_candidates(study, replace(self.setup, step_params=params, step_trials=total))

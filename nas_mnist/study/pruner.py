@@ -1,8 +1,8 @@
 """Early stopping: one look at half of the schedule, by validation loss.
 
 A trial stops there if its loss is clearly above the median of the others. Earlier looks stop good candidates:
-of networks that end alike, the ranks after a fifth of the schedule are chance (reports/curves). Losses rank
-better than accuracies.
+in reports/curves/tiny-1000-20-epochs.csv, ranks correlate with the last ones by 0.4 after a fifth of the
+schedule and by 0.86 after half of it.
 """
 
 from __future__ import annotations

@@ -62,15 +62,25 @@ class Answer:
     margin: float | None = None  # of `smallest`: its accuracy minus the target
 
     @classmethod
-    def make(cls, architecture: Architecture, **fields: Any) -> Self:
-        """The answer with the costs of its architecture."""
-        cost = cost_of(architecture)
+    def of(
+        cls, finalist: Finalist, accuracy: float, loss: float, seeds: int, margin: float | None = None
+    ) -> Self:
+        """A finalist with its scores, as the fields have them."""
+        cost = cost_of(finalist.architecture)
         return cls(
+            key=finalist.key,
+            name=finalist.name,
+            origin=finalist.origin,
+            trial=finalist.trial,
             n_params=cost.params,
             macs=cost.macs,
             peak_memory=cost.peak_memory,
-            architecture=architecture.model_dump(mode="json"),
-            **fields,
+            validation_accuracy=accuracy,
+            validation_loss=loss,
+            seeds=seeds,
+            architecture=finalist.architecture.model_dump(mode="json"),
+            recipe=finalist.recipe.model_dump(mode="json"),
+            margin=margin,
         )
 
     def to_json(self) -> dict[str, Any]:
