@@ -177,6 +177,17 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty figures: to draw the page of a search takes seconds, and the tests of reports draw it."""
+
+    def empty(_: Any, stream: Any, **how: Any) -> None:
+        stream.write("<svg></svg>" if how["format"] == "svg" else b"png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda _: None)
+
+
+@pytest.fixture
 def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     """A command line of the package in this process, in the empty folder ``work``."""
 

@@ -27,6 +27,8 @@ from PIL import Image
 
 from nas_mnist.__main__ import COMMANDS
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SMALL = ["--dataset", "mnist-5k", "--device", "cpu"]
 SPACE = ["--space", "space.toml"]
 CONV = {"kind": "conv", "channels": 4}

@@ -45,7 +45,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setattr("nas_mnist.search.pipeline.run_workers", run_here)
-        patch.setattr(sys, "argv", ["search", *map(str, FRONT), "--trials", "14", "--no-retrain"])
+        patch.setattr(sys, "argv", ["search", *map(str, FRONT), "--trials", "10", "--no-retrain"])
         with pytest.raises(SystemExit) as ended:
             run(search)
     assert ended.value.code == 0
@@ -89,9 +89,9 @@ def test_another_objective_is_another_study_and_a_trial_can_be_trained_again(
     ended = invoke("search", *SEARCH, "--max-macs", 10**7, "--trials", 9)
     assert ended.code == 2
     assert "was made with objective 'macs', not none" in ended.err
-    again = invoke("search", *FRONT, "--trials", 14, "--workers", 1, "--no-retrain")
+    again = invoke("search", *FRONT, "--trials", 10, "--workers", 1, "--no-retrain")
     assert (again.code, again.err) == (0, "")
-    assert "The study has its 14 candidates" in again.out
+    assert "The study has its 10 candidates" in again.out
     ended = invoke("export", "best", "--to", "safetensors")
     assert (ended.code, ended.err.count("\n")) == (1, 1)  # it was not trained again
     number = json.loads((work / "reports" / "nas_mnist" / "summary.json").read_text())["front"][0]["trial"]

@@ -30,6 +30,8 @@ from nas_mnist.study.study import open_study
 from nas_mnist.study.verdict import Verdict
 from nas_mnist.training.loop import EpochResult, TrainingError, train
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 EPOCHS = 2
 RECIPE = Recipe(epochs=EPOCHS, batch_size=60, learning_rate=0.1)
 WIDE_SPACE = """

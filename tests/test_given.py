@@ -21,6 +21,8 @@ from nas_mnist.study.recovery import requeue
 from nas_mnist.study.results import trial_rows
 from nas_mnist.study.verdict import Verdict
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SMALL = Architecture.make({"blocks": [{"kind": "conv", "channels": 3, "stride": 2}, {"kind": "pool"}]})
 
 RECIPE = load_recipe("tiny")

@@ -13,6 +13,8 @@ from nas_mnist.core.errors import InputError
 from nas_mnist.lookup import resolve
 from nas_mnist.recipes.recipe import Recipe, stored_recipe
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 REPORTS = Path(__file__).parents[1] / "reports"
 RESULTS = sorted(REPORTS.rglob("result.json"))
 

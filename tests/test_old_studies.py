@@ -22,6 +22,8 @@ from nas_mnist.models.cost import cost_of
 from nas_mnist.study.results import StudyResults, TrialRow
 from nas_mnist.study.study import load_study
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 FIXTURES = Path(__file__).parent / "fixtures"
 SEARCH = ["--dataset", "mnist-5k", "--space", "space.toml", "--epochs", 2, "--max-params", 900]
 SEARCH += ["--workers", 1, "--device", "cpu"]

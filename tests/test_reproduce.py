@@ -21,6 +21,8 @@ from nas_mnist.training.jobs import RetrainJob
 from nas_mnist.training.loop import TrainingError
 from nas_mnist.training.requirements import summarise
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_reproduce_best_trains_the_candidate_that_the_trial_stored(copied: Path, invoke: Runner) -> None:
     (copied / "space.toml").unlink()  # an edited or lost space breaks nothing

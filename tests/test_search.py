@@ -45,6 +45,8 @@ from nas_mnist.training.classifier import Classifier
 from nas_mnist.training.evaluate import evaluate
 from nas_mnist.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 RUN = "nas_mnist.search.pipeline.SearchPipeline.run"
 LOOK = "optuna-dashboard sqlite:///studies/nas_mnist.db --artifact-dir studies/artifacts"
 
@@ -412,6 +414,7 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invo
     lost = {trial.user_attrs["key"] for trial in unfinished if "key" in trial.user_attrs}
     assert lost
 
+    command[-1] = 1  # the number of workers is not part of a study
     running = begin(work, *command)  # interrupted while the winner is retrained
     assert running.stdout is not None
     seen = ""

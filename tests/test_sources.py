@@ -19,6 +19,8 @@ from nas_mnist.core.errors import InputError
 from nas_mnist.data.dataset import load
 from nas_mnist.data.readers import TORCHVISION, read_idx, read_npz
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 9, 12), dtype=np.uint8)
 LABELS = np.arange(40, dtype=np.uint8) % 3
 
