@@ -11,12 +11,18 @@ from ..core.fileio import check_new, write_bytes
 from ..core.versions import versions
 from .record import record
 from .search import search
+from .searches import searches
 from .trainings import train
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SUBCOMMANDS: dict[str, Callable[..., None]] = {"record": record, "search": search, "train": train}
+SUBCOMMANDS: dict[str, Callable[..., None]] = {
+    "record": record,
+    "search": search,
+    "searches": searches,
+    "train": train,
+}
 BUSY_LOAD = 0.5  # load average of the minute before, from which on figures are not reliable
 
 
@@ -36,6 +42,8 @@ def bench(
     bench record: train random candidates, and store their learning curves.
 
     bench search: replay searches on stored learning curves.
+
+    bench searches: run whole searches, and test what they find.
 
     bench train: train given networks by recipes, and compare them.
     """

@@ -6,6 +6,7 @@ number of channels. The bar on the right is the block's share of the parameters.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 from math import log2
 from textwrap import shorten
@@ -57,11 +58,9 @@ def diagram_rows(architecture: Architecture) -> list[DiagramRow]:
         last = last if isinstance(block, Repeat) else block
         assert last is not None  # an architecture that exists never begins with a repeat
         units = last.body if isinstance(last, Residual | Sequence) else [last]
-        counts = [(title, len(list(equal))) for title, equal in groupby(map(_title, units))]
-        titles = [f"{count} × {title}" if count > 1 else title for title, count in counts]
-        title = "residual: " * isinstance(last, Residual) + ", ".join(titles)
-        title += ", shared weights" * isinstance(block, Repeat)
-        rows.append(DiagramRow(last.kind, title, _details(units[-1]), shape, params))
+        title = "residual: " * isinstance(last, Residual) + _titles(units)
+        details = "shared weights, " * isinstance(block, Repeat) + _details(units[-1])
+        rows.append(DiagramRow(last.kind, title, details, shape, params))
     head = architecture.head
     steps = [f"{head.kernel}×{head.kernel} to {architecture.classes} classes", "global average"]
     steps = steps if head.order == "conv_then_pool" else steps[::-1]
@@ -105,6 +104,15 @@ def _output_and_params(architecture: Architecture, path: str) -> tuple[Shape, in
     """Output shape and parameters of the block at a path."""
     layers = [layer for layer in architecture.layers if f"{layer.path}.".startswith(f"{path}.")]
     return layers[-1].out_shape, sum(layer.params for layer in layers)
+
+
+def _titles(units: Iterable[Part]) -> str:
+    """The titles of a block's convolutions; "convolution" is left out where there are several kinds."""
+    counts = [(title, len(list(equal))) for title, equal in groupby(map(_title, units))]
+    short = [title.removeprefix("convolution ") if len(counts) > 1 else title for title, _ in counts]
+    return ", ".join(
+        f"{count} × {title}" if count > 1 else title for (_, count), title in zip(counts, short, strict=True)
+    )
 
 
 def _title(block: Part) -> str:

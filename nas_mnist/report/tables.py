@@ -70,9 +70,10 @@ def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -
 
 def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalist) -> Table:
     """The finalists and their means over fresh seeds on the validation images, the lowest loss first."""
-    headings = ["Params", "MACs", "Seeds", "Accuracy", "Loss", "Beside the best"]
+    headings = ["Params", "MACs", "Seeds", "Accuracy", "Loss", "Verdict"]
     title = "Finalists with fresh seeds (validation images)"
     table = new_table(title, ["Candidate", "Origin"], headings, compact=True)
+    table.columns[0].no_wrap = True
     for one in sorted(finalists, key=lambda one: scores.loss(one.key)):
         cost = cost_of(one.architecture)
         numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
@@ -83,7 +84,7 @@ def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalis
 
 def _verdict(one: Finalist, scores: FinalScores, best: Finalist) -> str:
     if one == best:
-        return ""
+        return "best"
     if scores.is_as_good(one.key, best.key):
         return "as good"
     return "worse" if scores.is_worse(one.key, best.key) else "rather worse"
