@@ -12,7 +12,6 @@ from .core.cli import OUTPUT, WHAT, Network, Storage, Study, as_path, check_look
 from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .core.errors import InputError
 from .core.fileio import check_new, write_bytes
-from .data.class_names import class_names
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -124,9 +123,9 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     architecture = classifier.model.architecture
     shape = ", ".join(map(str, architecture.input_shape))
     return {
-        "input": f"float32 (N, {shape}), pixels from 0 to 255, light on dark as in {classifier.data}",
+        "input": f"float32 (N, {shape}), pixels from 0 to 255, as in {classifier.data}",
         "output": f"float32 (N, {architecture.classes}), a score for every class; the largest one wins",
-        "classes": json.dumps(class_names(classifier.data, architecture.classes)),
+        "classes": json.dumps(classifier.class_names),
         "data": classifier.data,
         "architecture": architecture.to_json(),
     }

@@ -121,7 +121,7 @@ def reproduce(
     console = make_console(quiet)
     where = pick_device(device)
     chosen, note = resolve_engine(engine, where)
-    data = load(dataset, as_path(data_dir))
+    data = load(dataset, as_path(data_dir), quiet)
     check_fits(found.architecture, data)
     recipe_name = recipe or found.recipe_name
     machine, limit = describe_machine(where, count or 1), found.budget or MAX_PARAMS

@@ -36,17 +36,18 @@ def picture_size(path: Path) -> tuple[int, int]:
         return file.size if turned else file.size[::-1]
 
 
-def read_picture(path: Path, height: int, width: int) -> Array:
-    """A picture as uint8 (3, height, width): upright, its proportions given up; raises `InputError`.
+def read_picture(path: Path, height: int, width: int, channels: int = 3) -> Array:
+    """A picture as uint8 (channels, height, width), in colour or with one channel in grey.
 
-    Transparent parts become white. Of several frames the first is taken.
+    It is turned upright, and resized without regard to its proportions. Transparent parts become white. Of
+    several frames the first is taken. Raises `InputError`.
     """
     with _opened(path) as file:
         file.draft("RGB", (2 * max(height, width),) * 2)  # JPEG: decoded to about this size
         image = _in_colour(ImageOps.exif_transpose(file))
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image).transpose(2, 0, 1)
+    return np.asarray(image).transpose(2, 0, 1) if channels == 3 else np.asarray(image.convert("L"))[None]
 
 
 @contextmanager

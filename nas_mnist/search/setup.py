@@ -103,7 +103,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
 
     device = pick_device(config.device)
     engine, note = resolve_engine(config.engine, device)
-    data = load(config.dataset, config.data_dir)
+    data = load(config.dataset, config.data_dir, config.quiet)
     space = SearchSpace.load_for(config.space, data.shape, data.classes, data.name)
     if config.cost_metric and config.space in SPACES and space.fill:
         space = space.model_copy(update={"fill": FRONT_FILL})
