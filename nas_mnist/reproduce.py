@@ -122,7 +122,7 @@ def reproduce(
     where = pick_device(device)
     chosen, note = resolve_engine(engine, where)
     data = load(dataset, as_path(data_dir))
-    check_fits(found.architecture, data)
+    check_fits(found.architecture, data, own_recipe)
     recipe_name = recipe or found.recipe_name
     machine, limit = describe_machine(where, count or 1), found.budget or MAX_PARAMS
     metadata = metadata_of(found.name, found.architecture, own_recipe, data, machine, limit)

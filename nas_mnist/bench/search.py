@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..core.cli import HOW_WELL, WHAT, JsonFile, as_path, as_table, integer, option
+from ..core.cli import HOW_WELL, WHAT, JsonFile, as_path, as_table, integer, option, real
 from ..core.defaults import MAX_SEED
 from ..core.errors import InputError, foreign_data
 from ..core.fileio import check_new, write_bytes
@@ -29,7 +29,8 @@ def search(
     ] = DEFAULT_TABLE,
     repeats: Annotated[int, integer(HOW_WELL, 2, 100_000, "Replay N times (100).")] = 100,
     target: Annotated[
-        float | None, option(WHAT, "PERCENT", "Search for this accuracy (the best 5 % reach it).")
+        float | None,
+        option(WHAT, "PERCENT", "Search for this accuracy (of the best 5 %).", parser=real),
     ] = None,
     seed: Annotated[int, integer(HOW_WELL, 0, MAX_SEED, "Seed of the replays (0).")] = 0,
     json_file: JsonFile = None,

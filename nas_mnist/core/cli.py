@@ -18,6 +18,7 @@ import typer.core
 from .defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
 from .errors import InputError, NoResultError
 from .fileio import expand_user
+from .numbers import parse_number, parse_whole
 from .signals import raise_on
 
 DONE, NO_RESULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -136,13 +137,19 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from ``low`` to ``high`` for an option."""
 
     def parse(text: str) -> int:
-        plain = re.fullmatch(r"[0-9]{1,20}|-[1-9][0-9]{0,19}", str(text))  # typer passes defaults as numbers
-        number = int(text) if plain else low - 1
-        if not low <= number <= high:
+        number = parse_whole(str(text), low, high)  # typer passes defaults as numbers
+        if number is None:
             raise typer.BadParameter(f"{_short(str(text))!r} (use a whole number from {low:,} to {high:,})")
         return number
 
     return parse
+
+
+def real(text: str) -> float:
+    """A parser of positive numbers for an option."""
+    if (number := parse_number(str(text))) is None:
+        raise typer.BadParameter(f"{_short(str(text))!r} (use a positive number, as 99.4)")
+    return float(number)
 
 
 def check_name(option: str, name: str) -> str:

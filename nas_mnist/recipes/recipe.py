@@ -68,11 +68,12 @@ class Recipe(BaseModel):
         """The recipe for an epoch of ``images`` images.
 
         If they give fewer than `min_steps` steps, the batch size shrinks, and the learning rate with it (the
-        linear scaling rule, Goyal et al. 2017, arxiv.org/abs/1706.02677).
+        linear scaling rule, Goyal et al. 2017, arxiv.org/abs/1706.02677). It stays at two or more, because
+        batch normalisation needs the variance of a batch.
         """
-        if self.min_steps == 1 or self.batch_size * self.min_steps <= images:
+        batch_size = max(2, images // self.min_steps)
+        if self.min_steps == 1 or self.batch_size <= batch_size:
             return self
-        batch_size = max(1, images // self.min_steps)
         learning_rate = self.learning_rate * batch_size / self.batch_size
         return Recipe.model_validate(
             {**self.model_dump(), "batch_size": batch_size, "learning_rate": learning_rate, "min_steps": 1}

@@ -188,6 +188,13 @@ class SearchSpace(Frozen):
         return space
 
     @property
+    def normalises(self) -> bool:
+        """Whether a draw may have batch normalisation."""
+        drawn = {norm for stage in self.stages for norm in stage.norm or self.network.norm}
+        own = {layer.norm for block in self.blocks.values() for layer in block.layers}
+        return any(self.head.norm) or not drawn | own <= {"none", None}
+
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly when the spaces are."""
         return digest(self)
