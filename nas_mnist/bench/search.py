@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..core.cli import HOW_WELL, WHAT, JsonFile, as_path, as_table, integer, option, real
+from ..core.cli import HOW_WELL, WHAT, JsonFile, as_new_file, as_table, integer, option, real
 from ..core.defaults import MAX_SEED
 from ..core.errors import InputError, foreign_data
-from ..core.fileio import check_new, write_bytes
+from ..core.fileio import write_bytes
 from ..models.cost import COST_NAMES, Budget
 from ..space.space import SearchSpace
 
@@ -37,9 +37,7 @@ def search(
 ) -> None:
     """Replay searches on recorded learning curves, to compare samplers and pruning rules."""
     path = as_table("--curves", curves)
-    json_path = as_path(json_file)
-    if json_path is not None:
-        check_new(json_path, "--json")
+    json_path = as_new_file(json_file)
     if target is not None and not 0 < target <= 100:
         raise InputError(f"--target: {target} (use a percentage above 0 and up to 100)")
 

@@ -16,8 +16,8 @@ import typer
 import typer.core
 
 from .defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
-from .errors import InputError, NoResultError
-from .fileio import expand_user
+from .errors import InputError, NoResultError, choices
+from .fileio import check_new, expand_user
 from .numbers import parse_number, parse_whole
 from .signals import raise_on
 
@@ -93,8 +93,8 @@ def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     name = None  # typer derives it
     if others and words and not words[0].startswith("-"):
         if words[0] not in others:
-            known = ", ".join(others)
-            sys.exit(_print_error(f"{_short(words[0])!r} is not known (use {known} or options)", BAD_INPUT))
+            advice = choices(words[0], others, " or options")
+            sys.exit(_print_error(f"{_short(words[0])!r} is not known {advice}", BAD_INPUT))
         command = others[words[0]]
         name = f"python -m {command.__module__.rpartition('.')[0]} {words.pop(0)}"
     app.command(cls=GroupedHelp)(command)
@@ -185,6 +185,13 @@ def as_path(text: str | None, option: str = "path") -> Path | None:
     if not text or "\0" in text:
         raise InputError(f"{option}: {text!r} (use the path of a file or folder)")
     return expand_user(text, option)
+
+
+def as_new_file(text: str | None, option: str = "--json") -> Path | None:
+    """An option's text as the path of a new file; raises `InputError` if it exists or cannot be made."""
+    if (path := as_path(text, option)) is not None:
+        check_new(path, option)
+    return path
 
 
 def as_table(option: str, text: str) -> Path:

@@ -54,7 +54,7 @@ class Architecture(Frozen):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(explain(error, BLOCK_KINDS)) from None
+            raise InputError(explain(error, cls, BLOCK_KINDS)) from None
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:

@@ -59,7 +59,7 @@ def search(
     trials: Annotated[int, field_option("trials", WHAT, "N", "Train N candidates ({}).")] = default("trials"),
     max_params: Annotated[
         int,
-        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({})."),
+        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({}; on MNIST fewer)."),
     ] = default("max_params"),
     dataset: Annotated[
         str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")

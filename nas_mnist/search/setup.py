@@ -12,7 +12,7 @@ from ..models.cost import Budget
 from ..recipes.recipe import Recipe, load_recipe
 from ..space.space import SPACES, SearchSpace
 from ..training.jobs import Source
-from ..training.requirements import required_accuracy
+from ..training.requirements import exact_budget, required_accuracy
 from .config import SearchConfig
 from .effort import EFFORTS
 from .start import Given, given_networks
@@ -50,7 +50,7 @@ class SearchSetup:
     @property
     def budget(self) -> Budget:
         """The limits of a candidate's cost."""
-        budget = self.config.budget
+        budget = exact_budget(self.config.budget, self.source.dataset)
         return budget if self.step_params is None else replace(budget, max_params=self.step_params)
 
     @property
@@ -111,7 +111,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     recipe = recipe if config.epochs is None else recipe.with_epochs(config.epochs)
     train_data, _ = data.split()
     images = config.search_images or None
-    given = given_networks(config.start, config.budget, data)
+    given = given_networks(config.start, exact_budget(config.budget, data.name), data)
     normalises = space.normalises or any(one.architecture.normalises for one in given)
     check_batches(_checked_part(train_data, images, data.classes), recipe, normalises)
     if config.search_images is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..core.cores import available_cores
-from ..core.errors import InputError
+from ..core.errors import InputError, choices
 from ..core.process_pool import threads_per_process
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -24,7 +24,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = next(known for known in ("cuda", "mps", "cpu") if available[known])
     if name not in available:
-        raise InputError(f"device: {name!r} is not known (use {', '.join(DEVICES)})")
+        raise InputError(f"device: {name!r} is not known {choices(name, DEVICES)}")
     if not available[name]:
         here = ", ".join(kind for kind, there in available.items() if there)
         raise InputError(f"device: {name!r} is not on this machine (here: {here})")
