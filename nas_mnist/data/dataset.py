@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, choices
 from ..core.fileio import expand_user
 from .readers import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision
 
@@ -135,7 +135,7 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir)
     if name not in DATASETS[:2]:
-        raise InputError(f"dataset: {name!r} is not known (use {', '.join(DATASETS)})")
+        raise InputError(f"dataset: {name!r} is not known {choices(name, DATASETS)}")
     return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir)
 
 

@@ -75,6 +75,8 @@ def read_idx(folder: Path, train: bool) -> Arrays:
 
     Raises `InputError`, also where one of the other files is missing.
     """
+    if folder.is_file():
+        raise InputError(f"dataset: {folder} is a file (use idx:FOLDER or npz:FILE)")
     files = {name: _find(folder, file) for name, file in _IDX_FILES.items()}
     return _read_part(f"dataset: {folder}", lambda name: _read_idx_file(files[name]), train)
 
@@ -85,8 +87,10 @@ def read_npz(path: Path, train: bool) -> Arrays:
     Raises `InputError`, also where one of the other arrays is missing.
     """
     where = f"dataset: {path}"
+    if path.is_dir():
+        raise InputError(f"{where} is a folder (use npz:FILE or idx:FOLDER)")
     if not path.is_file():
-        raise InputError(f"{where} does not exist")
+        raise InputError(f"{where} does not exist" if not path.exists() else f"{where} is no regular file")
     try:
         with zipfile.ZipFile(path) as archive:
             for name in _IDX_FILES:

@@ -20,6 +20,7 @@ from ..core.cli import (
     as_path,
     command_line,
     option,
+    real,
     run,
     whole,
 )
@@ -58,7 +59,7 @@ def search(
     trials: Annotated[int, field_option("trials", WHAT, "N", "Train N candidates ({}).")] = default("trials"),
     max_params: Annotated[
         int,
-        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({})."),
+        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({}; on MNIST fewer)."),
     ] = default("max_params"),
     dataset: Annotated[
         str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")
@@ -85,7 +86,8 @@ def search(
         ),
     ] = None,
     target: Annotated[
-        float | None, field_option("target", WHAT, "PERCENT", "Accuracy of the smallest answer (99.4).")
+        float | None,
+        field_option("target", WHAT, "PERCENT", "Accuracy of the smallest answer (99.4).", parser=real),
     ] = default("target"),
     effort: Annotated[
         str, field_option("effort", HOW_WELL, "EFFORT", "Spend: quick, normal or thorough ({}).")
@@ -120,7 +122,7 @@ def search(
     ] = default("search_recipe"),
     timeout: Annotated[
         float | None,
-        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time."),
+        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time.", parser=real),
     ] = default("timeout"),
     no_retrain: Annotated[
         bool, field_option("retrain", HOW_WELL, "", "Leave the test images unread.", "--no-retrain")

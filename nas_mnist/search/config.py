@@ -21,7 +21,7 @@ from pydantic import (
 
 from ..core.cli import check_data_dir, check_in_use, check_name
 from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARAMS, MAX_SEED, REPORTS, Engine
-from ..core.errors import InputError, explain
+from ..core.errors import InputError, choices, explain
 from ..core.fileio import check_new, check_writable
 from ..core.process_pool import MAX_WORKERS
 from ..models.cost import OBJECTIVES, Budget, cost_metric_of
@@ -79,7 +79,7 @@ class SearchConfig(BaseModel):
         try:
             return cls(**options)
         except ValidationError as error:
-            message = explain(error)
+            message = explain(error, cls)
             field = message.partition(":")[0]
             if field in cls.model_fields:
                 message = f"--{field.replace('_', '-')}{message.removeprefix(field)}"
@@ -90,7 +90,7 @@ class SearchConfig(BaseModel):
     def _known_name(cls, name: str, info: ValidationInfo) -> str:
         known = EFFORTS if info.field_name == "effort" else OBJECTIVES
         if name not in known:
-            raise ValueError(f"use {', '.join(known)}")
+            raise ValueError(choices(name, known)[1:-1])
         return name
 
     @model_validator(mode="after")
@@ -114,7 +114,7 @@ class SearchConfig(BaseModel):
 
     @property
     def budget(self) -> Budget:
-        """The limits of a candidate's cost."""
+        """The limits as they were asked for; `SearchSetup.budget` is what candidates are held against."""
         return Budget(self.max_params, self.max_macs, self.max_memory)
 
     @property

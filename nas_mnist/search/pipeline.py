@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..study.race import Answer
     from ..study.results import TrialRow
 
+DASHBOARD_HINT = "from afar: ssh -L 8080:localhost:8080 HOST; behind a prefix, as of Jupyter, it stays blank"
 STEPS = 6  # of a search that narrows its budget
 RARE = 0.05  # a share of draws that fit the budget
 STORAGE_PATIENCE = 0.5  # seconds; the time that an interrupted search gives its storage
@@ -43,18 +44,21 @@ def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
     ``command`` is the command line that continues it, for the study's note and page. Raises `InputError` for
     options that cannot be used here, and `NoResultError` for a search that ends without a winner.
     """
-    from ..study.candidate import check_space
-    from ..study.given import enqueue_given
-    from ..study.storage import storage_guard
-    from ..study.study import open_study
+    from ..report.progress import loading
 
-    setup, data = prepare(config)
-    survey = check_space(setup.space, setup.budget, config.seed)
-    pipeline = SearchPipeline(setup, data)
-    study_config, metadata = setup.study_config(data), pipeline.metadata()
-    with storage_guard(config.storage):
-        study = open_study(config.storage, config.study, study_config, metadata)
-        enqueue_given(study, setup.given)
+    with loading("Loading torch, the data and the study", config.quiet):
+        from ..study.candidate import check_space
+        from ..study.given import enqueue_given
+        from ..study.storage import storage_guard
+        from ..study.study import open_study
+
+        setup, data = prepare(config)
+        survey = check_space(setup.space, setup.budget, config.seed)
+        pipeline = SearchPipeline(setup, data)
+        study_config, metadata = setup.study_config(data), pipeline.metadata()
+        with storage_guard(config.storage):
+            study = open_study(config.storage, config.study, study_config, metadata)
+            enqueue_given(study, setup.given)
     pipeline.run(study, survey, command or f"python -m nas_mnist.search --study {config.study}")
     return study
 
@@ -104,16 +108,15 @@ class SearchPipeline:
                 study.set_user_attr("dataset", self.data.name)
                 study.set_user_attr("reproduce", self.reproduce_command("best"))
                 self._announce(study, survey)
-                if self.setup.config.narrows:
-                    self._narrow(study)
-                else:
-                    self._train_candidates(study, self.setup)
+                train = self._narrow if self.setup.config.narrows else self._train_candidates
+                ending = train(study)
                 self._finish(study)
+                self._check_total(study, ending)
         except KeyboardInterrupt:
             self._print_kept(study)
             raise
         finally:
-            look = f"Look into the study with:\n{dashboard_command(storage)}"
+            look = f"Look into the study with ({DASHBOARD_HINT}):\n{dashboard_command(storage)}"
             self.console.print(look, soft_wrap=True, markup=False)
 
     def reproduce_command(self, answer: str) -> str:
@@ -150,6 +153,7 @@ class SearchPipeline:
             say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
         if names := waiting_names(study):
             say(f"Given, and tried first: {', '.join(names)}", markup=False)
+        say(f"n/{setup.config.trials} counts trained candidates; trial numbers also count rejected draws")
 
     def _print_estimate(self, rows: Sequence[TrialRow]) -> None:
         """Print how long the search will take, from its first candidates."""
@@ -176,28 +180,33 @@ class SearchPipeline:
         finalists = "all" if images is None else f"{images:,}"
         return f"{epochs} of {self.setup.images:,} images (finalists: {finalists})"
 
-    def _narrow(self, study: optuna.Study) -> None:
+    def _narrow(self, study: optuna.Study) -> str:
         """Train candidates step by step, each step at a smaller budget while the target is met.
 
-        The budget is halved until no candidate of a step meets the target, and then bisected.
+        The budget is halved until no candidate of a step meets the target, and then bisected. Returns how the
+        last step ended that lacks candidates.
         """
+        ending = ""
         finals, config = Finals(self.setup, self.data, self.console), self.setup.config
-        params, meets, misses = config.max_params, 0, 0
+        params, meets, misses = self.setup.budget.max_params, 0, 0
         given = min(len(self.setup.given), config.trials)  # the first step tries them all
         for step in range(1, STEPS + 1):
             total = max(round(config.trials * step / STEPS), given, 1)
             self.console.print(f"Step {step} of {STEPS}: at most {params:,} parameters")
-            self._train_candidates(study, replace(self.setup, step_params=params, step_trials=total))
+            pipeline = replace(self, setup=replace(self.setup, step_params=params, step_trials=total))
+            ending = pipeline._train_candidates(study) or ending
             if (found := finals.meets_target(study, params)) is not None:
                 meets = found
                 params = round(sqrt(meets * misses)) if misses else meets // 2
             elif meets:
                 misses = params
                 params = round(sqrt(meets * misses))
+        return ending
 
-    def _train_candidates(self, study: optuna.Study, setup: SearchSetup) -> None:
-        """Train candidates until the study has its total."""
+    def _train_candidates(self, study: optuna.Study) -> str:
+        """Train candidates until the study has its total; returns why it has fewer, empty if it has them."""
         from ..report.notes import write_missing_notes, write_study_note, write_trial_note
+        from ..report.progress import counted
         from ..report.search_display import SearchDisplay
         from ..report.tables import counts_line
         from ..study.recovery import recover
@@ -205,7 +214,7 @@ class SearchPipeline:
         from ..study.storage import dashboard_command
         from ..study.verdict import Verdict, count_candidates, count_verdicts
 
-        config = setup.config
+        setup, config, ending = self.setup, self.setup.config, ""
         recover(study)
         write_missing_notes(study)
         epochs = setup.candidate_recipe.epochs
@@ -230,6 +239,8 @@ class SearchPipeline:
         }
         missing = setup.trials - count_candidates(study)
         if missing > 0:
+            begin = "Starting {}: to load the data and compile kernels takes about 10 seconds"
+            self.console.print(begin.format(counted(min(setup.workers, missing), "worker")))
             try:
                 with display:
                     run_workers(SearchJob(setup), setup.workers, missing, handlers)
@@ -239,15 +250,28 @@ class SearchPipeline:
             except StorageLostError:
                 raise
             except NoResultError as error:
-                self.console.print(f"Ended early: {error}")
+                ending = str(error)
+            if not ending and count_candidates(study) < setup.trials:
+                ending = "--timeout is over"
+            if ending:
+                self.console.print(f"Ended early: {ending}", markup=False)
         elif setup.step_trials is None:
             self.console.print(f"The study has its {setup.trials} candidates (--trials N: for more)")
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}")
+        return ending
+
+    def _check_total(self, study: optuna.Study, ending: str) -> None:
+        """Raise `NoResultError` for a search that ended without its total."""
+        from ..study.verdict import count_candidates
+
+        count, total = count_candidates(study), self.setup.config.trials
+        if count < total:
+            raise NoResultError(f"the study has {count} of {total} candidates: {ending}")
 
     def _finish(self, study: optuna.Study) -> None:
         """Choose the answers, retrain them, read the test images once for each, and report."""
         from ..report.answers import answer_line, comparison_lines
-        from ..report.notes import add_answers
+        from ..report.notes import add_answers, mark_answers
         from ..study.results import StudyResults, best_rows
         from ..training.loop import TrainingError
 
@@ -279,11 +303,12 @@ class SearchPipeline:
         if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
             lines.append(f"No finalist reaches {self.setup.target:.1%} of the validation images")
         results = StudyResults.read(study)
-        rows, budget = best_rows(results.rows, len(results.rows)), self.setup.config.budget
+        rows, budget = best_rows(results.rows, len(results.rows)), self.setup.budget
         lines += comparison_lines(answers, rows, results.finals, budget, self.data.name)
         for line in lines:
             say(line, soft_wrap=True, markup=False)
         add_answers(study, lines)
+        mark_answers(study, answers)
         self._report(study)
 
     def _print_verdict(self, best: Answer, tested: Mapping[str, float]) -> None:
@@ -298,12 +323,9 @@ class SearchPipeline:
             usual = self.setup.recipe.model_dump(mode="json")
             changes = [f"{name} {value}" for name, value in best.recipe.items() if value != usual[name]]
             say(f"Its recipe differs in: {', '.join(changes) or 'nothing'}", markup=False)
-        accuracy, scored_on = best.validation_accuracy, "validation images"
-        if best.key in tested:
-            accuracy, scored_on = tested[best.key], "test images, last epoch, one seed"
-        met = requirements(
-            architecture, self.setup.recipe.epochs, accuracy, self.data.name, self.setup.budget
-        )
+        accuracy, budget = tested.get(best.key), self.setup.budget
+        met = requirements(architecture, self.setup.recipe.epochs, accuracy, self.data.name, budget)
+        scored_on = "the test images are unread" if accuracy is None else "test images, last epoch, one seed"
         say(requirement_table(met, f"The requirements ({scored_on})"))
         self._warn()
 

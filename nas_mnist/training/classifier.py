@@ -21,6 +21,7 @@ from ..core.errors import InputError, explain
 from ..core.fileio import MAX_TEXT_BYTES
 from ..data.normalize import Normalizer
 from ..models.architecture import Architecture
+from ..models.blocks import BLOCK_KINDS
 from ..models.cost import cost_of
 from ..models.network import Network
 
@@ -100,7 +101,7 @@ def _read_about(text: str) -> _About:
     try:
         return _About.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(f"metadata 'classifier': {explain(error)}") from None
+        raise InputError(f"metadata 'classifier': {explain(error, _About, BLOCK_KINDS)}") from None
 
 
 def _load_tensors(model: Network, tensors: dict[str, Tensor]) -> None:
