@@ -77,3 +77,22 @@ def test_another_table_is_refused(invoke: Runner, work: Path) -> None:
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "no table of searches" in ended.err
     assert (work / "t.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ("default", "small")),
+        ({"max_params": 5_001}, ("default", "small")),
+        ({"max_params": 5_000}, ("tiny", "tiny")),
+        ({"objective": "params", "target": 99.4}, ("tiny", "tiny")),
+        ({"objective": "params"}, ("default", "small")),  # a front
+        ({"max_params": 500, "space": "classic"}, ("classic", "tiny")),
+        ({"max_params": 500, "recipe": "default"}, ("tiny", "default")),
+    ],
+)
+def test_small_budgets_have_a_space_and_a_recipe_of_their_own(
+    options: dict[str, Any], names: tuple[str, str]
+) -> None:
+    config = SearchConfig.make(**options)
+    assert (config.space_name, config.recipe_name) == names

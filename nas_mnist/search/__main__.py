@@ -65,10 +65,12 @@ def search(
         str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")
     ] = default("dataset"),
     space: Annotated[
-        str, field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a TOML file.")
+        str | None,
+        field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a file (by budget)."),
     ] = default("space"),
     recipe: Annotated[
-        str, field_option("recipe", WHAT, "NAME|FILE", "Train by small, default, tiny, published or a file.")
+        str | None,
+        field_option("recipe", WHAT, "NAME|FILE", "Train by small, tiny, default or a file (by budget)."),
     ] = default("recipe"),
     objective: Annotated[
         str, field_option("objective", WHAT, "NAME", "Accuracy, or a front against params, macs, memory.")

@@ -104,10 +104,10 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     device = pick_device(config.device)
     engine, note = resolve_engine(config.engine, device)
     data = load(config.dataset, config.data_dir)
-    space = SearchSpace.load_for(config.space, data.shape, data.classes, data.name)
-    if config.cost_metric and config.space in SPACES and space.fill:
+    space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name)
+    if config.cost_metric and config.space_name in SPACES and space.fill:
         space = space.model_copy(update={"fill": FRONT_FILL})
-    recipe = load_recipe(config.recipe)
+    recipe = load_recipe(config.recipe_name)
     recipe = recipe if config.epochs is None else recipe.with_epochs(config.epochs)
     train_data, _ = data.split()
     images = config.search_images or None

@@ -53,9 +53,10 @@ def open_study(url: str, name: str, config: StudyConfig, metadata: dict[str, Any
         _initialise(study, config, metadata)
     if differences := config.differences(stored):
         command = study.user_attrs.get("command")
-        same = f"the same, as {command}," if isinstance(command, str) else "the same,"
+        made = f", as {command} had them" if isinstance(command, str) else ""
         raise InputError(
-            f"study: {name!r} was made with {'; '.join(differences)} (use {same} or --study NEW_NAME)"
+            f"study: {name!r} was made with {'; '.join(differences)} "
+            f"(use --study NEW_NAME, or those settings{made})"
         )
     return study
 
