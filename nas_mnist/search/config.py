@@ -24,7 +24,7 @@ from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARA
 from ..core.errors import InputError, explain
 from ..core.fileio import check_new, check_writable
 from ..core.process_pool import MAX_WORKERS
-from ..models.cost import OBJECTIVES, Budget, cost_metric_of
+from ..models.cost import OBJECTIVES, OLD_OBJECTIVES, Budget, cost_metric_of
 from ..recipes.recipe import load_recipe
 from ..space.space import SearchSpace
 from .effort import DEFAULT_EFFORT, EFFORTS
@@ -44,7 +44,9 @@ class SearchConfig(BaseModel):
     trials: int = Field(50, ge=1, le=100_000)  # candidates to train
     max_params: int = Field(MAX_PARAMS, ge=1, le=10**9)
     max_macs: int | None = Field(None, ge=1, le=10**12)  # multiply-adds for one image
-    max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes of activations for one image, float32
+    max_flash: int | None = Field(None, ge=1, le=10**12)  # bytes of the int8 network's tables
+    max_ram: int | None = Field(None, ge=1, le=10**12)  # bytes of the int8 network's buffer
+    max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes, float32; of studies of earlier versions
     objective: str = "accuracy"  # one of `OBJECTIVES`
     target: float | None = Field(None, gt=0, lt=100)  # percent, of the smallest answer; None: the exercise's
     space: str = "default"  # a preset or a TOML file
@@ -89,7 +91,7 @@ class SearchConfig(BaseModel):
     @classmethod
     def _known_name(cls, name: str, info: ValidationInfo) -> str:
         known = EFFORTS if info.field_name == "effort" else OBJECTIVES
-        if name not in known:
+        if name not in known and name not in OLD_OBJECTIVES:
             raise ValueError(f"use {', '.join(known)}")
         return name
 
@@ -115,7 +117,8 @@ class SearchConfig(BaseModel):
     @property
     def budget(self) -> Budget:
         """The limits of a candidate's cost."""
-        return Budget(self.max_params, self.max_macs, self.max_memory)
+        limits = self.max_params, self.max_macs, self.max_flash, self.max_ram, self.max_memory
+        return Budget(*limits)
 
     @property
     def cost_metric(self) -> str | None:
