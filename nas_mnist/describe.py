@@ -36,6 +36,8 @@ def describe(
     print(layer_table(architecture))
     print()
     print(f"Multiply-adds an image: {cost.macs:,}")
+    print(f"Flash (bytes of int8 weights, scales and biases in C, no code): {cost.flash:,}")
+    print(f"RAM (bytes of the int8 buffer in C, with the image): {cost.ram:,}")
     print(f"Peak activation memory (bytes, float32): {cost.peak_memory:,}")
     print(f"Receptive field (pixels): {cost.receptive_field}")
     if note := shared_weights(architecture):

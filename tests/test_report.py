@@ -77,8 +77,8 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     rows = trial_rows(stored(finished[0]))
     table = pd.read_csv(folder / "trials.csv")
     assert list(table.columns) == [
-        "trial", "verdict", "reason", "n_params", "excess", "macs", "peak_memory", "epochs", "images",
-        "validation_accuracy", "validation_loss", "seconds", "origin", "key",
+        "trial", "verdict", "reason", "n_params", "excess", "macs", "flash", "ram", "peak_memory",
+        "epochs", "images", "validation_accuracy", "validation_loss", "seconds", "origin", "key",
     ]  # fmt: skip
     assert list(table["trial"]) == [row.trial for row in rows]
     summary = json.loads((folder / "summary.json").read_text())
@@ -162,7 +162,7 @@ def test_several_items_stand_side_by_side(copied: Path, invoke: Runner) -> None:
 def test_the_live_display_fits_into_80_columns_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=80, force_terminal=True, record=True)
     display = SearchDisplay(console, 100, 20, [])
-    display.candidate(123, Cost(params=19_999, macs=1, peak_memory=1, receptive_field=1))
+    display.candidate(123, Cost(params=19_999, macs=1, peak_memory=1, receptive_field=1, flash=1, ram=1))
     display.epoch(123, EpochResult(20, 0.1, 0.1, 1.0, 2_468, Score(0.1, 9_963, 10_000)))
     with monkeypatch.context() as later:
         later.setattr("time.monotonic", lambda: display.started + 4_000)
@@ -284,7 +284,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
     ended = invoke("reproduce", "--list")
     assert (ended.code, ended.err) == (0, "")
     (line,) = (line for line in ended.out.splitlines() if line.strip().startswith("reference"))
-    assert " ".join(line.split()) == "reference 19,122 5,070,912 default 5 99.622 0.054 99.555-99.689"
+    assert " ".join(line.split()) == "reference 19,122 5.07M 20.1K 36.8K default 5 99.622 99.555-99.689"
     narrow = Console(width=80, file=io.StringIO())
     narrow.print(comparison_table(comparison_rows([item_of_name(name, None) for name in zoo.names()])))
     shown = narrow.file.getvalue()  # type: ignore[attr-defined]

@@ -300,7 +300,9 @@ OTHERWISE = {  # by the setting that a message names
     "space": ["--space", "other.toml"],
     "max_params": ["--max-params", 9_999],
     "max_macs": ["--max-macs", 10_000_000],
-    "max_memory": ["--max-memory", 10_000_000],
+    "max_memory": ["--max-memory", 10_000_000],  # of earlier versions; not in --help
+    "max_flash": ["--max-flash", "9.5MB"],
+    "max_ram": ["--max-ram", "10000KB"],
     "epochs": ["--epochs", 3],
     "recipe": ["--recipe", "published"],
     "search_recipe": ["--search-recipe"],

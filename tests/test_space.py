@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 from typing import Any
 
 import optuna
@@ -308,3 +309,13 @@ def test_relative_widths_count_and_absolute_ones_do_not() -> None:
     spaces, sampler = map(SearchSpace.from_toml, texts), RandomSampler(random.Random(0))
     one, ten = (space.draw(sampler, Budget(2_000)) for space in spaces)
     assert [block.channels for block in one.blocks] == [block.channels for block in ten.blocks]
+
+
+@pytest.mark.parametrize("name", ["default", "tiny", "strided"])
+def test_draws_for_a_device_fit_it_and_use_what_the_memory_leaves(name: str) -> None:
+    budget = Budget(20_000, max_flash=32 << 10, max_ram=16 << 10)
+    drawn = [
+        cost_of(SearchSpace.load(name).draw(RandomSampler(random.Random(seed)), budget)) for seed in range(12)
+    ]
+    assert all(budget.fits(cost) for cost in drawn)
+    assert median(cost.flash for cost in drawn) > 18_000  # one multiplier for all widths: half of that

@@ -152,6 +152,20 @@ def real(text: str) -> float:
     return float(number)
 
 
+def size(low: int, high: int) -> Callable[[str], int]:
+    """A parser of bytes for an option: ``32KB`` (of 1,024 bytes), ``1.5MB`` or ``16384``."""
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?(|[kKmM]?[bB])", str(text))
+        unit = found[2].upper() if found else ""
+        number = int(float(found[1]) * {"KB": 1 << 10, "MB": 1 << 20}.get(unit, 1)) if found else low - 1
+        if not low <= number <= high:
+            raise typer.BadParameter(f"{_short(str(text))!r} (use a size such as 32KB, 1MB or 16384)")
+        return number
+
+    return parse
+
+
 def check_name(option: str, name: str) -> str:
     """A name that may become a folder; raises `InputError` for a name that could leave its parent."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):

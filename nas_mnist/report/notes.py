@@ -129,7 +129,9 @@ def trial_note(trial: FrozenTrial) -> str:
     parts = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}"]
     if {"n_params", "macs", "peak_memory"} <= set(attrs):
         counts = f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds"
-        parts.append(f"{counts}, {attrs['peak_memory']:,} bytes of peak memory")
+        parts.append(f"{counts}, {attrs['peak_memory']:,} bytes of peak memory in float32")
+    if {"flash", "ram"} <= set(attrs):
+        parts.append(f"As int8: {attrs['flash']:,} bytes of flash, {attrs['ram']:,} bytes of RAM")
     if curve:
         last = max(curve)
         parts.append(f"Validation accuracy {curve[last].accuracy:.2%} after epoch {last}")

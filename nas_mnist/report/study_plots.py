@@ -30,8 +30,8 @@ def study_figures(study: StudyResults) -> dict[str, Figure]:
             curves, trained, study.epochs, required, study.best_title
         )
         figures["accuracy-parameters"] = accuracy_against(rows, config.budget.max_params)
-        if config.cost_metric in ("macs", "peak_memory"):
-            limit = config.max_macs if config.cost_metric == "macs" else config.max_memory
+        if config.cost_metric not in (None, "n_params"):
+            limit = config.budget.limits.get(COST_NAMES[config.cost_metric])
             figures["accuracy-cost"] = accuracy_against(rows, limit, config.cost_metric)
     if study.importances:
         greatest = list(study.importances.items())[:MOST_IMPORTANCES]

@@ -22,6 +22,7 @@ from ..core.cli import (
     option,
     real,
     run,
+    size,
     whole,
 )
 from ..core.process_pool import parse_workers
@@ -55,6 +56,9 @@ def _images(text: str) -> int:
         raise typer.BadParameter(str(error).replace("(use ", "(use all or ")) from None
 
 
+_size = size(1, 10**12)
+
+
 def search(
     trials: Annotated[int, field_option("trials", WHAT, "N", "Train N candidates ({}).")] = default("trials"),
     max_params: Annotated[
@@ -66,20 +70,26 @@ def search(
     ] = default("dataset"),
     space: Annotated[
         str | None,
-        field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a file (by budget)."),
+        field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, strided... (by the budget)."),
     ] = default("space"),
     recipe: Annotated[
         str | None,
         field_option("recipe", WHAT, "NAME|FILE", "Train by small, tiny, default or a file (by budget)."),
     ] = default("recipe"),
     objective: Annotated[
-        str, field_option("objective", WHAT, "NAME", "Accuracy, or a front against params, macs, memory.")
+        str, field_option("objective", WHAT, "NAME", "Accuracy, or a front against params, macs, flash, ram.")
     ] = default("objective"),
     max_macs: Annotated[
         int | None, field_option("max_macs", WHAT, "N", "Limit the multiply-adds for one image.")
     ] = default("max_macs"),
+    max_flash: Annotated[
+        int | None, field_option("max_flash", WHAT, "SIZE", "Limit the int8 tables: 32KB.", parser=_size)
+    ] = default("max_flash"),
+    max_ram: Annotated[
+        int | None, field_option("max_ram", WHAT, "SIZE", "Limit the int8 memory for an image.", parser=_size)
+    ] = default("max_ram"),
     max_memory: Annotated[
-        int | None, field_option("max_memory", WHAT, "BYTES", "Limit the activations' memory (float32).")
+        int | None, field_option("max_memory", WHAT, "BYTES", "Of earlier versions: float32.", hidden=True)
     ] = default("max_memory"),
     start: Annotated[
         list[str] | None,

@@ -24,7 +24,7 @@ from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARA
 from ..core.errors import InputError, choices, explain
 from ..core.fileio import check_new, check_writable
 from ..core.process_pool import MAX_WORKERS
-from ..models.cost import OBJECTIVES, Budget, cost_metric_of
+from ..models.cost import OBJECTIVES, OLD_OBJECTIVES, Budget, cost_metric_of
 from ..recipes.recipe import load_recipe
 from ..space.space import SearchSpace
 from .effort import DEFAULT_EFFORT, EFFORTS
@@ -33,6 +33,7 @@ MAX_IMAGES = 10**9
 # Parameters. Up to here the space and the recipe `tiny` are the defaults: the first stage of the space
 # `default` gets too narrow, and the best networks of the zoo were found with `tiny` (reports/trainings).
 SMALL_BUDGET = 5_000
+SMALL_RAM = 16 << 10  # bytes; up to here a first convolution of the whole image takes most of it
 
 
 class SearchConfig(BaseModel):
@@ -47,7 +48,9 @@ class SearchConfig(BaseModel):
     trials: int = Field(50, ge=1, le=100_000)  # candidates to train
     max_params: int = Field(MAX_PARAMS, ge=1, le=10**9)
     max_macs: int | None = Field(None, ge=1, le=10**12)  # multiply-adds for one image
-    max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes of activations for one image, float32
+    max_flash: int | None = Field(None, ge=1, le=10**12)  # bytes of the int8 network's tables
+    max_ram: int | None = Field(None, ge=1, le=10**12)  # bytes of the int8 network's buffer
+    max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes, float32; of studies of earlier versions
     objective: str = "accuracy"  # one of `OBJECTIVES`
     target: float | None = Field(None, gt=0, lt=100)  # percent, of the smallest answer; None: the exercise's
     space: str | None = None  # a preset or a TOML file; None: `space_name`
@@ -94,7 +97,7 @@ class SearchConfig(BaseModel):
     @classmethod
     def _known_name(cls, name: str, info: ValidationInfo) -> str:
         known = EFFORTS if info.field_name == "effort" else OBJECTIVES
-        if name not in known:
+        if name not in known and name not in OLD_OBJECTIVES:
             raise ValueError(choices(name, known)[1:-1])
         return name
 
@@ -120,6 +123,8 @@ class SearchConfig(BaseModel):
     @property
     def space_name(self) -> str:
         """The search space: that of small networks for a small budget, and for the smallest network."""
+        if self.space is None and self.max_ram is not None and self.max_ram <= SMALL_RAM:
+            return "strided"
         return self.space or ("tiny" if self._is_small else "default")
 
     @property
@@ -134,7 +139,8 @@ class SearchConfig(BaseModel):
     @property
     def budget(self) -> Budget:
         """The limits as they were asked for; `SearchSetup.budget` is what candidates are held against."""
-        return Budget(self.max_params, self.max_macs, self.max_memory)
+        limits = self.max_params, self.max_macs, self.max_flash, self.max_ram, self.max_memory
+        return Budget(*limits)
 
     @property
     def cost_metric(self) -> str | None:

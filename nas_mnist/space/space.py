@@ -44,7 +44,7 @@ from .own_blocks import OwnBlock
 from .sampling import Params, RandomSampler, TrialLike, suggest
 from .stages import stage_blocks
 
-SPACES = ("default", "tiny", "classic")  # in the package
+SPACES = ("default", "tiny", "strided", "classic")  # in the package
 
 
 class NetworkSpace(Frozen):

@@ -60,6 +60,8 @@ class Answer:
     architecture: dict[str, Any]
     recipe: dict[str, Any]
     margin: float | None = None  # of `smallest`: its accuracy minus the target
+    flash: int | None = None  # bytes of the int8 network's tables; None: of an earlier version
+    ram: int | None = None  # bytes of its buffer, likewise
 
     @classmethod
     def of(
@@ -81,6 +83,8 @@ class Answer:
             architecture=finalist.architecture.model_dump(mode="json"),
             recipe=finalist.recipe.model_dump(mode="json"),
             margin=margin,
+            flash=cost.flash,
+            ram=cost.ram,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class TrialRow:
     n_params: int | None  # None where the draws made no network
     excess: int | None  # parameters over the budget; 0 or less: it fits
     macs: int | None  # multiply-adds for one image
+    flash: int | None  # bytes of the int8 network's tables; None in trials of earlier versions
+    ram: int | None  # bytes of its buffer, likewise
     peak_memory: int | None  # bytes of activations for one image, float32
     epochs: int  # finished
     images: int  # trained on
@@ -69,6 +71,8 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         n_params=attrs.get("n_params"),
         excess=attrs.get("excess"),
         macs=attrs.get("macs"),
+        flash=attrs.get("flash"),
+        ram=attrs.get("ram"),
         peak_memory=attrs.get("peak_memory"),
         epochs=attrs.get("epochs", 0),
         images=attrs.get("images", 0),
@@ -259,5 +263,5 @@ def to_frame(rows: list[TrialRow]) -> pd.DataFrame:
 
     names = [name for name in TrialRow.__slots__ if name not in ("architecture", "recipe")]
     frame = pd.DataFrame([asdict(row) for row in rows], columns=names)
-    whole = ("n_params", "excess", "macs", "peak_memory")  # integers, or empty where there is no network
+    whole = ("n_params", "excess", "macs", "flash", "ram", "peak_memory")  # integers, or empty
     return frame.astype(dict.fromkeys(whole, "Int64"))
