@@ -101,7 +101,7 @@ def run_python(arguments: list[str], cwd: Path) -> Ended:
         env=environment(cwd.parent / "cache"),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=600,  # a search that hangs
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)

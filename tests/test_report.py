@@ -213,7 +213,8 @@ def test_an_older_result_with_runs_of_several_machines_is_shown(finished: tuple[
 
 def row(trial: int, n_params: int, accuracy: float) -> TrialRow:
     return TrialRow(
-        trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, "found", None, None, None
+        *(trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, "found"),
+        *(None, None, None),
     )
 
 
