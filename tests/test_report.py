@@ -86,7 +86,7 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     assert summary["images"] == table["images"].sum() > 0
     assert summary["winner"]["trial"] == summary["answers"]["most_accurate"]["trial"]
     assert set(summary) == {
-        "study", "trials", "epochs", "images", "seconds", "answers", "winner", "finals", "front",
+        "study", "trials", "epochs", "images", "seconds", "answers", "winner", "leader", "finals", "front",
         "test_accuracy", "requirements", "importances", "identity", "seed", "recipe", "space", "data",
         "device", "versions",
     }  # fmt: skip
@@ -237,9 +237,12 @@ def test_the_leader_has_the_lowest_loss_until_the_finals_name_the_winner() -> No
     ]
     metadata: dict[str, object] = {"identity": IDENTITY}
     results = StudyResults("s", rows, {}, {}, metadata)
-    assert results.winner is rows[1]  # of equal losses the more accurate
-    metadata["finals"] = {"a": {"1": 0.97}, "c": {"1": 0.98}}  # of an earlier version: accuracies
-    assert results.winner is rows[0]  # its mean with the search's own accuracy is higher
+    assert results.winner is None
+    assert (results.best, results.best_title) == (rows[1], "leader")  # of equal losses the more accurate
+    metadata["finals"] = {"a": {"1": 0.98}, "c": {"1": 0.984}}  # of an earlier version: accuracies
+    assert results.winner is rows[2]  # fresh seeds alone decide, not the 0.99 that made "a" a finalist
+    metadata["winner"] = {"key": "a"}  # whatever was retrained was the winner
+    assert (results.winner, results.best, results.best_title) == (rows[0], rows[0], "winner")
     network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
     answer = Answer.of(Finalist("trial-2", "c", network, Recipe(), "found", 2), 0.97, 0.02, seeds=2)
     metadata["answers"] = json.loads(json.dumps({"most_accurate": answer.to_json()}))

@@ -132,8 +132,10 @@ class SearchPipeline:
     def _announce(self, study: optuna.Study, survey: Survey) -> None:
         import torch
 
+        from ..report.progress import print_warning
         from ..study.given import waiting_names
         from ..training.device import describe_device
+        from ..training.stability import stability_warning
 
         setup, say = self.setup, self.console.print
         metric = setup.config.cost_metric
@@ -153,6 +155,9 @@ class SearchPipeline:
             say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
         if names := waiting_names(study):
             say(f"Given, and tried first: {', '.join(names)}", markup=False)
+        for given in setup.given:
+            warning = stability_warning(given.architecture, given.recipe or setup.recipe)
+            print_warning(self.console, warning and f"{given.name}: {warning}")
         say(f"n/{setup.config.trials} counts trained candidates; trial numbers also count rejected draws")
 
     def _print_estimate(self, rows: Sequence[TrialRow]) -> None:
