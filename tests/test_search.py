@@ -479,8 +479,9 @@ def test_finalists_that_all_fail_end_the_search_with_a_report(
     assert "answers" not in stored(work).user_attrs or not stored(work).user_attrs["answers"]
 
 
+@pytest.mark.usefixtures("copied", "no_figures")
 def test_a_search_without_its_total_ends_with_1_and_all_the_same_with_answers(
-    copied: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+    invoke: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: object) -> None:
         raise NoResultError("the space is exhausted")
