@@ -41,6 +41,7 @@ from .models import zoo
 from .recipes.recipe import load_recipe
 from .training.jobs import RetrainJob, Source, retrain_seeds
 from .training.run_store import RESULT, RunStore, metadata_of
+from .training.stability import stability_warning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,8 +106,7 @@ def reproduce(
     dataset = found.dataset if dataset is None else dataset
     found = found.on(dataset)
     check_data_dir(data_dir, dataset)
-    own_recipe = found.recipe if recipe is None else load_recipe(recipe)
-    own_recipe = own_recipe if epochs is None else own_recipe.with_epochs(epochs)
+    own_recipe = (found.recipe if recipe is None else load_recipe(recipe)).with_epochs(epochs)
     check_writable(REPORTS, "reports")
     copy_to = as_new_file(json_file)
 
@@ -128,15 +128,16 @@ def reproduce(
     recipe_name = recipe or found.recipe_name
     machine, limit = describe_machine(where, count or 1), found.budget
     metadata = metadata_of(found.name, found.architecture, own_recipe, data, machine, limit)
-    metadata |= {"recipe_name": recipe_name, "plain": chosen == "torch", "first_seed": seed}
     shown = storage, hide_password(storage)
-    metadata |= {"command": command_line("reproduce", *shown)}
+    metadata |= {"recipe_name": recipe_name, "plain": chosen == "torch", "first_seed": seed}
+    metadata["command"] = command_line("reproduce", *shown)
     store = RunStore(REPORTS, found.name, metadata, found.folder)
     missing = [one for one in range(seed, seed + seeds) if one not in store.seeds]
     processes = min(count or auto_workers(where.type), max(len(missing), 1))
     store.metadata["device"] = describe_machine(where, processes)
     training = f"{found.name}, recipe {recipe_name}, {describe_device(where, processes)}"
-    lines = [note, found.about, training, _folder_line(store, seeds, missing)]
+    warning = stability_warning(found.architecture, own_recipe)
+    lines = [note, found.about, training, _folder_line(store, seeds, missing), warning]
     _announce(console, found.architecture, data, lines)
     source = Source(data.name, as_path(data_dir), where.type, chosen)
     job = RetrainJob(found.architecture, own_recipe, tuple(missing), source, last_only=False)

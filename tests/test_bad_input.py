@@ -331,7 +331,31 @@ CASES = {
         "input_shape = [3, 32, 32]\n" + STAGE, "input_shape [3, 32, 32]", "[1, 28, 28]"
     ),
     "space: other classes": space("classes = 7\n" + STAGE, "classes 7", "10"),
-    "recipe: unknown key": recipe("speed = 3\n", "my.toml: speed: unknown field"),
+    "recipe: unknown key": recipe("speed = 3\n", "my.toml: speed: unknown field (use epochs, batch"),
+    "recipe: mistyped key": recipe("epoch = 3\n", "epoch: unknown field (did you mean 'epochs'? use"),
+    "recipe: mistyped part": recipe(
+        "[augmentation]\nrotat = 3\n",
+        "augmentation.rotat: unknown field (did you mean 'rotate'? use rotate, ",
+    ),
+    "recipe: mistyped": search([*SMALL, "--recipe", "smal"], "recipe: 'smal'", "did you mean 'small'?"),
+    "recipe: mistyped change": search(
+        [*SMALL, "--recipe", "tiny:learning-rate=1"], "'learning-rate'", "did you mean 'learning_rate'?"
+    ),
+    "space: mistyped": search([*SMALL, "--space", "Defualt"], "'Defualt'", "did you mean 'default'?"),
+    "space: mistyped key": space(STAGE + "kernal = 3\n", "stages[0].kernal", "did you mean 'kernel'?"),
+    "effort: mistyped": search(["--effort", "through"], "--effort: 'through'", "did you mean 'thorough'?"),
+    "dataset: mistyped": search(["--dataset", "fashion_mnist"], "did you mean 'fashion-mnist'?"),
+    "dataset: a folder as npz": Case(
+        "search", ["--dataset", "npz:data"], ["data is a folder", "idx:FOLDER"], {"data/x": ""}
+    ),
+    "dataset: a file as idx": Case(
+        "search", ["--dataset", "idx:data"], ["data is a file", "npz:FILE"], {"data": "x"}
+    ),
+    "network: mistyped": Case("describe", ["refrence"], ["'refrence'", "did you mean 'reference'?"]),
+    "architecture: mistyped key": architecture(
+        json.dumps({"blocks": [{"kind": "residual", "body": [CONV | {"kernl": 3}]}]}),
+        *("blocks[0].body[0].kernl: unknown field (did you mean 'kernel'?", "use kernel, stride"),
+    ),
     "recipe: batch above the data": recipe("batch_size = 3474\n", "batch_size 3474", "3,473 images"),
     "recipe: batches of one image": recipe("batch_size = 1\n", "batch_size 1", "use at least 2"),
     "reproduce: batches of one image": Case(

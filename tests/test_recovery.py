@@ -412,3 +412,16 @@ def test_without_proc_a_number_that_is_in_use_again_keeps_no_trial_for_ever(
     assert owner["started"] is None
     assert not is_gone(owner)
     assert is_gone(owner | {"seen": time.time() - ABSENT_AFTER - 1})
+
+
+def test_trials_are_read_in_parts_each_one_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="s", storage=open_storage(url))
+    for number in range(5):
+        study.tell(study.ask(), number)
+    study.ask()
+    monkeypatch.setattr("nas_mnist.study.storage.PART", 2)
+    again = optuna.load_study(study_name="s", storage=open_storage(url))
+    assert [trial.value for trial in again.get_trials()] == [0, 1, 2, 3, 4, None]
+    study.tell(5, 5)
+    assert [trial.value for trial in again.get_trials()] == [0, 1, 2, 3, 4, 5]

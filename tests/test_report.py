@@ -16,7 +16,7 @@ from conftest import COMMON, IDENTITY, STUDY_FACTS, Ended, Runner, stored
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
-from optuna_dashboard import get_note
+from optuna_dashboard import get_note, save_note
 from rich.console import Console
 
 from nas_mnist import Architecture
@@ -33,14 +33,14 @@ from nas_mnist.report.items import (
     item_of_study,
     requirements_of,
 )
-from nas_mnist.report.notes import trial_note
+from nas_mnist.report.notes import mark_answers, trial_note, write_missing_notes, write_trial_note
 from nas_mnist.report.search_display import SearchDisplay
 from nas_mnist.report.sections import sections_of
 from nas_mnist.report.tables import comparison_table
 from nas_mnist.report.write import study_folder
 from nas_mnist.study.importance import param_importances
 from nas_mnist.study.race import Answer, Finalist
-from nas_mnist.study.results import StudyResults, TrialRow, pareto_front, trial_rows
+from nas_mnist.study.results import StudyResults, TrialRow, best_rows, pareto_front, trial_rows
 from nas_mnist.study.verdict import Verdict
 from nas_mnist.training.evaluate import Score
 from nas_mnist.training.loop import EpochResult
@@ -86,7 +86,7 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     assert summary["images"] == table["images"].sum() > 0
     assert summary["winner"]["trial"] == summary["answers"]["most_accurate"]["trial"]
     assert set(summary) == {
-        "study", "trials", "epochs", "images", "seconds", "answers", "winner", "finals", "front",
+        "study", "trials", "epochs", "images", "seconds", "answers", "winner", "leader", "finals", "front",
         "test_accuracy", "requirements", "importances", "identity", "seed", "recipe", "space", "data",
         "device", "versions",
     }  # fmt: skip
@@ -238,9 +238,12 @@ def test_the_leader_has_the_lowest_loss_until_the_finals_name_the_winner() -> No
     ]
     metadata: dict[str, object] = {"identity": IDENTITY}
     results = StudyResults("s", rows, {}, {}, metadata)
-    assert results.winner is rows[1]  # of equal losses the more accurate
-    metadata["finals"] = {"a": {"1": 0.97}, "c": {"1": 0.98}}  # of an earlier version: accuracies
-    assert results.winner is rows[0]  # its mean with the search's own accuracy is higher
+    assert results.winner is None
+    assert (results.best, results.best_title) == (rows[1], "leader")  # of equal losses the more accurate
+    metadata["finals"] = {"a": {"1": 0.98}, "c": {"1": 0.984}}  # of an earlier version: accuracies
+    assert results.winner is rows[2]  # fresh seeds alone decide, not the 0.99 that made "a" a finalist
+    metadata["winner"] = {"key": "a"}  # whatever was retrained was the winner
+    assert (results.winner, results.best, results.best_title) == (rows[0], rows[0], "winner")
     network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
     answer = Answer.of(Finalist("trial-2", "c", network, Recipe(), "found", 2), 0.97, 0.02, seeds=2)
     metadata["answers"] = json.loads(json.dumps({"most_accurate": answer.to_json()}))
@@ -269,9 +272,12 @@ def test_the_dashboard_finds_notes_and_learning_curves(finished: tuple[Path, End
     assert "python -m nas_mnist.search --dataset mnist-5k" in note
     assert "## Answers" in note
     assert "python -m nas_mnist.reproduce best --seeds 3" in note
+    assert 'The mark "Best Trial" stands for the highest accuracy of a candidate' in note
     for trial in study.trials:
         note = get_note(optuna.trial.Trial(study, trial._trial_id))
         assert f"**{trial.user_attrs['verdict']}**" in note
+        is_answer = trial.number in {one["trial"] for one in study.user_attrs["answers"].values()}
+        assert note.startswith("**Answer of the search: ") == is_answer
         assert f"{trial.user_attrs['n_params']:,} parameters" in note
         pictures = get_all_artifact_meta(trial, storage=study._storage)
         assert len(pictures) == bool(trial.intermediate_values)
@@ -327,3 +333,62 @@ def test_a_trial_whose_process_died_at_any_moment_has_a_note(finished: tuple[Pat
         assert "Total params:" in trial_note(trial)
     trial.system_attrs = {}
     assert "Total params:" not in trial_note(trial)
+
+
+def test_an_unfinished_study_has_a_leader_and_no_verdict(copied: Path, invoke: Runner) -> None:
+    study = stored(copied)
+    for name in ("answers", "retrained"):
+        study.set_user_attr(name, {})
+    item = item_of_study(study, None)
+    leader = best_rows(trial_rows(study), 1)[0].trial
+    assert item.study is not None
+    assert (item.study.winner, item.study.best and item.study.best.trial) == (None, leader)
+    assert requirements_of(item) == []
+    (section,) = sections_of([item])
+    assert f"the leader, trial {leader}" in section.sentence
+    assert "no winner yet" in section.sentence
+    legend = section.figures["learning-curves"].axes[0].get_legend()
+    assert f"leader: trial {leader}" in [text.get_text() for text in legend.get_texts()]
+    said = f"This is leader of study 'nas_mnist', which has no winner yet: trial {leader}"
+    assert said in invoke("describe", "best").out
+
+
+def test_notes_name_the_answers_of_the_newest_finals_only() -> None:
+    study = optuna.create_study(study_name="s")
+    for _ in range(3):
+        study.tell(study.ask(), 0.5)
+    network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
+
+    def answer(number: int) -> Answer:
+        finalist = Finalist(f"trial-{number}", "c", network, Recipe(), "found", number)
+        return Answer.of(finalist, 0.9, 0.1, seeds=1)
+
+    def notes() -> list[str]:
+        return [get_note(optuna.trial.Trial(study, trial._trial_id)) or "" for trial in study.trials]
+
+    save_note(optuna.trial.Trial(study, study.trials[1]._trial_id), "mine\n\nmore")
+    mark_answers(study, {"most_accurate": answer(1), "smaller": answer(1)})
+    first = "**Answer of the search: most accurate (trial-1), as good, smaller (trial-1)**\n\nmine\n\nmore"
+    assert notes() == ["", first, ""]
+    mark_answers(study, {"most_accurate": answer(2)})
+    assert notes()[:2] == ["", "mine\n\nmore"]
+    assert notes()[2].startswith("**Answer of the search: most accurate (trial-2)**")
+
+
+def test_a_long_study_has_notes_of_its_first_trials_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_mnist.report.notes.MAX_NOTES", 2)
+    study = optuna.create_study(study_name="s")
+    for _ in range(3):
+        study.tell(study.ask(), 0.5)
+    write_missing_notes(study)
+    write_trial_note(study, 2)
+    noted = [bool(get_note(optuna.trial.Trial(study, trial._trial_id))) for trial in study.trials]
+    assert noted == [True, True, False]
+
+
+def test_of_many_curves_few_are_drawn() -> None:
+    curves = {trial: {1: 0.5, 2: 0.6} for trial in range(1_000)}
+    figure = study_plots.learning_curves(curves, list(range(400)), 2, title="winner")
+    assert len(figure.axes[0].lines) <= 2 * study_plots.MOST_CURVES
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["stopped early (150 of 600 drawn)", "trained to the end", "winner: trial 0"]

@@ -69,7 +69,7 @@ def record(
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
     SearchSpace.load(space)  # an error in it is reported before any data are read
-    used_recipe = load_recipe(recipe) if epochs is None else load_recipe(recipe).with_epochs(epochs)
+    used_recipe = load_recipe(recipe).with_epochs(epochs)
     check_writable(path.parent, "--curves")
 
     import torch

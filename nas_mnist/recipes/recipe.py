@@ -79,8 +79,10 @@ class Recipe(BaseModel):
             {**self.model_dump(), "batch_size": batch_size, "learning_rate": learning_rate, "min_steps": 1}
         )
 
-    def with_epochs(self, epochs: int) -> Recipe:
-        """The same recipe, its schedule stretched over another number of epochs."""
+    def with_epochs(self, epochs: int | None) -> Recipe:
+        """The same recipe, its schedule stretched over another number of epochs; None: unchanged."""
+        if epochs is None:
+            return self
         return Recipe.model_validate({**self.model_dump(), "epochs": epochs})
 
 

@@ -24,6 +24,7 @@ from .progress import counted
 
 # User attributes of a study: the answers as its note has them, and the trials whose notes name an answer.
 ANSWERS_NOTE, MARKED = "answers_note", "answer_trials"
+MAX_NOTES = 500  # of trials, beside those of the answers: the dashboard sends all with its first page
 ANSWER_LINE = "**Answer of the search"  # how the first line of such a note begins
 
 
@@ -91,12 +92,13 @@ def mark_answers(study: optuna.Study, answers: Mapping[str, Answer]) -> None:
     from optuna_dashboard import get_note, save_note
 
     titles: dict[int, list[str]] = {}
+    marked = study.user_attrs.get(MARKED, [])
     for name, answer in answers.items():
         titles.setdefault(answer.trial, []).append(f"{TITLES[name].lower()} ({answer.name})")
     for trial in study.get_trials(deepcopy=False):
         handle = Trial(study, trial._trial_id)
-        noted = trial.number in titles or trial.number in study.user_attrs.get(MARKED, [])
-        if noted and (note := get_note(handle)) is not None:
+        if trial.number in marked or trial.number in titles:
+            note = get_note(handle) or trial_note(trial)
             first, _, rest = note.partition("\n\n")
             body = rest if first.startswith(ANSWER_LINE) else note
             line = f"{ANSWER_LINE}: {', '.join(titles.get(trial.number, []))}**\n\n"
@@ -105,9 +107,11 @@ def mark_answers(study: optuna.Study, answers: Mapping[str, Answer]) -> None:
 
 
 def write_trial_note(study: optuna.Study, number: int) -> None:
-    """Write the note of a trial that has ended."""
+    """Write the note of a trial that has ended, if it is one of the first `MAX_NOTES`."""
     from optuna_dashboard import save_note
 
+    if number >= MAX_NOTES:
+        return
     stored = study.get_trials(deepcopy=False)[number]
     save_note(Trial(study, stored._trial_id), trial_note(stored))
 
@@ -117,7 +121,7 @@ def write_missing_notes(study: optuna.Study) -> None:
     from optuna_dashboard._note import note_ver_key
 
     noted = study._storage.get_study_system_attrs(study._study_id)
-    for trial in study.get_trials(deepcopy=False):
+    for trial in study.get_trials(deepcopy=False)[:MAX_NOTES]:
         if trial.state.is_finished() and note_ver_key(trial._trial_id) not in noted:
             write_trial_note(study, trial.number)
 

@@ -16,6 +16,7 @@ from . import style
 from .style import BLUE, GREY, ORANGE, RED, SKY, error_percent, new_axes, styled
 
 MOST_IMPORTANCES = 12  # bars
+MOST_CURVES = 150
 
 
 def study_figures(study: StudyResults) -> dict[str, Figure]:
@@ -24,7 +25,8 @@ def study_figures(study: StudyResults) -> dict[str, Figure]:
     config, rows = study.config, study.rows
     if curves := study.curves:
         ranked = [row.trial for row in best_rows(rows, len(rows))]
-        trained = sorted(ranked, key=lambda trial: study.best is None or trial != study.best.trial)
+        best = study.best
+        trained = sorted(ranked, key=lambda trial: best is None or trial != best.trial)
         required = required_accuracy(config.data)
         figures["learning-curves"] = learning_curves(
             curves, trained, study.epochs, required, study.best_title
@@ -50,13 +52,17 @@ def learning_curves(
     """Validation error by epoch of every trial.
 
     ``curves`` holds accuracies (0 to 1) by epoch, by trial. ``trained`` lists the trials that reached the
-    last epoch, the best one first; it has this ``title``. ``required`` is the required accuracy, 0 to 1.
+    last epoch, the best one first; it has this ``title``. Of either kind at most `MOST_CURVES` are drawn, of
+    the trained ones the best. ``required`` is the required accuracy, 0 to 1.
     """
     figure, axes = new_axes(3.4)
     style.plot_required(axes, required)
-    stopped = [trial for trial in curves if trial not in trained]
-    for trial in stopped:
-        label = "stopped early" if trial == stopped[0] else "_"  # one entry in the legend
+    known = set(trained)
+    stopped = [trial for trial in curves if trial not in known]
+    trained, drawn = trained[:MOST_CURVES], stopped[:: -(-len(stopped) // MOST_CURVES) or 1]
+    few = f" ({len(drawn):,} of {len(stopped):,} drawn)" if len(drawn) < len(stopped) else ""
+    for trial in drawn:
+        label = f"stopped early{few}" if trial == stopped[0] else "_"  # one entry in the legend
         style.plot_errors(axes, curves[trial], GREY, 0.8, alpha=0.7, label=label)
     for trial in trained[:0:-1]:
         label = "trained to the end" if trial == trained[-1] else "_"

@@ -100,7 +100,7 @@ class Finals:
             left = [one for one in left if one is best or not scores.is_worse(one.key, best.key)]
             if len(left) == 1:
                 break
-        if not scores.accuracy(best.key):  # all have failed
+        if scores.has_failed(best.key):  # so have all
             return {}
         seeds = sorted(scores.seeds(best.key))
         narrowed = self._narrow(study, scores, best, seeds)
@@ -138,7 +138,7 @@ class Finals:
         scores, target = self._scores(study), self.setup.target or 0.0
         rows = self._candidates(trial_rows(study))
         tried = [self._finalist(row) for row in rows if scores.seeds(row.key or "")]
-        if not any(scores.accuracy(one.key) for one in tried):
+        if all(scores.has_failed(one.key) for one in tried):
             return {}
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
         for one in sorted(tried, key=lambda one: one.params):

@@ -38,8 +38,10 @@ class SearchMessages:
         """Print the budget, the data, the space and the networks that are tried first."""
         import torch
 
+        from ..report.progress import print_warning
         from ..study.given import waiting_names
         from ..training.device import describe_device
+        from ..training.stability import stability_warning
 
         setup, say = self.setup, self.console.print
         metric = setup.config.cost_metric
@@ -59,6 +61,9 @@ class SearchMessages:
             say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
         if names := waiting_names(study):
             say(f"Given, and tried first: {', '.join(names)}", markup=False)
+        for given in setup.given:
+            warning = stability_warning(given.architecture, given.recipe or setup.recipe)
+            print_warning(self.console, warning and f"{given.name}: {warning}")
         say(f"n/{setup.config.trials} counts trained candidates; trial numbers also count rejected draws")
 
     def estimate(self, rows: Sequence[TrialRow]) -> None:

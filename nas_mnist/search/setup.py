@@ -44,8 +44,7 @@ class SearchSetup:
     @property
     def candidate_recipe(self) -> Recipe:
         """The recipe of candidates, which may have fewer epochs."""
-        few = self.config.search_epochs
-        return self.recipe if few is None else self.recipe.with_epochs(few)
+        return self.recipe.with_epochs(self.config.search_epochs)
 
     @property
     def budget(self) -> Budget:
@@ -107,8 +106,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name)
     if config.cost_metric and config.space_name in SPACES and space.fill:
         space = space.model_copy(update={"fill": FRONT_FILL})
-    recipe = load_recipe(config.recipe_name)
-    recipe = recipe if config.epochs is None else recipe.with_epochs(config.epochs)
+    recipe = load_recipe(config.recipe_name).with_epochs(config.epochs)
     train_data, _ = data.split()
     images = config.search_images or None
     given = given_networks(config.start, exact_budget(config.budget, data.name), data)

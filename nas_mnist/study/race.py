@@ -139,6 +139,10 @@ class FinalScores:
         """The mean validation loss over a candidate's seeds, nats an image."""
         return fmean(loss for _, loss in self.scores[key].values())
 
+    def has_failed(self, key: str) -> bool:
+        """Whether every training of a candidate failed; an accuracy of 0 alone does not say so."""
+        return all(loss == FAILED_LOSS for _, loss in self.scores[key].values())
+
     def difference(self, key: str, best: str) -> np.ndarray:
         """Loss minus the best one's loss, image by image, each the mean over the candidate's own seeds."""
         mine, theirs = (

@@ -11,15 +11,18 @@ import os
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import InputError, NoResultError, StorageLostError
@@ -31,6 +34,7 @@ from .sqlite import LOCK_TIMEOUT, check_database, share_between_processes
 
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
 CREATE_TIMEOUT = 10  # seconds in which another process makes the tables of a new database
+PART = 500  # trials that are read at once
 SERVER_FOLDER = Path("studies")  # for the artifacts of studies on a server
 
 StaleTrial = Callable[[optuna.Study, FrozenTrial], None]
@@ -152,8 +156,26 @@ def _storage_error(error: BaseException | None) -> BaseException | None:
 class _Database(RDBStorage):
     """Optuna's database, which takes no trial from a living process of this machine.
 
-    The heartbeat alone would: it stops while a machine sleeps.
+    The heartbeat alone would: it stops while a machine sleeps. The trials of a study are first read in parts:
+    Optuna's objects of a database row take several times the memory of the trials.
     """
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        if trial_id_greater_than >= 0 or states is not None:
+            return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        with Session(self.engine) as session:
+            query = select(TrialModel.trial_id).where(TrialModel.study_id == study_id)
+            ids = sorted(session.scalars(query))
+        none, found = 2**31 - 1, []  # no trial has a higher number than `none`
+        for start in range(0, len(ids), PART):
+            found += super()._get_trials(study_id, None, set(ids[start : start + PART]), none)
+        return found
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         stale: list[int] = super()._get_stale_trial_ids(study_id)
