@@ -59,6 +59,11 @@ def to_images(where: str, images: Array, colours_beside: bool = False) -> Array:
     return made
 
 
+def image_size(where: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of images in an array of this shape; raises `InputError`."""
+    return _channels_first(where, np.broadcast_to(np.uint8(0), shape), False).shape[2:]
+
+
 def _channels_first(where: str, images: Array, colours_beside: bool) -> Array:
     shape = images.shape
     if len(shape) == 3:

