@@ -186,7 +186,7 @@ def _assemble(name: str, raw: RawData) -> DataSet:
         found = stratified(torch.from_numpy(numbers), len(numbers) // HELD_OUT)
         kept, held_out = (positions.numpy() for positions in found)
         test_numbers, read_test = numbers[held_out], lambda: raw.read(held_out)
-        notes.append(f"{len(held_out):,} more are held out, as there is no test part")
+        notes.append(f"{len(held_out):,} more are held out for the test: there is no test part")
     else:
         test_numbers = classes.numbers(where, raw.test_labels)
     images = raw.read(kept)

@@ -61,7 +61,7 @@ def search(
         field_option("max_params", WHAT, "N", "Fit the network into N parameters ({})."),
     ] = default("max_params"),
     dataset: Annotated[
-        str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")
+        str, field_option("dataset", WHAT, "NAME", "Train on mnist, kmnist, folder:DIR, csv:FILE... ({}).")
     ] = default("dataset"),
     space: Annotated[
         str, field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a TOML file.")
