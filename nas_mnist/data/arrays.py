@@ -46,7 +46,7 @@ def to_images(where: str, images: Array, colours_beside: bool = False) -> Array:
     pixels = _channels_first(where, images, colours_beside)
     if not all(MIN_SIZE <= side <= MAX_SIZE for side in pixels.shape[2:]):
         sides = " x ".join(map(str, pixels.shape[2:]))
-        raise InputError(f"{where}: images of {sides} pixels (use {MIN_SIZE} to {MAX_SIZE} a side)")
+        raise InputError(f"{where}: images of {sides} pixels (use {MIN_SIZE} to {MAX_SIZE}; folder: resizes)")
     if not len(pixels):
         raise InputError(f"{where}: 0 images (use at least 1)")
     factor = _factor(where, pixels)

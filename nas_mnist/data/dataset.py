@@ -145,7 +145,7 @@ def _mnist(data_dir: Path | None, quiet: bool) -> DataSet:
     if folder := os.environ.get("NAS_MNIST_DATA"):
         return _mnist_from(Path(folder), "NAS_MNIST_DATA")
     cache = cache_folder()
-    if not (cache / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+    if not all((cache / "MNIST" / "raw" / file).exists() for file in _MNIST_FILES):
         try:
             download_torchvision("mnist", MNIST, cache, quiet)
         except DownloadError as error:
@@ -193,8 +193,9 @@ def _assemble(name: str, raw: RawData) -> DataSet:
     images = images[:, :1] if images.shape[1] == 3 and is_grey(images) else images
     if min(len(kept) // HELD_OUT, len(test_numbers)) < 1:
         raise InputError(f"{where} has {len(numbers)} images (use at least 8, or 6 and a test part)")
-    what = "colour images" if images.shape[1] == 3 else "images"
-    size = "x".join(map(str, images.shape[2:]))
+    shape = images.shape[1:]
+    what = "colour images" if shape[0] == 3 else "images"
+    size = "x".join(map(str, shape[1:]))
     source = f"{name}: {len(kept):,} {what} of {size} pixels to train, {len(classes.names)} classes"
     return DataSet(
         name=name,
@@ -202,24 +203,25 @@ def _assemble(name: str, raw: RawData) -> DataSet:
         note="",
         classes=len(classes.names),
         train=_as_tensors(images, numbers[kept]),
-        read_test=lambda: _as_tensors(_fitting(where, read_test(), images), test_numbers),
+        read_test=lambda: _as_tensors(_fitting(where, read_test(), shape), test_numbers),
         own_names=() if name in TORCHVISION else classes.own_names,
     )
 
 
 def _as_tensors(images: Array, labels: Array) -> Images:
-    contiguous = np.array(images, order="C")  # a copy: a reader may have given a file in memory
-    return Images(torch.from_numpy(contiguous), torch.from_numpy(labels))
+    own = np.ascontiguousarray(images)
+    own = own if own.flags.writeable else own.copy()  # a reader may have given a file that is mapped
+    return Images(torch.from_numpy(own), torch.from_numpy(labels))
 
 
-def _fitting(where: str, test: Array, train: Array) -> Array:
-    """Test images with the channels of the training images; raises `InputError` for other images."""
-    if test.shape[1] == 3 and train.shape[1] == 1 and is_grey(test):
+def _fitting(where: str, test: Array, shape: tuple[int, ...]) -> Array:
+    """Test images as ``shape``, (C, H, W) of the training images; raises `InputError` for other images."""
+    if test.shape[1] == 3 and shape[0] == 1 and is_grey(test):
         test = test[:, :1]
-    if test.shape[1] == 1 and train.shape[1] == 3:
+    if test.shape[1] == 1 and shape[0] == 3:
         test = np.repeat(test, 3, axis=1)
-    if test.shape[1:] != train.shape[1:]:
-        found, wanted = (" x ".join(map(str, images.shape[1:])) for images in (test, train))
+    if test.shape[1:] != shape:
+        found, wanted = (" x ".join(map(str, one)) for one in (test.shape[1:], shape))
         raise InputError(f"{where}: the test images are {found}, the training images {wanted} (use one size)")
     return test
 
