@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_RECIPE, Runner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +19,6 @@ from nas_mnist.data.dataset import load
 from nas_mnist.data.idx import read_idx
 from nas_mnist.data.npz import read_npz
 from nas_mnist.data.torchvision_sets import TORCHVISION
-
-pytestmark = pytest.mark.usefixtures("no_figures")
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 9, 12), dtype=np.uint8)
 LABELS = np.arange(40, dtype=np.uint8) % 3
@@ -154,7 +151,7 @@ BAD_NPZ = {
     "parts of labels": ({"y_train": LABELS / 2}, "labels are float64 [40] (use one whole number or word"),
     "labels are objects": ({"y_train": np.array([{}] * 40)}, "no NPZ file of plain arrays"),
     "too many classes": (
-        {"x_train": np.zeros((1001, 8, 8), np.uint8), "y_train": np.arange(1001)},
+        {"x_train": np.zeros((1001, 9, 12), np.uint8), "y_train": np.arange(1001)},
         "1,001 cl",
     ),
     "no images": ({"x_train": IMAGES[:0], "y_train": LABELS[:0]}, "0 images"),
@@ -263,18 +260,6 @@ def test_a_truncated_idx_file_is_refused(work: Path, pack: bool) -> None:
         file.write_bytes(whole[:cut])
         with pytest.raises(InputError, match=f"{name} is no complete IDX file"):
             load(f"idx:{work / 'own'}")
-
-
-def test_a_search_on_own_images(work: Path, invoke: Runner) -> None:
-    write_npz(work / "own.npz", y_test=LABELS[:10])
-    (work / "recipe.toml").write_text(TINY_RECIPE.replace("64", "8"))
-    asked = ["--dataset", "npz:own.npz", "--device", "cpu", "--recipe", "recipe.toml", "--epochs", 1]
-    ended = invoke("search", *asked, "--trials", 1, "--workers", 1, "--finalists", 1)
-    assert (ended.code, ended.err) == (0, "")
-    assert "npz:own.npz: 40 images of 9x12 pixels to train, 3 classes" in ended.out
-    assert "parameters < 20,000" in ended.out
-    assert "99.4%" not in ended.out  # that is asked of MNIST only
-    assert (work / "reports" / "nas_mnist" / "report.html").is_file()
 
 
 def in_torchvisions_layout(name: str, folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
