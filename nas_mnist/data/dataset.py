@@ -129,7 +129,10 @@ def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSe
     kind, _, path = name.partition(":")
     if kind in _READERS and path:
         place = expand_user(path, "dataset")
-        return _assemble(name, read_folder(place, quiet) if kind == "folder" else _READERS[kind](place))
+        try:
+            return _assemble(name, read_folder(place, quiet) if kind == "folder" else _READERS[kind](place))
+        except OSError as error:
+            raise InputError(f"dataset: {name} cannot be read ({error.strerror or error})") from None
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir, quiet)
     if name not in DATASETS[:2]:

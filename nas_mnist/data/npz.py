@@ -129,7 +129,7 @@ def _entries(path: Path, where: str) -> Iterator[_Entry]:
         if own.part or len({one.role.content for one in keys} - {""}) == 1:  # the rest lies beside it
             files = [file for file in _arrays_in(path.parent) if _Role.of(file.stem).rest == own.rest]
     else:
-        raise InputError(f"{where} does not exist")
+        raise InputError(f"{where} {'is no regular file' if path.exists() else 'does not exist'}")
     for file in files:
         yield from _headers(file)
 
