@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from .core.cli import OUTPUT, WHAT, Network, Storage, Study, as_path, check_lookup, option, run
 from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
-from .core.errors import InputError
+from .core.errors import InputError, choices
 from .core.fileio import check_new, write_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def export(
     """
     check_lookup(network, study, storage)
     if to not in FORMATS:
-        raise InputError(f"--to: {to!r} (use {', '.join(FORMATS)})")
+        raise InputError(f"--to: {to!r} {choices(to, FORMATS)}")
     if to == "onnx":
         _need_onnx()
     target = as_path(output)

@@ -218,3 +218,21 @@ def test_receptive_field_is_the_patch_through_which_a_broken_pixel_is_seen() -> 
         if checked == 60:
             return
     raise AssertionError(f"only {checked} candidates had a patch to measure")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "pixels"),
+    [
+        ([{"kind": "pool", "method": "average", "kernel": 28}], 30),  # all of the image and its frame
+        ([{"kind": "pool", "method": "max", "kernel": 28}], 30),
+        (
+            [{"kind": "pool", "method": "average", "kernel": 28}, {"kind": "conv", "channels": 2}],
+            34,
+        ),  # by its stride of 2
+        ([{"kind": "pool", "method": "average", "kernel": 14, "stride": 14}, {"kind": "pool"}], 30),
+        ([], 3),  # the head's average does not count
+    ],
+)
+def test_a_global_average_as_a_block_is_part_of_the_receptive_field(blocks: list, pixels: int) -> None:
+    architecture = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}, *blocks]})
+    assert cost_of(architecture).receptive_field == pixels

@@ -288,7 +288,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
     ended = invoke("reproduce", "--list")
     assert (ended.code, ended.err) == (0, "")
     (line,) = (line for line in ended.out.splitlines() if line.strip().startswith("reference"))
-    assert " ".join(line.split()) == "reference 19,122 5,070,912 published 5 99.420 0.098 99.298-99.542"
+    assert " ".join(line.split()) == "reference 19,122 5,070,912 default 5 99.622 0.054 99.555-99.689"
     narrow = Console(width=80, file=io.StringIO())
     narrow.print(comparison_table(comparison_rows([item_of_name(name, None) for name in zoo.names()])))
     shown = narrow.file.getvalue()  # type: ignore[attr-defined]
@@ -298,7 +298,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str) -> None:
-    folder = {"reference": "reference-published"}.get(name, name)
+    folder = {"reference": "reference-default"}.get(name, name)
     entry = zoo.load(name)
     result = json.loads((Path(__file__).parents[1] / "reports" / folder / "result.json").read_text())
     assert [run["test_accuracy"] for run in result["runs"]] == list(entry.test_accuracies)

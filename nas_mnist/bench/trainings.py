@@ -89,7 +89,7 @@ def train(
     from ..report.progress import make_console
     from ..training.device import pick_device
     from ..training.final import check_fits
-    from ..training.loop import check_enough
+    from ..training.loop import check_batches
 
     device_type = pick_device(device).type
     rows, data = read_rows(path), load(dataset, as_path(data_dir))
@@ -105,7 +105,8 @@ def train(
     ):
         check_fits(architecture, data)
         for recipe_name, used in recipes.items():
-            check_enough(train_data.sample(count) if count < len(train_data) else train_data, used)
+            used_data = train_data.sample(count) if count < len(train_data) else train_data
+            check_batches(used_data, used, architecture.normalises)
             row = _row(name, architecture, recipe_name, used, fingerprint, count, number)
             wanted.append(row)
             if (key := tuple(row[column] for column in KEYS)) not in done:

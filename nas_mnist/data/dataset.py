@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, choices
 from ..core.fileio import expand_user
 from .arrays import Array, Classes, RawData, is_grey
 from .cache import cache_folder
@@ -137,7 +137,7 @@ def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSe
         return _from_torchvision(name, data_dir, quiet)
     if name not in DATASETS[:2]:
         known = [one for one in _OWN if one.startswith(f"{kind}:")] or DATASETS
-        raise InputError(f"dataset: {name!r} is not known (use {', '.join(known)})")
+        raise InputError(f"dataset: {name!r} is not known {choices(name, known)}")
     return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir, quiet)
 
 

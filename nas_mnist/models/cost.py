@@ -112,8 +112,7 @@ def _receptive_field(layers: Sequence[Layer]) -> int:
     for position, layer in enumerate(layers):
         field, jump = max(fields[source] for source in layer.inputs)  # of a sum, the larger arm
         kernel = max(layer.kernel)
-        is_global = layer.kind == "AvgPool2d" and layer.out_shape[1:] == (1, 1)
-        if (kernel > 1 or layer.stride > 1) and not is_global:
+        if (kernel > 1 or layer.stride > 1) and not (layer.path == "head" and layer.kind == "AvgPool2d"):
             field += (kernel - 1) * jump
             jump *= layer.stride
             largest = max(largest, field)

@@ -23,10 +23,13 @@ def study_figures(study: StudyResults) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     config, rows = study.config, study.rows
     if curves := study.curves:
-        trained = [row.trial for row in best_rows(rows, len(rows))]
+        ranked = [row.trial for row in best_rows(rows, len(rows))]
+        trained = sorted(ranked, key=lambda trial: study.best is None or trial != study.best.trial)
         required = required_accuracy(config.data)
-        figures["learning-curves"] = learning_curves(curves, trained, study.epochs, required)
-        figures["accuracy-parameters"] = accuracy_against(rows, config.max_params)
+        figures["learning-curves"] = learning_curves(
+            curves, trained, study.epochs, required, study.best_title
+        )
+        figures["accuracy-parameters"] = accuracy_against(rows, config.budget.max_params)
         if config.cost_metric in ("macs", "peak_memory"):
             limit = config.max_macs if config.cost_metric == "macs" else config.max_memory
             figures["accuracy-cost"] = accuracy_against(rows, limit, config.cost_metric)
@@ -42,11 +45,12 @@ def learning_curves(
     trained: Sequence[int],
     epochs: int,
     required: float | None = None,
+    title: str = "",
 ) -> Figure:
     """Validation error by epoch of every trial.
 
     ``curves`` holds accuracies (0 to 1) by epoch, by trial. ``trained`` lists the trials that reached the
-    last epoch, the best one first. ``required`` is the required accuracy, 0 to 1.
+    last epoch, the best one first; it has this ``title``. ``required`` is the required accuracy, 0 to 1.
     """
     figure, axes = new_axes(3.4)
     style.plot_required(axes, required)
@@ -58,7 +62,7 @@ def learning_curves(
         label = "trained to the end" if trial == trained[-1] else "_"
         style.plot_errors(axes, curves[trial], SKY, 1.4, label=label)
     if trained:
-        best = f"best: trial {trained[0]}" if len(curves) > 1 else f"trial {trained[0]}"
+        best = f"{title}: trial {trained[0]}" if title else f"trial {trained[0]}"
         style.plot_errors(axes, curves[trained[0]], BLUE, 2.4, label=best)
     axes.set_xlim(0.5, epochs + 0.5)
     axes.set_xlabel("Epoch")

@@ -123,10 +123,12 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def published_table(run: Mapping[str, Any]) -> Table:
-    """A run of the reference beside the published run, epoch by epoch."""
-    title = f"Seed {run['seed']} beside the published run (one run, unknown seed)"
-    table = new_table(title, [], ["Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"])
+def published_table(run: Mapping[str, Any], recipe: str) -> Table:
+    """A run of the reference, by the recipe of this name, beside the published run, epoch by epoch."""
+    title = f"Seed {run['seed']}, recipe {recipe}, beside the published run (one run, unknown seed)"
+    headings = ["Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"]
+    caption = "" if recipe == "published" else "The published training: --recipe published"
+    table = new_table(title, [], headings, caption=caption or None)
     for epoch, (loss, correct) in zip(run["epochs"], PUBLISHED_LOG, strict=False):
         scored = epoch["test_loss"] is not None
         ours = (f"{epoch['test_loss']:.4f}", f"{epoch['test_accuracy']:.2%}") if scored else ("", "")

@@ -20,6 +20,7 @@ from ..core.cli import (
     as_path,
     command_line,
     option,
+    real,
     run,
     whole,
 )
@@ -58,16 +59,18 @@ def search(
     trials: Annotated[int, field_option("trials", WHAT, "N", "Train N candidates ({}).")] = default("trials"),
     max_params: Annotated[
         int,
-        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({})."),
+        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({}; on MNIST fewer)."),
     ] = default("max_params"),
     dataset: Annotated[
         str, field_option("dataset", WHAT, "NAME", "Train on mnist, kmnist, folder:DIR, csv:FILE... ({}).")
     ] = default("dataset"),
     space: Annotated[
-        str, field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a TOML file.")
+        str | None,
+        field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a file (by budget)."),
     ] = default("space"),
     recipe: Annotated[
-        str, field_option("recipe", WHAT, "NAME|FILE", "Train by small, default, tiny, published or a file.")
+        str | None,
+        field_option("recipe", WHAT, "NAME|FILE", "Train by small, tiny, default or a file (by budget)."),
     ] = default("recipe"),
     objective: Annotated[
         str, field_option("objective", WHAT, "NAME", "Accuracy, or a front against params, macs, memory.")
@@ -85,7 +88,8 @@ def search(
         ),
     ] = None,
     target: Annotated[
-        float | None, field_option("target", WHAT, "PERCENT", "Accuracy of the smallest answer (99.4).")
+        float | None,
+        field_option("target", WHAT, "PERCENT", "Accuracy of the smallest answer (99.4).", parser=real),
     ] = default("target"),
     effort: Annotated[
         str, field_option("effort", HOW_WELL, "EFFORT", "Spend: quick, normal or thorough ({}).")
@@ -120,7 +124,7 @@ def search(
     ] = default("search_recipe"),
     timeout: Annotated[
         float | None,
-        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time."),
+        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time.", parser=real),
     ] = default("timeout"),
     no_retrain: Annotated[
         bool, field_option("retrain", HOW_WELL, "", "Leave the test images unread.", "--no-retrain")

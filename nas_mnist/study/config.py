@@ -9,6 +9,7 @@ from optuna.study import StudyDirection
 from pydantic import BaseModel, ConfigDict
 
 from ..models.cost import Budget, cost_metric_of
+from ..training.requirements import exact_budget
 
 IDENTITY = "identity"  # user attribute of a study
 
@@ -49,7 +50,7 @@ class StudyConfig(BaseModel):
     @property
     def budget(self) -> Budget:
         """The limits of a candidate's cost."""
-        return Budget(self.max_params, self.max_macs, self.max_memory)
+        return exact_budget(Budget(self.max_params, self.max_macs, self.max_memory), self.data)
 
     @property
     def cost_metric(self) -> str | None:
