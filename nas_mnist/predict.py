@@ -11,7 +11,6 @@ from .core.cli import OUTPUT, WHAT, Storage, Study, argument, check_lookup, opti
 from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
 from .core.errors import InputError
 from .core.fileio import check_regular
-from .data.class_names import class_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +42,7 @@ def predict(
     _, classifier = find_classifier(network, study, storage)
     probabilities = classify(Path(picture), classifier)
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
-    names = class_names(classifier.data, len(probabilities))
+    names = classifier.class_names
     if as_json:
         print(json.dumps({"class": best, "name": names[best], "probabilities": probabilities}))
         return
@@ -55,12 +54,22 @@ def predict(
 
 
 def classify(picture: Path, classifier: Classifier) -> list[float]:
-    """The probability of every class for a picture (see `prepare`); raises `InputError`."""
+    """The probability of every class for a picture; raises `InputError`.
+
+    Networks for colour, or trained on a folder of pictures, take it as that folder's pictures are taken;
+    others as `prepare` brings it into the form of their data set.
+    """
     import torch
 
+    from .data import pictures
+
     channels, height, width = classifier.model.architecture.input_shape
+    if channels == 3 or classifier.data == "folder":
+        resized = torch.from_numpy(pictures.read_picture(picture, height, width, channels).copy())
+        colour: list[float] = classifier(resized[None])[0].tolist()
+        return colour
     if channels != 1:
-        raise InputError(f"network: takes {channels} channels (use one for grey images)")
+        raise InputError(f"network: takes {channels} channels (use one for grey images, or three)")
     image = read_picture(picture)
     if len(image.getcolors(1 << 8) or []) == 1:
         raise InputError(f"picture: {picture} shows nothing: all of it is of one colour")

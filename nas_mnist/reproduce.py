@@ -115,7 +115,7 @@ def reproduce(
     from .study.storage import hide_password
 
     console = make_console(quiet)
-    with loading("Loading torch and the data", quiet):
+    with loading("Loading torch", quiet):
         from .data.dataset import load
         from .engine.backend import resolve_engine
         from .training.device import describe_device, describe_machine, pick_device
@@ -123,8 +123,8 @@ def reproduce(
 
         where = pick_device(device)
         chosen, note = resolve_engine(engine, where)
-        data = load(dataset, as_path(data_dir))
-        check_fits(found.architecture, data, own_recipe)
+    data = load(dataset, as_path(data_dir), quiet)
+    check_fits(found.architecture, data, own_recipe)
     recipe_name = recipe or found.recipe_name
     machine, limit = describe_machine(where, count or 1), found.budget
     metadata = metadata_of(found.name, found.architecture, own_recipe, data, machine, limit)

@@ -48,8 +48,23 @@ def test_affine_maps_are_those_of_torchs_grid() -> None:
     shear = torch.stack([one, slant, zero, one], 1).view(3, 2, 2)
     theta = torch.cat([turn @ shear / size.view(3, 1, 1), amounts[3:].T.reshape(3, 2, 1) * 0.4], 2)
     grid = torch.nn.functional.affine_grid(theta, [3, 2, 10, 7], align_corners=False)
-    expected = torch.nn.functional.grid_sample(images, grid, align_corners=False)
+    expected = torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     torch.testing.assert_close(moved(images, how, 4), expected)
+
+
+@pytest.mark.parametrize("loader", [TorchImages, AffineImages])
+def test_what_lies_outside_of_an_image_continues_its_border(loader: type) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(100, 201, (9, 3, 10, 8), generator=generator, dtype=torch.uint8)
+    images[..., 4, 4] = 0  # dark ink on light paper
+    how = Augmentation(rotate=180, translate=1, scale=0.5)
+    load = loader(images, Normalizer(0.0, 1.0))
+    made = load(torch.arange(9), load.prepare_maps(draw_affine_maps(how, 9, generator)))
+    border = torch.cat([made[..., 0, :], made[..., -1, :], made[..., 0], made[..., -1]], dim=-1)
+    assert (border > 99).float().mean() > 0.95
+    far = torch.tensor([1.0, 0.0, 5.0, 0.0, 1.0, 5.0]).view(1, 2, 3)  # the lower right corner, everywhere
+    made = load(torch.zeros(1, dtype=torch.long), load.prepare_maps(far))
+    torch.testing.assert_close(made, images[:1, :, -1:, -1:].float().expand_as(made))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -208,7 +208,10 @@ KINDS = {
     "--effort": TEXTS,
     "--device": TEXTS,
     "--engine": TEXTS,
-    "--dataset": TEXTS | files(".npz").map("npz:{}".format) | files("").map("idx:{}".format),
+    "--dataset": TEXTS
+    | files(".npz").map("npz:{}".format)
+    | files(".csv").map("csv:{}".format)
+    | files("").flatmap(lambda name: st.sampled_from([f"idx:{name}", f"folder:{name}", f"npz:{name}"])),
 }
 
 

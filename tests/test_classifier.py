@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,16 @@ def classifier() -> Classifier:
 @pytest.fixture
 def images(five_thousand: DataSet) -> torch.Tensor:
     return five_thousand.read_test().images
+
+
+def test_own_names_of_classes_come_back_from_the_file(classifier: Classifier, work: Path) -> None:
+    assert classifier.class_names[9] == "9"
+    names = tuple("abcdefghij")
+    (work / "w.safetensors").write_bytes(replace(classifier, data="folder", own_names=names).to_bytes())
+    assert Classifier.load(work / "w.safetensors").class_names == names
+    (work / "w.safetensors").write_bytes(replace(classifier, own_names=names[:3]).to_bytes())
+    with pytest.raises(InputError, match="3 names for 10 classes"):
+        Classifier.load(work / "w.safetensors")
 
 
 def test_a_network_comes_back_from_its_file(classifier: Classifier, images: torch.Tensor, work: Path) -> None:

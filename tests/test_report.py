@@ -100,8 +100,12 @@ def test_classes_are_called_by_their_names_where_they_have_some() -> None:
     figure = result_plots.confusion([[5] * 10] * 10, names)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(names)
     found = [{"label": 9, "predicted": 7, "confidence": 0.8, "image": 3}]
-    figure = result_plots.misclassified(np.zeros((1, 28, 28), dtype=np.uint8), found, names)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["ankle boot\nas sneaker\n80% sure"]
+    for channels in (1, 3):  # grey, colour
+        images = np.random.default_rng(0).integers(0, 256, (1, channels, 28, 20), dtype=np.uint8)
+        figure = result_plots.misclassified(images, found, names)
+        assert [text.get_text() for text in figure.axes[0].texts] == ["ankle boot\nas sneaker\n80% sure"]
+        shown = figure.axes[0].images[0].get_array()
+        assert (np.asarray(shown) == (images[0, 0] if channels == 1 else images[0].transpose(1, 2, 0))).all()
 
 
 def test_the_zoo_stands_beside_what_others_have_published(work: Path, invoke: Runner) -> None:

@@ -188,7 +188,7 @@ def check_lookup(what: str, study: str, storage: str) -> None:
 
 def check_data_dir(data_dir: str | None, dataset: str) -> None:
     """Raise `InputError` for --data-dir with a data set that lies elsewhere."""
-    elsewhere = dataset.partition(":")[0] in ("mnist-5k", "idx", "npz")
+    elsewhere = dataset.partition(":")[0] in ("mnist-5k", "folder", "csv", "npz", "idx")
     check_in_use("--data-dir", data_dir, None, not elsewhere, "with sets that torchvision downloads")
 
 

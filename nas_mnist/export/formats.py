@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.class_names import class_names
 from ..models.cost import cost_of
 from ..training.classifier import Classifier, WithPreprocessing
 from ..training.evaluate import predict
@@ -61,9 +60,9 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     architecture = classifier.model.architecture
     shape = ", ".join(map(str, architecture.input_shape))
     return {
-        "input": f"float32 (N, {shape}), pixels from 0 to 255, light on dark as in {classifier.data}",
+        "input": f"float32 (N, {shape}), pixels from 0 to 255, as in {classifier.data}",
         "output": f"float32 (N, {architecture.classes}), a score for every class; the largest one wins",
-        "classes": json.dumps(class_names(classifier.data, architecture.classes)),
+        "classes": json.dumps(classifier.class_names),
         "data": classifier.data,
         "architecture": architecture.to_json(),
     }
@@ -76,7 +75,7 @@ def _c(classifier: Classifier, stem: str, data: ExportData) -> Format:
     compiler = host_compiler()
 
     def make(facts: Sequence[str]) -> Files:
-        return c_source(network, stem, classifier.data, examples, facts)
+        return c_source(network, stem, classifier, examples, facts)
 
     def run(files: Files, images: Tensor) -> Tensor:
         assert compiler is not None

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import jinja2
 from safetensors.torch import save
 
-from ..data.class_names import class_names
 from ..data.readers import TORCHVISION, TorchvisionSet
 from ..models.layers import Layer
 from ..models.program import Call, fuse
@@ -42,7 +41,7 @@ def python_source(classifier: Classifier, stem: str, title: str, facts: Sequence
         weights=f"{stem}.safetensors",
         mean=normalizer.mean,
         std=normalizer.std,
-        class_names=json.dumps(class_names(classifier.data, architecture.classes)),
+        class_names=json.dumps(classifier.class_names),
         classes=architecture.classes,
         shape=", ".join(map(str, architecture.input_shape)),
         modules=[

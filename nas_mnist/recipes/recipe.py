@@ -19,7 +19,7 @@ ALIASES = {"seed": "published"}  # older names, still accepted
 
 
 class Augmentation(BaseModel):
-    """A random affine map for every image of a batch; all zeros: off."""
+    """A random affine map for every image of a batch; outside its nearest pixel. All zeros: off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -30,7 +30,7 @@ class ReportItem:
     architecture: Architecture | None  # None: a study without a trained candidate
     study: StudyResults | None = None
     result: Mapping[str, Any] | None = None  # the content of ``result.json``
-    images: np.ndarray | None = None  # (N, H, W) uint8: the mistakes of the first run, in their order
+    images: np.ndarray | None = None  # (N, C, H, W) uint8: the mistakes of the first run, in their order
     about: str = ""
     zoo_accuracies: Sequence[float] = ()  # of a network of the zoo: test accuracies on MNIST, one per seed
     recipe_name: str = ""  # empty for a recipe without a name
@@ -163,7 +163,7 @@ def comparison_rows(items: Sequence[ReportItem]) -> list[dict[str, Any]]:
 
 
 def mistaken_images(result: Mapping[str, Any], data_dir: Path | None) -> np.ndarray | None:
-    """The misclassified images (N, H, W) of the first run; None if the data set is not on this machine."""
+    """The misclassified images (N, C, H, W) of the first run; None if the data set is not on this machine."""
     from ..data.dataset import load
 
     try:
@@ -173,4 +173,4 @@ def mistaken_images(result: Mapping[str, Any], data_dir: Path | None) -> np.ndar
     if data.fingerprint != result["data"]["fingerprint"]:
         return None
     positions = [mistake["image"] for mistake in result["runs"][0].get("mistakes", [])]
-    return data.read_test().images[positions, 0].numpy()
+    return data.read_test().images[positions].numpy()

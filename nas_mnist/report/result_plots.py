@@ -27,7 +27,7 @@ MOST_MISTAKES = 60  # misclassified images on a page
 def result_figures(result: Mapping[str, Any], images: np.ndarray | None) -> dict[str, Figure]:
     """The figures of a ``result.json`` by file name: curves of all runs, and the errors of the first run.
 
-    ``images`` (N, H, W) are all that the first run misclassified; None where the data set is not here.
+    ``images`` (N, C, H, W) are all that the first run misclassified; None where the data set is not here.
     """
     figures: dict[str, Figure] = {}
     first, data = result["runs"][0], result["data"]["name"]
@@ -36,7 +36,7 @@ def result_figures(result: Mapping[str, Any], images: np.ndarray | None) -> dict
         published = [correct / 10_000 for _, correct in PUBLISHED_LOG] if is_published else []
         figures["test-curves"] = seed_curves(result["runs"], published, required_accuracy(data))
     if "confusion" in first:
-        names = class_names(data, len(first["confusion"]))
+        names = result["data"].get("classes") or class_names(data, len(first["confusion"]))
         figures["confusion"] = confusion(first["confusion"], names)
         if images is not None and len(images):
             step = -(-len(images) // MOST_MISTAKES)  # spread evenly: test images may be sorted by class
@@ -152,7 +152,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
 
 @styled
 def misclassified(images: np.ndarray, mistakes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
-    """The misclassified images (N, H, W) with true class, predicted class and confidence.
+    """The misclassified images (N, C, H, W) uint8 with true class, predicted class and confidence.
 
     ``mistakes`` as in ``result.json``, one an image; ``names`` of the classes.
     """
@@ -162,9 +162,10 @@ def misclassified(images: np.ndarray, mistakes: Sequence[Mapping[str, Any]], nam
     figure, axes = new_axes(0.69 * height * rows)
     axes.axis("off")
     colours = "gray_r" if images.mean() < 127.5 else "gray"  # dark on a light background
-    for position, (image, mistake) in enumerate(zip(images, mistakes, strict=False)):
+    shown = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+    for position, (image, mistake) in enumerate(zip(shown, mistakes, strict=False)):
         left, top = 1.15 * (position % _COLUMNS), height * (position // _COLUMNS)
-        tall, wide = (side / max(image.shape) for side in image.shape)
+        tall, wide = (side / max(image.shape[:2]) for side in image.shape[:2])
         middle, bottom = left + 0.5, top + height - (1 - tall) / 2
         extent = (middle - wide / 2, middle + wide / 2, bottom, bottom - tall)
         axes.imshow(image, cmap=colours, vmin=0, vmax=255, extent=extent, aspect="auto")

@@ -66,7 +66,7 @@ def search(
         field_option("max_params", WHAT, "N", "Fit the network into N parameters ({}; on MNIST fewer)."),
     ] = default("max_params"),
     dataset: Annotated[
-        str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")
+        str, field_option("dataset", WHAT, "NAME", "Train on mnist, kmnist, folder:DIR, csv:FILE... ({}).")
     ] = default("dataset"),
     space: Annotated[
         str | None,

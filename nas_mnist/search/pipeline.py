@@ -38,13 +38,16 @@ def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
     """
     from ..report.progress import loading
 
-    with loading("Loading torch, the data and the study", config.quiet):
+    with loading("Loading torch", config.quiet):
+        import torch  # noqa: F401
+
         from ..study.candidate import check_space
         from ..study.given import enqueue_given
         from ..study.storage import storage_guard
         from ..study.study import open_study
 
-        setup, data = prepare(config)
+    setup, data = prepare(config)  # data that take long to read show so themselves
+    with loading("Preparing the study", config.quiet):
         survey = check_space(setup.space, setup.budget, config.seed)
         pipeline = SearchPipeline(setup, data)
         study_config, metadata = setup.study_config(data), pipeline.metadata()

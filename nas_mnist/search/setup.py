@@ -102,7 +102,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
 
     device = pick_device(config.device)
     engine, note = resolve_engine(config.engine, device)
-    data = load(config.dataset, config.data_dir)
+    data = load(config.dataset, config.data_dir, config.quiet)
     space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name)
     if config.cost_metric and config.space_name in SPACES and space.fill:
         space = space.model_copy(update={"fill": FRONT_FILL})

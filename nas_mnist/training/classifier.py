@@ -1,8 +1,9 @@
 """A trained network with its preprocessing, as a safetensors file and back; nothing in a file is executed.
 
 The file's metadata has one entry, ``classifier``. It is JSON with the ``architecture``, the ``mean`` and the
-``std`` of the training images' bytes, and the name of their ``data`` set (default ``mnist``). One entry,
-because safetensors writes several entries in a random order.
+``std`` of the training images' bytes, the name of their ``data`` set (default ``mnist``), and for classes
+with names of their own the ``classes``. One entry, because safetensors writes several entries in a random
+order.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError, explain
 from ..core.fileio import MAX_TEXT_BYTES
+from ..data.arrays import MAX_CLASSES, MAX_NAME
+from ..data.class_names import class_names
 from ..data.normalize import Normalizer
 from ..models.architecture import Architecture
 from ..models.blocks import BLOCK_KINDS
@@ -35,6 +39,12 @@ class Classifier:
     model: Network  # on the CPU
     normalizer: Normalizer
     data: str = "mnist"  # the data set of its training, as `data.dataset.load` takes it, up to a colon
+    own_names: tuple[str, ...] = ()  # of the classes, where the data set has names of its own
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each class."""
+        return self.own_names or class_names(self.data, self.model.architecture.classes)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -49,6 +59,7 @@ class Classifier:
         architecture = self.model.architecture.model_dump(mode="json")
         normalizer = {"mean": self.normalizer.mean, "std": self.normalizer.std}
         about = {"architecture": architecture, **normalizer, "data": self.data}
+        about |= {"classes": self.own_names} if self.own_names else {}
         return save(tensors, {"classifier": json.dumps(about)})
 
     @classmethod
@@ -61,6 +72,8 @@ class Classifier:
         try:
             with safe_open(path, "pt") as file:
                 about = _read_about((file.metadata() or {}).get("classifier", ""))
+                if about.classes and len(about.classes) != about.architecture.classes:
+                    raise InputError(f"{len(about.classes)} names for {about.architecture.classes} classes")
                 if (wanted := 4 * cost_of(about.architecture).params) > path.stat().st_size:
                     raise InputError(f"weights: fewer bytes than the {wanted:,} of this architecture")
                 model = Network(about.architecture)
@@ -70,7 +83,7 @@ class Classifier:
             raise InputError(f"weights: {path} is not a safetensors file ({reason})") from None
         except InputError as error:
             raise InputError(f"weights: {path}: {str(error).removeprefix('weights: ')}") from None
-        return cls(model.eval(), Normalizer(about.mean, about.std), about.data)
+        return cls(model.eval(), Normalizer(about.mean, about.std), about.data, about.classes)
 
 
 class WithPreprocessing(nn.Module):
@@ -93,6 +106,7 @@ class _About(BaseModel):
     mean: float
     std: float = Field(gt=0)
     data: str = Field("mnist", max_length=4096)
+    classes: tuple[Annotated[str, Field(max_length=MAX_NAME)], ...] = Field((), max_length=MAX_CLASSES)
 
 
 def _read_about(text: str) -> _About:

@@ -35,7 +35,7 @@ def plain_step(
     """
     if maps is not None:
         grid = F.affine_grid(maps, list(images.shape), align_corners=False)  # (N, H, W, 2)
-        images = F.grid_sample(images.float(), grid, align_corners=False)
+        images = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     scores = model.train()(normalize(images))  # (N, classes)
     loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
     optimizer.zero_grad()

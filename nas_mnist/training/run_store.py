@@ -104,7 +104,9 @@ class RunStore:
                 **summary_fields(stored, runs),
                 "runs": runs,
             }
-            weights = Classifier(run.model, run.normalizer, stored["data"]["name"].partition(":")[0])
+            data = stored["data"]
+            names = tuple(data.get("classes", ()))
+            weights = Classifier(run.model, run.normalizer, data["name"].partition(":")[0], names)
             write_bytes(self.folder / weights_file(run.seed), weights.to_bytes())
             write_bytes(self.folder / "epochs.csv", epochs_csv(runs).encode())
             write_bytes(self.folder / RESULT, f"{json.dumps(record, indent=2)}\n".encode())
@@ -113,7 +115,8 @@ class RunStore:
 def _same_training(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a stored result is of the same network, recipe, data and engine, and not of a search."""
     same = all(stored[name] == wanted[name] for name in ("key", "recipe"))
-    same_data = stored["data"].get("fingerprint") == wanted["data"]["fingerprint"]
+    of_stored, of_wanted = stored["data"], wanted["data"]
+    same_data = all(of_stored.get(name) == of_wanted.get(name) for name in ("fingerprint", "classes"))
     same_engine = bool(stored.get("plain")) == bool(wanted.get("plain"))
     return same and same_data and same_engine and ("trial" in stored) == ("trial" in wanted)
 
@@ -145,7 +148,8 @@ def metadata_of(
         "cost": asdict(cost_of(architecture)),
         "budget": budget,
         "recipe": recipe.model_dump(mode="json"),
-        "data": {name: getattr(data, name) for name in ("name", "source", "note", "fingerprint")},
+        "data": {name: getattr(data, name) for name in ("name", "source", "note", "fingerprint")}
+        | ({"classes": list(data.own_names)} if data.own_names else {}),
         "device": device,
         "versions": versions(),
     }

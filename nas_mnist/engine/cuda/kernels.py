@@ -123,23 +123,23 @@ def augmented_images(w: BlockWriter) -> None:
 
     A batch tile that is not full repeats its last image.
 
-    Arguments: map of the result; images (N, C, H + 4, W + 4) with zeros around, uint8; positions (B,), int64;
+    Arguments: map of the result; images (N, C, H + 3, W + 3) with zeros behind, uint8; positions (B,), int64;
     lines (B, 3, 2), as `PaddedImages.prepare_maps` gives them; the two numbers factor and constant of a
     normalisation; C; H; W; count of a model's images. B is models * count.
     """
     target = MapPointer(w)
     images, positions, lines, normal = (w.argument() for _ in range(4))
     channels, height, width, count = (w.argument() for _ in range(4))
-    full_width, full_height = width + sum(EDGE), height + sum(EDGE)
+    full_width, full_height = width + EDGE, height + EDGE
     number = _image_numbers(w, count)
     start = w.gather_indices(positions, number) * (channels * (full_width * full_height))
     numbers = [w.gather(lines, number * 6 + place) for place in range(6)]
     first, right, down = numbers[:2], numbers[2:4], numbers[4:]
     factor, constant = w.load_splat(normal), w.load_splat(normal, 1)
-    limits = [w.to_float(width), w.to_float(height)]
+    limits = [w.to_float(width - 1), w.to_float(height - 1)]
     with w.parallel_for(channels) as (channel,), w.rows(height) as y:
         line = [one + w.to_float(y) * by for one, by in zip(first, down, strict=True)]
-        corner = start + (channel * full_width * full_height + full_width * EDGE[0] + EDGE[0])
+        corner = start + channel * (full_width * full_height)
 
         def value(x: Int) -> Vector:
             places = [one + w.to_float(x) * by for one, by in zip(line, right, strict=True)]

@@ -14,20 +14,18 @@ from .compile import LANES, compiled
 from .values import Int, IntVector, Vector
 from .writer import Writer
 
-# Zeros before and behind an image: neighbours of pixels just outside, and bytes that are read with them.
-EDGE = 1, 3
+EDGE = 3  # zeros behind rows and columns: bytes that are read together with an image's last pixel
 
 
 class PaddedImages:
-    """A data set's images with zeros around, and the factor and constant that normalise them."""
+    """A data set's images with zeros behind, and the factor and constant that normalise them."""
 
     map_shape: ClassVar = (3, 2)
 
     def __init__(self, images: Tensor, normalize: Normalizer) -> None:
         """``images`` (N, C, H, W) uint8."""
-        before, after = EDGE
         self.shape = images.shape[1:]
-        self.images = F.pad(images, (before, after) * 2).contiguous()
+        self.images = F.pad(images, (0, EDGE, 0, EDGE)).contiguous()
         factors = [1 / normalize.std, -normalize.mean / normalize.std]
         self.normal = torch.tensor(factors, dtype=torch.float32, device=images.device)
 
@@ -46,9 +44,9 @@ class PaddedImages:
 
 
 def fits_32_bits(images: Tensor) -> bool:
-    """Whether a kernel that counts bytes in 32 bits finds all images (N, C, H, W), zeros around included."""
+    """Whether a kernel that counts bytes in 32 bits finds all images (N, C, H, W), zeros behind included."""
     count, channels, height, width = images.shape
-    return count * channels * (height + sum(EDGE)) * (width + sum(EDGE)) < 1 << 31
+    return count * channels * (height + EDGE) * (width + EDGE) < 1 << 31
 
 
 def bilinear(
@@ -59,14 +57,14 @@ def bilinear(
     row_bytes: Int,
     corner: Int | IntVector,
 ) -> Vector:
-    """The values at places (x, y), by lane, between four pixels; 0 outside of the image.
+    """The values at places (x, y), by lane, between four pixels; outside of the image its nearest pixel.
 
-    ``source``: pointer to uint8; ``limits``: width and height; ``row_bytes``: of an image with its zeros;
-    ``corner``: the offset of an image's first pixel, for all lanes or by lane.
+    ``source``: pointer to uint8; ``limits``: the last column and row; ``row_bytes``: of an image with its
+    zeros; ``corner``: the offset of an image's first pixel, for all lanes or by lane.
     """
     wholes, fractions = [], []
     for place, limit in zip(places, limits, strict=True):
-        clipped = w.clip(place, -1.0, limit)
+        clipped = w.clip(place, 0.0, limit)
         below = w.floor(clipped)
         wholes.append(w.to_int(below))
         fractions.append(clipped - below)
@@ -82,22 +80,22 @@ def bilinear(
 def warp_images(w: Writer) -> None:
     """Picks an image, maps it and normalises it; the batch tile is the image's place in the batch.
 
-    Arguments: images (N, C, H + 4, W + 4) with zeros around, uint8; positions (B,), int64; lines (B, 3, 2),
+    Arguments: images (N, C, H + 3, W + 3) with zeros behind, uint8; positions (B,), int64; lines (B, 3, 2),
     as `PaddedImages.prepare_maps` gives them; images (B, stride); the two numbers factor and constant of a
     normalisation; C; H; W; the stride, at least C * H * W + `LANES`. Numbers are float32.
     """
     images, positions, lines, target, normal = (w.argument() for _ in range(5))
     channels, height, width, stride = (w.argument() for _ in range(4))
-    full_width, full_height = width + sum(EDGE), height + sum(EDGE)
+    full_width, full_height = width + EDGE, height + EDGE
     source = images + w.load_index(positions, w.batch_tile) * (channels * (full_width * full_height))
     start = w.batch_tile * stride
     numbers = [w.load_splat(lines, w.batch_tile * 6 + place) for place in range(6)]
     first, right, down = numbers[:2], numbers[2:4], numbers[4:]
     factor, constant = w.load_splat(normal), w.load_splat(normal, 1)
-    limits = [w.to_float(width), w.to_float(height)]
+    limits = [w.to_float(width - 1), w.to_float(height - 1)]
     with w.loop(channels) as channel, w.loop(height) as y:
         line = [one + w.to_float(y) * by for one, by in zip(first, down, strict=True)]
-        corner = channel * full_width * full_height + full_width * EDGE[0] + EDGE[0]
+        corner = channel * full_width * full_height
         row = start + (channel * height + y) * width
         with w.loop(width, step=LANES) as x:  # the next row overwrites what is too much
             across = w.to_float(w.iota(x))
