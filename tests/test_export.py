@@ -119,7 +119,7 @@ def test_compiled_c_equals_the_integers_bit_for_bit(name: str) -> None:
     architecture = kind_of(name)
     classifier, images = trained(architecture), random_images(architecture)
     network = quantise(FoldedNetwork(classifier), images)
-    files = c_source(network, "my-net", "mnist", images[:3], ["A fact."])
+    files = c_source(network, "my-net", classifier, images[:3], ["A fact."])
     compiler = host_compiler()
     assert compiler
     scores = run_c(compiler, files, images)  # it compiles only if flash and RAM are as stated
@@ -136,7 +136,7 @@ def test_c_of_a_network_checks_its_own_test_vectors(work: Path) -> None:
     architecture = kind_of("repeats")
     classifier, images = trained(architecture), random_images(architecture)
     network = quantise(FoldedNetwork(classifier), images)
-    for file, content in c_source(network, "net", "mnist", images[:3], []).items():
+    for file, content in c_source(network, "net", classifier, images[:3], []).items():
         (work / file).write_bytes(content)
     strict = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Os"]
     subprocess.run([str(host_compiler()), *strict, "-DNET_TEST", "net.c", "-o", "net"], check=True, cwd=work)

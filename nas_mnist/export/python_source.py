@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jinja2
 from safetensors.torch import save
 
-from ..data.readers import TORCHVISION, TorchvisionSet
+from ..data.torchvision_sets import TORCHVISION, TorchvisionSet
 from ..models.layers import Layer
 from ..models.program import Call, fuse
 from ..training.classifier import Classifier
