@@ -24,7 +24,10 @@ def _run() -> None:
             print(f"python -m nas_mnist.{name:<10} {purpose}")
         print("\nEach command has --help.")
     else:
-        print(f"error: command: {command[:40]!r} is not known (use {', '.join(COMMANDS)})", file=sys.stderr)
+        from .core.errors import choices
+
+        advice = choices(command, COMMANDS)
+        print(f"error: command: {command[:40]!r} is not known {advice}", file=sys.stderr)
         sys.exit(2)
 
 

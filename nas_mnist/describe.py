@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 from .core.cli import OUTPUT, Network, Storage, Study, check_lookup, option, run
-from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
+from .core.defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
 from .lookup import resolve
 from .models.cost import cost_of
 from .report.layer_table import layer_table, shared_weights
@@ -21,7 +21,8 @@ def describe(
 ) -> None:
     """Print a network's layers, shapes, parameters and cost."""
     check_lookup(network, study, storage)
-    architecture = resolve(network, study, storage).architecture
+    found = resolve(network, study, storage)
+    architecture = found.architecture
     cost = cost_of(architecture)
     if as_json:
         content = {
@@ -35,10 +36,14 @@ def describe(
     print(layer_table(architecture))
     print()
     print(f"Multiply-adds an image: {cost.macs:,}")
+    print(f"Flash (bytes of int8 weights, scales and biases in C, no code): {cost.flash:,}")
+    print(f"RAM (bytes of the int8 buffer in C, with the image): {cost.ram:,}")
     print(f"Peak activation memory (bytes, float32): {cost.peak_memory:,}")
     print(f"Receptive field (pixels): {cost.receptive_field}")
     if note := shared_weights(architecture):
         print(note)
+    if network in ANSWERS:
+        print(f"This is {found.about}")
     print("Activations and additions are functions: they have no parameters and no rows.")
 
 

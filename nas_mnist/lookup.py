@@ -16,20 +16,22 @@ Loads torch only to read a FILE.safetensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
-from .core.errors import InputError, NoResultError, foreign_data
+from .core.defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY, MAX_PARAMS
+from .core.errors import InputError, NoResultError, choices, foreign_data
 from .core.fileio import read_text
 from .models import zoo
 from .models.architecture import Architecture
 from .recipes.recipe import Recipe, current_name, load_recipe, stored_recipe
+from .training.requirements import required_accuracy
 from .training.run_store import RESULT, read_result, weights_file
 
 if TYPE_CHECKING:
+    from .study.results import StudyResults
     from .training.classifier import Classifier
 
 
@@ -43,11 +45,16 @@ class NamedNetwork:
     recipe_name: str = "default"
     dataset: str = "mnist"  # unless another is asked for
     about: str = ""
-    budget: int | None = None  # parameters, of the search that found it
+    budget: int | None = None  # parameters: of the search that found it, of the zoo the exercise's
     test_accuracies: tuple[float, ...] = ()  # of the zoo: MNIST, this recipe, last epoch, one a seed; 0 to 1
     folder: Path | None = None  # of the results, for a FOLDER
     result: Mapping[str, Any] | None = None  # the content of its ``result.json``
     weights: Path | None = None  # a safetensors file; None: without trained weights
+
+    def on(self, dataset: str) -> NamedNetwork:
+        """The same network for a data set: the exercise is MNIST's, so that others leave out its budget."""
+        is_exercise = self.name not in zoo.names() or required_accuracy(dataset) is not None
+        return self if is_exercise else replace(self, budget=None)
 
 
 def resolve(
@@ -68,11 +75,9 @@ def resolve(
         return _from_json(Path(what))
     if what.endswith(".safetensors"):
         return _from_weights(Path(what))
-    known = ", ".join([*zoo.names(), *ANSWERS])
-    raise InputError(
-        f"network: {what[:80]!r} is not known (use {known}, a .json or .safetensors file, or a folder of "
-        "results)"
-    )
+    more = ", a .json or .safetensors file, or a folder of results"
+    advice = choices(what, [*zoo.names(), *ANSWERS], more)
+    raise InputError(f"network: {what[:80]!r} is not known {advice}")
 
 
 def find_classifier(
@@ -104,6 +109,7 @@ def _from_zoo(name: str) -> NamedNetwork:
         recipe=load_recipe(entry.recipe),
         recipe_name=current_name(entry.recipe),
         about=entry.about,
+        budget=MAX_PARAMS,
         test_accuracies=entry.test_accuracies,
         weights=file if file.is_file() else None,
     )
@@ -150,6 +156,13 @@ def _lowest_seed(folder: Path, result: Mapping[str, Any]) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def _about(what: str, study: StudyResults, trial: int) -> str:
+    """An answer of a study in words; before its finals ``best`` is its leader."""
+    if what == "best" and study.winner is None:
+        return f"leader of study {study.name!r}, which has no winner yet: trial {trial}"
+    return f"{what} of study {study.name!r}, trial {trial}"
+
+
 def _from_study(what: str, study: str, storage: str, trial: int | None) -> NamedNetwork:
     """An answer of a study (before its finals ``best`` is the leader), or one of its trials."""
     from .study.results import StudyResults, retrained_of
@@ -158,7 +171,7 @@ def _from_study(what: str, study: str, storage: str, trial: int | None) -> Named
     stored = load_study(storage, study)
     with foreign_data(f"study: {study!r}"):
         results = StudyResults.read(stored)
-        answer, row = results.answers.get(ANSWERS[what]), results.winner
+        answer, row = results.answers.get(ANSWERS[what]), results.best
     metadata, name = stored.user_attrs, what
     if trial is not None:
         answer, name = None, f"trial-{trial}"
@@ -187,7 +200,7 @@ def _from_study(what: str, study: str, storage: str, trial: int | None) -> Named
         recipe=recipe,
         recipe_name=f"of study {study!r}",
         dataset=str(dataset),
-        about=f"{'one' if trial is not None else what} of study {study!r}, trial {chosen.trial}",
+        about=_about(what if trial is None else "one", results, chosen.trial),
         budget=results.config.max_params,
         weights=weights,
     )

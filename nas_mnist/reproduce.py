@@ -21,6 +21,7 @@ from .core.cli import (
     Quiet,
     Storage,
     Study,
+    as_new_file,
     as_path,
     check_data_dir,
     check_in_use,
@@ -31,15 +32,16 @@ from .core.cli import (
     run,
     whole,
 )
-from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARAMS, MAX_SEED, REPORTS
+from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_SEED, REPORTS
 from .core.errors import InputError, NoResultError
-from .core.fileio import check_new, check_writable, write_bytes
+from .core.fileio import check_writable, write_bytes
 from .core.process_pool import auto_workers, parse_workers
 from .lookup import resolve
 from .models import zoo
 from .recipes.recipe import load_recipe
 from .training.jobs import RetrainJob, Source, retrain_seeds
 from .training.run_store import RESULT, RunStore, metadata_of
+from .training.stability import stability_warning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,39 +104,41 @@ def reproduce(
     found = resolve(network, study, storage, trial)
     check_name("network", found.name)
     dataset = found.dataset if dataset is None else dataset
+    found = found.on(dataset)
     check_data_dir(data_dir, dataset)
-    own_recipe = found.recipe if recipe is None else load_recipe(recipe)
-    own_recipe = own_recipe if epochs is None else own_recipe.with_epochs(epochs)
+    own_recipe = (found.recipe if recipe is None else load_recipe(recipe)).with_epochs(epochs)
     check_writable(REPORTS, "reports")
-    copy_to = as_path(json_file)
-    if copy_to is not None:
-        check_new(copy_to, "--json")
+    copy_to = as_new_file(json_file)
 
-    from .data.dataset import load
-    from .engine.backend import resolve_engine
     from .report.epoch_log import EpochLog
-    from .report.progress import make_console
+    from .report.progress import loading, make_console
     from .study.storage import hide_password
-    from .training.device import describe_device, describe_machine, pick_device
-    from .training.final import check_fits
 
     console = make_console(quiet)
-    where = pick_device(device)
-    chosen, note = resolve_engine(engine, where)
+    with loading("Loading torch", quiet):
+        from .data.dataset import load
+        from .engine.backend import resolve_engine
+        from .training.device import describe_device, describe_machine, pick_device
+        from .training.final import check_fits
+
+        where = pick_device(device)
+        chosen, note = resolve_engine(engine, where)
     data = load(dataset, as_path(data_dir), quiet)
-    check_fits(found.architecture, data)
+    check_fits(found.architecture, data, own_recipe)
     recipe_name = recipe or found.recipe_name
-    machine, limit = describe_machine(where, count or 1), found.budget or MAX_PARAMS
+    machine, limit = describe_machine(where, count or 1), found.budget
     metadata = metadata_of(found.name, found.architecture, own_recipe, data, machine, limit)
-    metadata |= {"recipe_name": recipe_name, "plain": chosen == "torch", "first_seed": seed}
     shown = storage, hide_password(storage)
-    metadata |= {"command": command_line("reproduce", *shown)}
+    metadata |= {"recipe_name": recipe_name, "plain": chosen == "torch", "first_seed": seed}
+    metadata["command"] = command_line("reproduce", *shown)
     store = RunStore(REPORTS, found.name, metadata, found.folder)
     missing = [one for one in range(seed, seed + seeds) if one not in store.seeds]
     processes = min(count or auto_workers(where.type), max(len(missing), 1))
     store.metadata["device"] = describe_machine(where, processes)
     training = f"{found.name}, recipe {recipe_name}, {describe_device(where, processes)}"
-    _announce(console, found.architecture, data, [note, training, _folder_line(store, seeds, missing)])
+    warning = stability_warning(found.architecture, own_recipe)
+    lines = [note, found.about, training, _folder_line(store, seeds, missing), warning]
+    _announce(console, found.architecture, data, lines)
     source = Source(data.name, as_path(data_dir), where.type, chosen)
     job = RetrainJob(found.architecture, own_recipe, tuple(missing), source, last_only=False)
     again = command_line("reproduce", *shown, again=True)
@@ -179,7 +183,7 @@ def _report(store: RunStore, data: DataSet, console: Console, data_dir: Path | N
     result = store.result
     item = item_of_result(result, store.folder.name, data_dir, store.folder)
     if result["name"] == "reference" and data.name == "mnist":
-        console.print(published_table(result["runs"][0]))
+        console.print(published_table(result["runs"][0], str(result.get("recipe_name") or "unknown")))
     print_result(console, item, result)
     print_warning(console, data.note)
     write_report(store.folder, sections_of([item]))

@@ -101,7 +101,7 @@ def run_python(arguments: list[str], cwd: Path) -> Ended:
         env=environment(cwd.parent / "cache"),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=600,  # a search that hangs
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
@@ -195,7 +195,7 @@ def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         from nas_mnist.core.cli import run
 
         name, *words = name.split()
-        module = f"{name}.__main__" if name in ("bench", "report", "search") else name
+        module = f"{name}.__main__" if name in ("bench", "export", "report", "search") else name
         door = importlib.import_module(f"nas_mnist.{module}")
         monkeypatch.chdir(work)
         monkeypatch.setenv("COLUMNS", "160")

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nas_mnist.__main__ import COMMANDS
+from nas_mnist.core.numbers import parse_number
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -149,9 +150,7 @@ def options(command: str, function: Any) -> list[Option]:
 
 
 def is_number(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return 0 < float(text) <= 1e6
-    return False
+    return 0 < (parse_number(text) or 0) <= 1e6
 
 
 # Hypothesis draws words of our source, too, and some are good values: only texts with other characters count.
@@ -161,10 +160,10 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
     ["", "nothing", "数/\u202e½", "x" * 5_000, "\x01\x7f", "a/../b", "-1", "--", "~no-such-user/x", "a\nb"]
 )
 NO_NUMBERS = TEXTS.filter(lambda text: not is_number(text)) | st.sampled_from(
-    ["-0", "0", "-1", "1e9", "nan", "inf", "-0.0", "9" * 30, "9" * 5_000, "0x10", "1,000"]
+    ["-0", "0", "-1", "1e9", "nan", "inf", "-0.0", "9" * 30, "9" * 5_000, "0x10", "1,00", "2 k", "."]
 )
 NO_WHOLE_NUMBERS = TEXTS.filter(lambda text: not re.fullmatch("-?[0-9]+", text)) | st.sampled_from(
-    ["-0", "+3", "1_0", "٣", "½", " 3", "1.5", "1e3", "nan", "9" * 30, "9" * 5_000, "0x10", "1,000"]
+    ["-0", "+3", "1_0", "٣", "½", " 3", "1.5", "1e3", "nan", "9" * 30, "9" * 5_000, "0x10", "1,00", "2kk"]
 )
 NO_NAMES = TEXTS.filter(lambda text: not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text))
 NO_CONTENT = ("folder", "empty", "binary", "zeros", "unreadable")  # see `wrong_files`
@@ -209,7 +208,10 @@ KINDS = {
     "--effort": TEXTS,
     "--device": TEXTS,
     "--engine": TEXTS,
-    "--dataset": TEXTS | files(".npz").map("npz:{}".format) | files("").map("idx:{}".format),
+    "--dataset": TEXTS
+    | files(".npz").map("npz:{}".format)
+    | files(".csv").map("csv:{}".format)
+    | files("").flatmap(lambda name: st.sampled_from([f"idx:{name}", f"folder:{name}", f"npz:{name}"])),
 }
 
 
@@ -333,8 +335,43 @@ CASES = {
         "input_shape = [3, 32, 32]\n" + STAGE, "input_shape [3, 32, 32]", "[1, 28, 28]"
     ),
     "space: other classes": space("classes = 7\n" + STAGE, "classes 7", "10"),
-    "recipe: unknown key": recipe("speed = 3\n", "my.toml: speed: unknown field"),
+    "recipe: unknown key": recipe("speed = 3\n", "my.toml: speed: unknown field (use epochs, batch"),
+    "recipe: mistyped key": recipe("epoch = 3\n", "epoch: unknown field (did you mean 'epochs'? use"),
+    "recipe: mistyped part": recipe(
+        "[augmentation]\nrotat = 3\n",
+        "augmentation.rotat: unknown field (did you mean 'rotate'? use rotate, ",
+    ),
+    "recipe: mistyped": search([*SMALL, "--recipe", "smal"], "recipe: 'smal'", "did you mean 'small'?"),
+    "recipe: mistyped change": search(
+        [*SMALL, "--recipe", "tiny:learning-rate=1"], "'learning-rate'", "did you mean 'learning_rate'?"
+    ),
+    "space: mistyped": search([*SMALL, "--space", "Defualt"], "'Defualt'", "did you mean 'default'?"),
+    "space: mistyped key": space(STAGE + "kernal = 3\n", "stages[0].kernal", "did you mean 'kernel'?"),
+    "effort: mistyped": search(["--effort", "through"], "--effort: 'through'", "did you mean 'thorough'?"),
+    "dataset: mistyped": search(["--dataset", "fashion_mnist"], "did you mean 'fashion-mnist'?"),
+    "dataset: a folder as npz": Case(
+        "search", ["--dataset", "npz:data"], ["data is a folder", "idx:FOLDER"], {"data/x": ""}
+    ),
+    "dataset: a file as idx": Case(
+        "search", ["--dataset", "idx:data"], ["data is a file", "npz:FILE"], {"data": "x"}
+    ),
+    "network: mistyped": Case("describe", ["refrence"], ["'refrence'", "did you mean 'reference'?"]),
+    "architecture: mistyped key": architecture(
+        json.dumps({"blocks": [{"kind": "residual", "body": [CONV | {"kernl": 3}]}]}),
+        *("blocks[0].body[0].kernl: unknown field (did you mean 'kernel'?", "use kernel, stride"),
+    ),
     "recipe: batch above the data": recipe("batch_size = 3474\n", "batch_size 3474", "3,473 images"),
+    "recipe: batches of one image": recipe("batch_size = 1\n", "batch_size 1", "use at least 2"),
+    "reproduce: batches of one image": Case(
+        "reproduce",
+        ["reference", "--recipe", "tiny:batch_size=1", *SMALL],
+        ["batch_size 1", "use at least 2"],
+    ),
+    "reproduce: batch above the data": Case(
+        "reproduce",
+        ["reference", "--recipe", "default:batch_size=4168,min_steps=1", *SMALL],
+        ["4168", "4,167"],
+    ),
     "recipe: batch above the part": recipe(
         "batch_size = 30\n", "batch_size 30", "20 images", more=["--search-images", 20]
     ),

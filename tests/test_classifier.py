@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from nas_mnist import Architecture
 from nas_mnist.core.errors import InputError
 from nas_mnist.data.dataset import DataSet, load
 from nas_mnist.data.normalize import Normalizer
-from nas_mnist.export import int8_bytes, to_onnx, to_torch
+from nas_mnist.export.folded import FoldedNetwork
+from nas_mnist.export.formats import metadata, to_torch
+from nas_mnist.export.onnx_file import to_onnx
 from nas_mnist.lookup import find_classifier
 from nas_mnist.models import zoo
 from nas_mnist.models.network import build
@@ -47,6 +50,16 @@ def classifier() -> Classifier:
 @pytest.fixture
 def images(five_thousand: DataSet) -> torch.Tensor:
     return five_thousand.read_test().images
+
+
+def test_own_names_of_classes_come_back_from_the_file(classifier: Classifier, work: Path) -> None:
+    assert classifier.class_names[9] == "9"
+    names = tuple("abcdefghij")
+    (work / "w.safetensors").write_bytes(replace(classifier, data="folder", own_names=names).to_bytes())
+    assert Classifier.load(work / "w.safetensors").class_names == names
+    (work / "w.safetensors").write_bytes(replace(classifier, own_names=names[:3]).to_bytes())
+    with pytest.raises(InputError, match="3 names for 10 classes"):
+        Classifier.load(work / "w.safetensors")
 
 
 def test_a_network_comes_back_from_its_file(classifier: Classifier, images: torch.Tensor, work: Path) -> None:
@@ -111,7 +124,7 @@ def test_onnx_agrees_with_torch_to_the_last_prediction(
 ) -> None:
     import onnxruntime
 
-    (work / "m.onnx").write_bytes(to_onnx(classifier))
+    (work / "m.onnx").write_bytes(to_onnx(FoldedNetwork(classifier), metadata(classifier)))
     session = onnxruntime.InferenceSession(work / "m.onnx", providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
     assert told["input"].startswith("float32 (N, 1, 28, 28), pixels from 0 to 255")
@@ -130,13 +143,6 @@ def test_a_torch_program_agrees_too(classifier: Classifier, images: torch.Tensor
     assert program(images.float()).softmax(1).detach().numpy() == pytest.approx(
         classifier(images).numpy(), abs=1e-4
     )
-
-
-def test_bytes_as_int8(classifier: Classifier) -> None:
-    # conv 1->4 3x3; depthwise 4x3x3, 4->6 1x1, shortcut 4->6 1x1; twice the same 6->6 1x1; head 6->10; a norm
-    # of 6 after an activation
-    weights = 36 + 36 + 24 + 24 + 36 + 60
-    assert int8_bytes(classifier) == weights + 8 * (4 + 4 + 6 + 6 + 6 + 6 + 10) + 8 * 6
 
 
 def test_export_writes_what_it_says_and_overwrites_nothing(
@@ -212,7 +218,7 @@ def test_the_zoo_and_its_export_reach_the_reported_accuracy_on_all_test_images(w
         ours = predict(classifier.model, test.images, classifier.normalizer).argmax(1)
         reported = zoo.load(name).test_accuracies[0]  # of seed 0
         assert int((ours == test.labels).sum()) == round(10_000 * reported)
-    (work / "m.onnx").write_bytes(to_onnx(classifier))
+    (work / "m.onnx").write_bytes(to_onnx(FoldedNetwork(classifier), metadata(classifier)))
     session = onnxruntime.InferenceSession(work / "m.onnx", providers=["CPUExecutionProvider"])
     (scores,) = session.run(["scores"], {"pixels": test.images.float().numpy()})
     assert (scores.argmax(1) == ours.numpy()).all()

@@ -124,19 +124,19 @@ def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Stud
 
 
 def test_limits_on_multiply_adds_and_memory_reject_too(make: MakeStudy) -> None:
-    study = make(WIDE_SPACE, Budget(10**6, 300_000, 60_000)).search(3)
+    study = make(WIDE_SPACE, Budget(10**6, 300_000, max_ram=12_000)).search(3)
     over = of(study, Verdict.OVER_BUDGET)
     reasons = "; ".join(trial.user_attrs["reason"] for trial in over)
     assert "multiply-adds too many" in reasons
-    assert "bytes of peak memory too many" in reasons
+    assert "bytes of RAM too many" in reasons
     assert "parameters" not in reasons
     for trial in over:
         assert trial.intermediate_values == {}
-        assert trial.user_attrs["macs"] > 300_000 or trial.user_attrs["peak_memory"] > 60_000
+        assert trial.user_attrs["macs"] > 300_000 or trial.user_attrs["ram"] > 12_000
     for trial in done(study):
         assert trial.user_attrs["macs"] <= 300_000
-        assert trial.user_attrs["peak_memory"] <= 60_000
-        assert set(trial.constraints) == {"parameters", "multiply-adds", "bytes of peak memory"}
+        assert trial.user_attrs["ram"] <= 12_000
+        assert set(trial.constraints) == {"parameters", "multiply-adds", "bytes of RAM"}
 
 
 def test_of_two_that_begin_the_last_candidate_at_once_one_gives_way(make: MakeStudy) -> None:

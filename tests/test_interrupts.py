@@ -50,3 +50,24 @@ def test_an_interruption_while_libraries_load_says_how_to_go_on(work: Path) -> N
     assert (ended.code, ended.err) == (INTERRUPTED, "")
     assert ended.out == "Interrupted. Continue with:\npython -m nas_mnist.search --trials 3 --json new.json\n"
     assert {path.name for path in work.iterdir()} <= {"torch.py", "__pycache__"}
+
+
+SWALLOWED = """
+import signal, time
+from nas_mnist.core.cli import run
+
+class Resource:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+def command() -> None:
+    Resource()
+    time.sleep(30)
+
+run(command)
+"""
+
+
+def test_an_interruption_within_a_destructor_is_not_lost(work: Path) -> None:
+    ended = run_python(["-c", SWALLOWED], work)
+    assert (ended.code, ended.err) == (INTERRUPTED, "")

@@ -21,7 +21,7 @@ PAGES = sorted(
 # Values for the placeholders of a page, so that a command line can be parsed.
 PLACEHOLDERS = {
     "N": "1", "FILE": "x.json", "FILE.json": "x.json", "FILE.csv": "x.csv", "DIR": ".", "FOLDER": "reports",
-    "FORMAT": "torch", "MINUTES": "1", "BYTES": "1000", "auto|torch": "torch",
+    "FORMAT": "torch", "MINUTES": "1", "BYTES": "1000", "SIZE": "32KB", "auto|torch": "torch",
 }  # fmt: skip
 
 

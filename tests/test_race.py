@@ -110,3 +110,13 @@ def test_after_a_single_seed_only_a_large_difference_drops_a_finalist(
         scores.add("best", seed, 0.9, base)
         scores.add("other", seed, 0.9, shifted)
         assert scores.is_worse("other", "best") == (seed == 2)
+
+
+def test_fresh_seeds_alone_make_the_mean_and_no_right_answer_is_no_failure(scores: FinalScores) -> None:
+    for key, accuracies in (("a", [0.984, 0.985]), ("b", [0.98, 0.98])):  # "b" had 0.99 as a candidate
+        for seed, accuracy in enumerate(accuracies, 1):
+            scores.add(key, seed, accuracy, images(seed))
+    assert scores.accuracy("a") == pytest.approx(0.9845) > scores.accuracy("b")
+    scores.add("none right", 1, 0.0, images(1)[:1])
+    scores.add("failed", 1, 0.0, None)
+    assert [scores.has_failed(key) for key in ("a", "none right", "failed")] == [False, False, True]

@@ -116,7 +116,7 @@ def test_batches_and_learning_rate_shrink_together_where_the_images_are_few() ->
     small = recipe.scaled_to(4_000)
     assert (small.batch_size, small.learning_rate) == (100, pytest.approx(0.2 * 100 / 256))
     assert small.scaled_to(4_000) is small
-    assert recipe.scaled_to(3).batch_size == 1
+    assert recipe.scaled_to(79).batch_size == recipe.scaled_to(3).batch_size == 2
     assert Recipe(batch_size=256).scaled_to(100).batch_size == 256
 
 

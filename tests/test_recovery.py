@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from nas_mnist.core.errors import InputError, NoResultError
+from nas_mnist.core.errors import InputError, NoResultError, StorageLostError
 from nas_mnist.recipes.recipe import load_recipe
 from nas_mnist.study.config import StudyConfig
 from nas_mnist.study.owner import ABSENT_AFTER, OWNER, is_gone, this_process
@@ -308,3 +311,117 @@ def test_opening_a_storage_again_drops_no_lock_that_sqlite_holds(tmp_path: Path)
         )
         other = run_python(["-c", code, str(tmp_path / "a.db")], tmp_path)
     assert "BlockingIOError" in other.err
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/a/study.db", "journal:{}/a/study.log"])
+@pytest.mark.parametrize("how", ["moved", "deleted", "folder moved", "replaced"])
+def test_a_storage_that_is_moved_or_deleted_ends_the_search(url: str, how: str, tmp_path: Path) -> None:
+    url = url.format(tmp_path)
+    file = Path(url.partition(":")[2].removeprefix("///"))
+    study = optuna.create_study(study_name="s", storage=open_storage(url))
+    study.tell(study.ask(), 0.5)
+    match how:
+        case "moved":
+            file.rename(tmp_path / "b")
+        case "deleted":
+            file.unlink()
+        case "folder moved":
+            file.parent.rename(tmp_path / "b")
+        case "replaced":
+            file.rename(tmp_path / "b")
+            file.write_bytes((tmp_path / "b").read_bytes())
+    with pytest.raises(StorageLostError, match="was moved or deleted") as lost, storage_guard(url):
+        study.tell(study.ask(), 0.5)
+    assert "begins a new study" in str(lost.value)
+    assert file.exists() == (how == "replaced")  # nothing was made in its place
+
+
+def test_a_journal_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.symlink", refused)
+    assert add_trial(tmp_path / "study.log") == [0.5]
+    assert add_trial(tmp_path / "study.log") == [0.5, 0.5]
+    assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{}", b"[]", b"x", b'{"op_code":99}', b'{"op_code":8,"trial_id":77}', b""]
+)
+def test_the_damaged_line_of_a_journal_is_named(journal: Path, damage: bytes) -> None:
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:2], damage, *lines[2:], b""]))
+    with pytest.raises(InputError, match=r"storage: line 3 of .* is damaged .*delete this line") as refused:
+        open_storage(f"journal:{journal}")
+    assert "\n" not in str(refused.value)
+    assert "op_code" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "sqlite:///a?b.db",
+            "sqlite:///a.db?",
+            "sqlite:///a.db?mode=ro",
+            "sqlite://a.db",
+            "sqlite://a/b.db",
+        ),
+        *("sqlite:///file:a.db", "sqlite:///~/a.db", "journal:~/a.log"),
+    ],
+)
+def test_a_url_that_would_name_another_file_is_refused(url: str, work: Path) -> None:
+    with pytest.raises(InputError, match="storage: ") as refused:
+        open_storage(url)
+    assert repr(url) in str(refused.value)
+    assert not list(work.iterdir())
+
+
+def test_another_programs_database_is_left_alone_and_no_internals_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.executescript(
+            "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('0b5f');"
+        )
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="holds no studies, but tables of another program"):
+        open_storage(f"sqlite:///{file}")
+    assert file.read_bytes() == before
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.executescript("CREATE TABLE mine (id INTEGER PRIMARY KEY AUTOINCREMENT);")
+    with pytest.raises(InputError, match=r"holds no studies, but mine \(use another file\)"):
+        open_storage(f"sqlite:///{file}")
+
+
+def test_a_shared_table_of_versions_is_no_reason_to_update_optuna(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    open_storage(url)
+    with contextlib.closing(sqlite3.connect(tmp_path / "shared.db")) as database:
+        database.executescript("UPDATE alembic_version SET version_num = '0b5f';")
+    with pytest.raises(InputError, match="use another database") as refused:
+        open_storage(url)
+    assert "pip install" not in str(refused.value)
+
+
+def test_without_proc_a_number_that_is_in_use_again_keeps_no_trial_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nas_mnist.study.owner._started", lambda _: None)
+    owner = this_process()
+    assert owner["started"] is None
+    assert not is_gone(owner)
+    assert is_gone(owner | {"seen": time.time() - ABSENT_AFTER - 1})
+
+
+def test_trials_are_read_in_parts_each_one_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="s", storage=open_storage(url))
+    for number in range(5):
+        study.tell(study.ask(), number)
+    study.ask()
+    monkeypatch.setattr("nas_mnist.study.storage.PART", 2)
+    again = optuna.load_study(study_name="s", storage=open_storage(url))
+    assert [trial.value for trial in again.get_trials()] == [0, 1, 2, 3, 4, None]
+    study.tell(5, 5)
+    assert [trial.value for trial in again.get_trials()] == [0, 1, 2, 3, 4, 5]

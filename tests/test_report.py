@@ -16,7 +16,7 @@ from conftest import COMMON, IDENTITY, STUDY_FACTS, Ended, Runner, stored
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
-from optuna_dashboard import get_note
+from optuna_dashboard import get_note, save_note
 from rich.console import Console
 
 from nas_mnist import Architecture
@@ -33,14 +33,14 @@ from nas_mnist.report.items import (
     item_of_study,
     requirements_of,
 )
-from nas_mnist.report.notes import trial_note
+from nas_mnist.report.notes import mark_answers, trial_note, write_missing_notes, write_trial_note
 from nas_mnist.report.search_display import SearchDisplay
 from nas_mnist.report.sections import sections_of
 from nas_mnist.report.tables import comparison_table
 from nas_mnist.report.write import study_folder
 from nas_mnist.study.importance import param_importances
 from nas_mnist.study.race import Answer, Finalist
-from nas_mnist.study.results import StudyResults, TrialRow, pareto_front, trial_rows
+from nas_mnist.study.results import StudyResults, TrialRow, best_rows, pareto_front, trial_rows
 from nas_mnist.study.verdict import Verdict
 from nas_mnist.training.evaluate import Score
 from nas_mnist.training.loop import EpochResult
@@ -77,8 +77,8 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     rows = trial_rows(stored(finished[0]))
     table = pd.read_csv(folder / "trials.csv")
     assert list(table.columns) == [
-        "trial", "verdict", "reason", "n_params", "excess", "macs", "peak_memory", "epochs", "images",
-        "validation_accuracy", "validation_loss", "seconds", "origin", "key",
+        "trial", "verdict", "reason", "n_params", "excess", "macs", "flash", "ram", "peak_memory",
+        "epochs", "images", "validation_accuracy", "validation_loss", "seconds", "origin", "key",
     ]  # fmt: skip
     assert list(table["trial"]) == [row.trial for row in rows]
     summary = json.loads((folder / "summary.json").read_text())
@@ -86,7 +86,7 @@ def test_tables_of_a_study_have_stable_names_and_every_trial(finished: tuple[Pat
     assert summary["images"] == table["images"].sum() > 0
     assert summary["winner"]["trial"] == summary["answers"]["most_accurate"]["trial"]
     assert set(summary) == {
-        "study", "trials", "epochs", "images", "seconds", "answers", "winner", "finals", "front",
+        "study", "trials", "epochs", "images", "seconds", "answers", "winner", "leader", "finals", "front",
         "test_accuracy", "requirements", "importances", "identity", "seed", "recipe", "space", "data",
         "device", "versions",
     }  # fmt: skip
@@ -100,8 +100,12 @@ def test_classes_are_called_by_their_names_where_they_have_some() -> None:
     figure = result_plots.confusion([[5] * 10] * 10, names)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(names)
     found = [{"label": 9, "predicted": 7, "confidence": 0.8, "image": 3}]
-    figure = result_plots.misclassified(np.zeros((1, 28, 28), dtype=np.uint8), found, names)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["ankle boot\nas sneaker\n80% sure"]
+    for channels in (1, 3):  # grey, colour
+        images = np.random.default_rng(0).integers(0, 256, (1, channels, 28, 20), dtype=np.uint8)
+        figure = result_plots.misclassified(images, found, names)
+        assert [text.get_text() for text in figure.axes[0].texts] == ["ankle boot\nas sneaker\n80% sure"]
+        shown = figure.axes[0].images[0].get_array()
+        assert (np.asarray(shown) == (images[0, 0] if channels == 1 else images[0].transpose(1, 2, 0))).all()
 
 
 def test_the_zoo_stands_beside_what_others_have_published(work: Path, invoke: Runner) -> None:
@@ -162,7 +166,7 @@ def test_several_items_stand_side_by_side(copied: Path, invoke: Runner) -> None:
 def test_the_live_display_fits_into_80_columns_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=80, force_terminal=True, record=True)
     display = SearchDisplay(console, 100, 20, [])
-    display.candidate(123, Cost(params=19_999, macs=1, peak_memory=1, receptive_field=1))
+    display.candidate(123, Cost(params=19_999, macs=1, peak_memory=1, receptive_field=1, flash=1, ram=1))
     display.epoch(123, EpochResult(20, 0.1, 0.1, 1.0, 2_468, Score(0.1, 9_963, 10_000)))
     with monkeypatch.context() as later:
         later.setattr("time.monotonic", lambda: display.started + 4_000)
@@ -213,7 +217,8 @@ def test_an_older_result_with_runs_of_several_machines_is_shown(finished: tuple[
 
 def row(trial: int, n_params: int, accuracy: float) -> TrialRow:
     return TrialRow(
-        trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, "found", None, None, None
+        *(trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, "found"),
+        *(None, None, None),
     )
 
 
@@ -237,9 +242,12 @@ def test_the_leader_has_the_lowest_loss_until_the_finals_name_the_winner() -> No
     ]
     metadata: dict[str, object] = {"identity": IDENTITY}
     results = StudyResults("s", rows, {}, {}, metadata)
-    assert results.winner is rows[1]  # of equal losses the more accurate
-    metadata["finals"] = {"a": {"1": 0.97}, "c": {"1": 0.98}}  # of an earlier version: accuracies
-    assert results.winner is rows[0]  # its mean with the search's own accuracy is higher
+    assert results.winner is None
+    assert (results.best, results.best_title) == (rows[1], "leader")  # of equal losses the more accurate
+    metadata["finals"] = {"a": {"1": 0.98}, "c": {"1": 0.984}}  # of an earlier version: accuracies
+    assert results.winner is rows[2]  # fresh seeds alone decide, not the 0.99 that made "a" a finalist
+    metadata["winner"] = {"key": "a"}  # whatever was retrained was the winner
+    assert (results.winner, results.best, results.best_title) == (rows[0], rows[0], "winner")
     network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
     answer = Answer.of(Finalist("trial-2", "c", network, Recipe(), "found", 2), 0.97, 0.02, seeds=2)
     metadata["answers"] = json.loads(json.dumps({"most_accurate": answer.to_json()}))
@@ -268,9 +276,12 @@ def test_the_dashboard_finds_notes_and_learning_curves(finished: tuple[Path, End
     assert "python -m nas_mnist.search --dataset mnist-5k" in note
     assert "## Answers" in note
     assert "python -m nas_mnist.reproduce best --seeds 3" in note
+    assert 'The mark "Best Trial" stands for the highest accuracy of a candidate' in note
     for trial in study.trials:
         note = get_note(optuna.trial.Trial(study, trial._trial_id))
         assert f"**{trial.user_attrs['verdict']}**" in note
+        is_answer = trial.number in {one["trial"] for one in study.user_attrs["answers"].values()}
+        assert note.startswith("**Answer of the search: ") == is_answer
         assert f"{trial.user_attrs['n_params']:,} parameters" in note
         pictures = get_all_artifact_meta(trial, storage=study._storage)
         assert len(pictures) == bool(trial.intermediate_values)
@@ -284,7 +295,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
     ended = invoke("reproduce", "--list")
     assert (ended.code, ended.err) == (0, "")
     (line,) = (line for line in ended.out.splitlines() if line.strip().startswith("reference"))
-    assert " ".join(line.split()) == "reference 19,122 5,070,912 published 5 99.420 0.098 99.298-99.542"
+    assert " ".join(line.split()) == "reference 19,122 5.07M 20.1K 36.8K default 5 99.622 99.555-99.689"
     narrow = Console(width=80, file=io.StringIO())
     narrow.print(comparison_table(comparison_rows([item_of_name(name, None) for name in zoo.names()])))
     shown = narrow.file.getvalue()  # type: ignore[attr-defined]
@@ -294,7 +305,7 @@ def test_the_zoo_is_a_table_that_says_what_was_measured(invoke: Runner) -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_accuracies_of_the_zoo_are_those_of_the_committed_results(name: str) -> None:
-    folder = {"reference": "reference-published"}.get(name, name)
+    folder = {"reference": "reference-default"}.get(name, name)
     entry = zoo.load(name)
     result = json.loads((Path(__file__).parents[1] / "reports" / folder / "result.json").read_text())
     assert [run["test_accuracy"] for run in result["runs"]] == list(entry.test_accuracies)
@@ -326,3 +337,62 @@ def test_a_trial_whose_process_died_at_any_moment_has_a_note(finished: tuple[Pat
         assert "Total params:" in trial_note(trial)
     trial.system_attrs = {}
     assert "Total params:" not in trial_note(trial)
+
+
+def test_an_unfinished_study_has_a_leader_and_no_verdict(copied: Path, invoke: Runner) -> None:
+    study = stored(copied)
+    for name in ("answers", "retrained"):
+        study.set_user_attr(name, {})
+    item = item_of_study(study, None)
+    leader = best_rows(trial_rows(study), 1)[0].trial
+    assert item.study is not None
+    assert (item.study.winner, item.study.best and item.study.best.trial) == (None, leader)
+    assert requirements_of(item) == []
+    (section,) = sections_of([item])
+    assert f"the leader, trial {leader}" in section.sentence
+    assert "no winner yet" in section.sentence
+    legend = section.figures["learning-curves"].axes[0].get_legend()
+    assert f"leader: trial {leader}" in [text.get_text() for text in legend.get_texts()]
+    said = f"This is leader of study 'nas_mnist', which has no winner yet: trial {leader}"
+    assert said in invoke("describe", "best").out
+
+
+def test_notes_name_the_answers_of_the_newest_finals_only() -> None:
+    study = optuna.create_study(study_name="s")
+    for _ in range(3):
+        study.tell(study.ask(), 0.5)
+    network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
+
+    def answer(number: int) -> Answer:
+        finalist = Finalist(f"trial-{number}", "c", network, Recipe(), "found", number)
+        return Answer.of(finalist, 0.9, 0.1, seeds=1)
+
+    def notes() -> list[str]:
+        return [get_note(optuna.trial.Trial(study, trial._trial_id)) or "" for trial in study.trials]
+
+    save_note(optuna.trial.Trial(study, study.trials[1]._trial_id), "mine\n\nmore")
+    mark_answers(study, {"most_accurate": answer(1), "smaller": answer(1)})
+    first = "**Answer of the search: most accurate (trial-1), as good, smaller (trial-1)**\n\nmine\n\nmore"
+    assert notes() == ["", first, ""]
+    mark_answers(study, {"most_accurate": answer(2)})
+    assert notes()[:2] == ["", "mine\n\nmore"]
+    assert notes()[2].startswith("**Answer of the search: most accurate (trial-2)**")
+
+
+def test_a_long_study_has_notes_of_its_first_trials_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_mnist.report.notes.MAX_NOTES", 2)
+    study = optuna.create_study(study_name="s")
+    for _ in range(3):
+        study.tell(study.ask(), 0.5)
+    write_missing_notes(study)
+    write_trial_note(study, 2)
+    noted = [bool(get_note(optuna.trial.Trial(study, trial._trial_id))) for trial in study.trials]
+    assert noted == [True, True, False]
+
+
+def test_of_many_curves_few_are_drawn() -> None:
+    curves = {trial: {1: 0.5, 2: 0.6} for trial in range(1_000)}
+    figure = study_plots.learning_curves(curves, list(range(400)), 2, title="winner")
+    assert len(figure.axes[0].lines) <= 2 * study_plots.MOST_CURVES
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["stopped early (150 of 600 drawn)", "trained to the end", "winner: trial 0"]

@@ -218,7 +218,7 @@ def test_offline_is_said_and_no_published_log_is_laid_beside_other_data(work: Pa
     assert "Total params: 19,122" in ended.out
     assert "0.0613" not in ended.out
     result = json.loads((work / "reports" / "reference" / "result.json").read_text())
-    assert result["recipe"]["batch_size"] == 64  # the published one's
+    assert result["recipe"]["batch_size"] == 256  # the default one's
     assert result["data"]["note"].startswith("NOT FULL MNIST")
 
 
@@ -228,8 +228,10 @@ def test_reference_is_laid_beside_the_published_log() -> None:
         for epoch, share in ((1, 0.9701), (2, 0.9702))
     ]
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(published_table({"seed": 3, "epochs": epochs}))
-    rows = [line for line in console.export_text().splitlines() if "%" in line]
+    console.print(published_table({"seed": 3, "epochs": epochs}, "default"))
+    text = console.export_text()
+    assert "--recipe published" in text
+    rows = [line for line in text.splitlines() if "%" in line]
     assert [row.replace("│", " ").split() for row in rows] == [
         ["1", "0.0500", "97.01%", "0.0613", "97.75%"],
         ["2", "0.0500", "97.02%", "0.0426", "98.52%"],

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from nas_mnist import Architecture
+from nas_mnist.core.errors import InputError
 from nas_mnist.core.fileio import write_bytes
-from nas_mnist.data.dataset import DataSet
+from nas_mnist.data.dataset import DataSet, Images
 from nas_mnist.data.normalize import Normalizer
 from nas_mnist.engine.backend import Engine
 from nas_mnist.models.network import Network, build
@@ -261,3 +262,33 @@ def test_a_device_without_memory_is_a_training_that_failed(
     monkeypatch.setattr("nas_mnist.training.loop.TrainStep.run", no_memory)
     with pytest.raises(TrainingError, match="out of memory"):
         run(PLAIN, tiny_data)
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+@pytest.mark.parametrize("count", [10, 79])
+def test_few_small_images_are_trained_in_batches_of_two_and_more(count: int, engine: str) -> None:
+    blocks = [
+        {"kind": "conv", "channels": 4, "stride": 4, "activation": "silu"},
+        {"kind": "pool"},  # to a map of 1 x 1
+        {"kind": "conv", "channels": 4, "kernel": 1, "activation": "gelu"},
+    ]
+    model = build(Architecture.make({"input_shape": [1, 8, 8], "blocks": blocks}), seed=0)
+    images = torch.randint(
+        256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    data = Images(images, torch.arange(count) % 10)
+    for name in ("default", "small", "tiny"):
+        recipe = load_recipe(name).with_epochs(1)
+        assert recipe.scaled_to(count).batch_size >= 2
+        results = list(train(model, data, recipe, seed=0, score_on=data, engine=engine))
+        assert results[-1].images >= count - 1
+        assert math.isfinite(results[-1].score.loss)
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_batches_of_one_image_are_refused_where_they_are_normalised(engine: str, tiny_data: DataSet) -> None:
+    few = tiny_data.train.take(torch.arange(3))
+    with pytest.raises(InputError, match=r"batch_size 1 leaves .* \(use at least 2\)"):
+        next(train(build(SMALL, 0), few, Recipe(batch_size=1), seed=0, engine=engine))
+    plain = Architecture.make({"blocks": [{"kind": "conv", "channels": 2, "norm": "none"}]})
+    assert list(train(build(plain, 0), few, Recipe(epochs=1, batch_size=1), seed=0, engine=engine))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -11,11 +13,12 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from nas_mnist.core.process_pool import WorkerContext, available_cores, run_workers, threads_per_process
+from nas_mnist.core.cores import available_cores, cpu_quota
+from nas_mnist.core.process_pool import WorkerContext, run_workers, threads_per_process
 from nas_mnist.recipes.recipe import load_recipe
 from nas_mnist.study.owner import OWNER, this_process
 from nas_mnist.study.search_loop import search
-from nas_mnist.training.device import describe_device
+from nas_mnist.training.device import describe_device, pick_device
 
 PATIENCE = 60.0  # seconds
 
@@ -106,3 +109,81 @@ def test_a_device_is_described_with_how_it_is_shared(monkeypatch: pytest.MonkeyP
     assert describe_device(cpu, 2) == "cpu (2 workers, 4 threads each)"
     assert describe_device(cpu, 8) == "cpu (8 workers, 1 thread each)"
     assert describe_device(torch.device("meta"), 2) == "meta (2 workers)"
+
+
+GROUPS = {  # files below the root, and the quota in cores
+    "version 2": ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "100000 100000\n"}, 1.0),
+    "version 2, of a parent": (
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "sys/fs/cgroup/a/cpu.max": "150000 100000\n",
+            "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+        },
+        1.5,
+    ),
+    "version 2, a container's own root": (
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"},
+        0.5,
+    ),
+    "version 1": (
+        {
+            "proc/self/cgroup": "9:name=systemd:/x\n2:cpuacct:/\n1:cpu:/docker/c\n0::/\n",
+            "sys/fs/cgroup/cpu/docker/c/cpu.cfs_quota_us": "300000\n",
+            "sys/fs/cgroup/cpu/docker/c/cpu.cfs_period_us": "100000\n",
+        },
+        3.0,
+    ),
+    "version 1, seen from within": (
+        {
+            "proc/self/cgroup": "4:cpu,cpuacct:/docker/c\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "20000\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "10000\n",
+        },
+        2.0,
+    ),
+    "version 1, no quota": (
+        {
+            "proc/self/cgroup": "1:cpu:/\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        math.inf,
+    ),
+    "of other processes": (
+        {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/b/cpu.max": "100000 100000\n"},
+        math.inf,
+    ),
+    "damaged": ({"proc/self/cgroup": "x\n::\n0::/\n", "sys/fs/cgroup/cpu.max": "1 0"}, math.inf),
+    "no groups": ({}, math.inf),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_the_quota_of_a_container_is_read(kind: str, tmp_path: Path) -> None:
+    files, quota = GROUPS[kind]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [(0.5, 1), (1.0, 1), (1.5, 2), (3.0, 3), (math.inf, 8), (99.0, 8)]
+)
+def test_cores_are_counted_by_affinity_and_quota(
+    quota: float, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas_mnist.core.cores.cpu_quota", lambda: quota)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert available_cores.__wrapped__() == cores
+
+
+def test_torch_has_no_more_threads_than_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = torch.get_num_threads()
+    monkeypatch.setattr("nas_mnist.training.device.available_cores", lambda: 1)
+    try:
+        torch.set_num_threads(2)
+        pick_device("cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(used)

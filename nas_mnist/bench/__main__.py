@@ -6,8 +6,19 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..core.cli import HOW_WELL, DataDir, Dataset, Device, JsonFile, as_path, check_data_dir, integer, run
-from ..core.fileio import check_new, write_bytes
+from ..core.cli import (
+    HOW_WELL,
+    DataDir,
+    Dataset,
+    Device,
+    JsonFile,
+    as_new_file,
+    as_path,
+    check_data_dir,
+    integer,
+    run,
+)
+from ..core.fileio import write_bytes
 from ..core.versions import versions
 from .record import record
 from .search import search
@@ -48,9 +59,7 @@ def bench(
     bench train: train given networks by recipes, and compare them.
     """
     check_data_dir(data_dir, dataset)
-    json_path = as_path(json_file)
-    if json_path is not None:
-        check_new(json_path, "--json")
+    json_path = as_new_file(json_file)
 
     import torch
 

@@ -69,7 +69,7 @@ def record(
     check_data_dir(data_dir, dataset)
     processes = parse_workers(workers)
     SearchSpace.load(space)  # an error in it is reported before any data are read
-    used_recipe = load_recipe(recipe) if epochs is None else load_recipe(recipe).with_epochs(epochs)
+    used_recipe = load_recipe(recipe).with_epochs(epochs)
     check_writable(path.parent, "--curves")
 
     import torch
@@ -78,7 +78,7 @@ def record(
     from ..report.progress import make_console
     from ..study.candidate import check_space
     from ..training.device import pick_device
-    from ..training.loop import check_enough
+    from ..training.loop import check_batches
     from .curves import CurvesMetadata, write_curves
 
     device_type = pick_device(device).type
@@ -88,7 +88,7 @@ def record(
     count = len(train_data) if images is None else images
     if count > len(train_data):
         raise InputError(f"--images: {count:,} (use at most {len(train_data):,})")
-    check_enough(train_data.take(torch.arange(count)), used_recipe)
+    check_batches(train_data.take(torch.arange(count)), used_recipe, fitted_space.normalises)
     check_space(fitted_space, budget, seed)
     space_fields, recipe_fields = (part.model_dump(mode="json") for part in (fitted_space, used_recipe))
     fingerprint = f"{data.name} {data.fingerprint}"

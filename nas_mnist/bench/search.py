@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..core.cli import HOW_WELL, WHAT, JsonFile, as_path, as_table, integer, option
+from ..core.cli import HOW_WELL, WHAT, JsonFile, as_new_file, as_table, integer, option, real
 from ..core.defaults import MAX_SEED
 from ..core.errors import InputError, foreign_data
-from ..core.fileio import check_new, write_bytes
+from ..core.fileio import write_bytes
 from ..models.cost import COST_NAMES, Budget
 from ..space.space import SearchSpace
 
@@ -29,16 +29,15 @@ def search(
     ] = DEFAULT_TABLE,
     repeats: Annotated[int, integer(HOW_WELL, 2, 100_000, "Replay N times (100).")] = 100,
     target: Annotated[
-        float | None, option(WHAT, "PERCENT", "Search for this accuracy (the best 5 % reach it).")
+        float | None,
+        option(WHAT, "PERCENT", "Search for this accuracy (of the best 5 %).", parser=real),
     ] = None,
     seed: Annotated[int, integer(HOW_WELL, 0, MAX_SEED, "Seed of the replays (0).")] = 0,
     json_file: JsonFile = None,
 ) -> None:
     """Replay searches on recorded learning curves, to compare samplers and pruning rules."""
     path = as_table("--curves", curves)
-    json_path = as_path(json_file)
-    if json_path is not None:
-        check_new(json_path, "--json")
+    json_path = as_new_file(json_file)
     if target is not None and not 0 < target <= 100:
         raise InputError(f"--target: {target} (use a percentage above 0 and up to 100)")
 

@@ -39,6 +39,7 @@ from ..models.width import fit_width_multiplier
 from ..recipes.recipe import Recipe, load_recipe
 from ..training.jobs import Source, ValidateJob, Validation
 from ..training.requirements import summarise
+from ..training.stability import stability_warning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,10 +87,10 @@ def train(
     check_writable(path.parent, "--table")
 
     from ..data.dataset import load
-    from ..report.progress import make_console
+    from ..report.progress import make_console, print_warning
     from ..training.device import pick_device
     from ..training.final import check_fits
-    from ..training.loop import check_enough
+    from ..training.loop import check_batches
 
     device_type = pick_device(device).type
     rows, data = read_rows(path), load(dataset, as_path(data_dir))
@@ -105,7 +106,8 @@ def train(
     ):
         check_fits(architecture, data)
         for recipe_name, used in recipes.items():
-            check_enough(train_data.sample(count) if count < len(train_data) else train_data, used)
+            used_data = train_data.sample(count) if count < len(train_data) else train_data
+            check_batches(used_data, used, architecture.normalises)
             row = _row(name, architecture, recipe_name, used, fingerprint, count, number)
             wanted.append(row)
             if (key := tuple(row[column] for column in KEYS)) not in done:
@@ -113,6 +115,10 @@ def train(
                 title = f"{name}, {recipe_name}, {count:,} images, seed {number}"
                 jobs[count].append(Validation(title, str(len(wanted) - 1), architecture, used, number))
     console = make_console()
+    for name, (architecture, recipes) in by_name.items():
+        for recipe_name, used in recipes.items():
+            if warning := stability_warning(architecture, used):
+                print_warning(console, f"{name}, {recipe_name}: {warning}")
     source = Source(dataset, as_path(data_dir), device_type)
     for count, trainings in jobs.items():
         part = None if count == len(train_data) else count

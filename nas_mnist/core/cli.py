@@ -16,8 +16,9 @@ import typer
 import typer.core
 
 from .defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
-from .errors import InputError, NoResultError
-from .fileio import expand_user
+from .errors import InputError, NoResultError, choices
+from .fileio import check_new, expand_user
+from .numbers import parse_number, parse_whole
 from .signals import raise_on
 
 DONE, NO_RESULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -92,8 +93,8 @@ def run(command: Callable[..., None], **others: Callable[..., None]) -> None:
     name = None  # typer derives it
     if others and words and not words[0].startswith("-"):
         if words[0] not in others:
-            known = ", ".join(others)
-            sys.exit(_print_error(f"{_short(words[0])!r} is not known (use {known} or options)", BAD_INPUT))
+            advice = choices(words[0], others, " or options")
+            sys.exit(_print_error(f"{_short(words[0])!r} is not known {advice}", BAD_INPUT))
         command = others[words[0]]
         name = f"python -m {command.__module__.rpartition('.')[0]} {words.pop(0)}"
     app.command(cls=GroupedHelp)(command)
@@ -136,10 +137,30 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from ``low`` to ``high`` for an option."""
 
     def parse(text: str) -> int:
-        plain = re.fullmatch(r"[0-9]{1,20}|-[1-9][0-9]{0,19}", str(text))  # typer passes defaults as numbers
-        number = int(text) if plain else low - 1
-        if not low <= number <= high:
+        number = parse_whole(str(text), low, high)  # typer passes defaults as numbers
+        if number is None:
             raise typer.BadParameter(f"{_short(str(text))!r} (use a whole number from {low:,} to {high:,})")
+        return number
+
+    return parse
+
+
+def real(text: str) -> float:
+    """A parser of positive numbers for an option."""
+    if (number := parse_number(str(text))) is None:
+        raise typer.BadParameter(f"{_short(str(text))!r} (use a positive number, as 99.4)")
+    return float(number)
+
+
+def size(low: int, high: int) -> Callable[[str], int]:
+    """A parser of bytes for an option: ``32KB`` (of 1,024 bytes), ``1.5MB`` or ``16384``."""
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?(|[kKmM]?[bB])", str(text))
+        unit = found[2].upper() if found else ""
+        number = int(float(found[1]) * {"KB": 1 << 10, "MB": 1 << 20}.get(unit, 1)) if found else low - 1
+        if not low <= number <= high:
+            raise typer.BadParameter(f"{_short(str(text))!r} (use a size such as 32KB, 1MB or 16384)")
         return number
 
     return parse
@@ -178,6 +199,13 @@ def as_path(text: str | None, option: str = "path") -> Path | None:
     if not text or "\0" in text:
         raise InputError(f"{option}: {text!r} (use the path of a file or folder)")
     return expand_user(text, option)
+
+
+def as_new_file(text: str | None, option: str = "--json") -> Path | None:
+    """An option's text as the path of a new file; raises `InputError` if it exists or cannot be made."""
+    if (path := as_path(text, option)) is not None:
+        check_new(path, option)
+    return path
 
 
 def as_table(option: str, text: str) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 
 class InputError(ValueError):
@@ -66,10 +68,19 @@ _ALLOWED = {  # by pydantic's type of an error
 _OTHERWISE = "use another value"
 
 
-def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
+def choices(name: str, known: Iterable[str], more: str = "") -> str:
+    """Advice for an unknown name: ``(did you mean 'tiny'? use small, tiny or a file)``."""
+    names = list(known)
+    close = difflib.get_close_matches(name[:80].lower(), names, n=1)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"({guess}use {', '.join(names)}{more})"
+
+
+def explain(error: ValidationError, model: type[BaseModel], tags: frozenset[str] = frozenset()) -> str:
     """The first error of a pydantic validation in our words: ``blocks[1].kernel: 4 (use 1, 3, 5 or 7)``.
 
-    ``tags`` are discriminator values of unions: pydantic puts them into the location, the input has none.
+    ``model`` is what was validated. ``tags`` are discriminator values of unions: pydantic puts them into the
+    location, the input has none.
     """
     errors = error.errors(include_url=False)
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
@@ -79,7 +90,8 @@ def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
     if first["type"] in ("missing", "union_tag_not_found"):
         return f"{where}: missing field"
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown field"
+        *parents, name = first["loc"]
+        return f"{where}: unknown field {choices(str(name), _fields_at(model, parents, tags))}"
     reason = _ALLOWED.get(first["type"], _OTHERWISE).format_map(
         {name: _shown(context[name]) for name in context}
     )
@@ -88,6 +100,25 @@ def explain(error: ValidationError, tags: frozenset[str] = frozenset()) -> str:
     if first["type"] == "value_error" and not where:
         return reason
     return f"{where}: {_short(repr(value))} ({reason})".removeprefix(": ")
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str], tags: frozenset[str]) -> list[str]:
+    """The fields of the model, or of the alternatives of a union, at a place below ``model``."""
+    models = [model]
+    for part in location:
+        if part in tags:
+            models = [one for one in models if one.model_fields["kind"].default == part]
+        elif any(part in one.model_fields for one in models):  # else a position, or the key of a dictionary
+            fields = (one.model_fields[str(part)] for one in models if part in one.model_fields)
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return list(dict.fromkeys(name for one in models for name in one.model_fields))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type: ``tuple[Conv | Pool, ...]`` has two."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for one in get_args(annotation) for found in _models_in(one)]
 
 
 def _path(location: tuple[int | str, ...], tags: frozenset[str]) -> str:

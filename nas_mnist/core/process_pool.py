@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from .cores import available_cores
 from .errors import InputError, NoResultError
+from .numbers import parse_whole
 from .signals import raise_on
 
 if TYPE_CHECKING:
@@ -48,25 +50,20 @@ Job = Callable[[WorkerContext], None]  # pickled for the processes: a module's f
 Handlers = Mapping[str, Callable[..., None]]
 
 
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads_per_process(processes: int) -> int:
     """Threads for each of ``processes`` processes: an equal share of the cores, at most OMP_NUM_THREADS."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(limit[:9]) if limit.isascii() and limit.isdecimal() else MAX_WORKERS
-    return max(1, min(available_cores() // max(1, processes), most))
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested loops the outermost
+    asked, cores = parse_whole(limit, 0, 10**9), available_cores()
+    return max(1, min(cores // max(1, processes), cores if asked is None else asked))
 
 
 def parse_workers(text: str) -> int | None:
     """A number of workers, None for ``auto``; raises `InputError`."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MAX_WORKERS:
+    if (number := parse_whole(text, 1, MAX_WORKERS)) is None:
         raise InputError(f"--workers: {text[:40]!r} (use 'auto' or 1 to {MAX_WORKERS})")
-    return int(text)
+    return number
 
 
 def auto_workers(device: str) -> int:

@@ -46,7 +46,7 @@ def to_images(where: str, images: Array, colours_beside: bool = False) -> Array:
     pixels = _channels_first(where, images, colours_beside)
     if not all(MIN_SIZE <= side <= MAX_SIZE for side in pixels.shape[2:]):
         sides = " x ".join(map(str, pixels.shape[2:]))
-        raise InputError(f"{where}: images of {sides} pixels (use {MIN_SIZE} to {MAX_SIZE} a side)")
+        raise InputError(f"{where}: images of {sides} pixels (use {MIN_SIZE} to {MAX_SIZE}; folder: resizes)")
     if not len(pixels):
         raise InputError(f"{where}: 0 images (use at least 1)")
     factor = _factor(where, pixels)
@@ -57,6 +57,11 @@ def to_images(where: str, images: Array, colours_beside: bool = False) -> Array:
         part = slice(start, start + _CHUNK)
         made[part] = np.rint(pixels[part] * np.float32(factor))
     return made
+
+
+def image_size(where: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of images in an array of this shape; raises `InputError`."""
+    return _channels_first(where, np.broadcast_to(np.uint8(0), shape), False).shape[2:]
 
 
 def _channels_first(where: str, images: Array, colours_beside: bool) -> Array:

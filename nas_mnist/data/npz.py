@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from ..core.errors import InputError
-from .arrays import MAX_BYTES, Array, RawData, to_images, to_labels
+from .arrays import MAX_BYTES, Array, RawData, image_size, to_images, to_labels
 from .idx import short
 
 TRAIN, TEST, VAL, IMAGES, LABELS = "train", "test", "val", "images", "labels"
@@ -95,6 +95,8 @@ def read_npz(path: Path) -> RawData:
     if (TEST, LABELS) not in chosen:
         return RawData(labels, images.__getitem__, notes=tuple(notes))
     test_where, test_images = f"{where}, test part", chosen[TEST, IMAGES]
+    if (size := image_size(test_where, test_images.shape)) != images.shape[2:]:
+        raise InputError(f"{test_where}: images of {size} pixels, not {images.shape[2:]} (use one size)")
     test_labels = to_labels(test_where, chosen[TEST, LABELS].read(), test_images.shape[0])
 
     def read_test() -> Array:
@@ -127,7 +129,7 @@ def _entries(path: Path, where: str) -> Iterator[_Entry]:
         if own.part or len({one.role.content for one in keys} - {""}) == 1:  # the rest lies beside it
             files = [file for file in _arrays_in(path.parent) if _Role.of(file.stem).rest == own.rest]
     else:
-        raise InputError(f"{where} does not exist")
+        raise InputError(f"{where} {'is no regular file' if path.exists() else 'does not exist'}")
     for file in files:
         yield from _headers(file)
 

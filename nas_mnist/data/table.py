@@ -129,7 +129,6 @@ def _parse(where: str, path: Path, columns: _Columns) -> tuple[Array, Array | No
     """The pixels (N, columns) and the labels (N,) as words, some rows at a time."""
     import pandas as pd
 
-    used = columns.pixels + ([] if columns.label is None else [columns.label])
     types: dict[Any, Any] = {} if columns.label is None else {columns.label: str}
     empty: dict[Any, list[str]] = {place: [""] for place in columns.pixels}
     parts, words, done = [], [], 0
@@ -138,7 +137,6 @@ def _parse(where: str, path: Path, columns: _Columns) -> tuple[Array, Array | No
             path,
             header=None,
             skiprows=int(columns.header),
-            usecols=used,
             dtype=types,
             chunksize=_ROWS,
             keep_default_na=False,

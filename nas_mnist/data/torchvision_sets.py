@@ -88,7 +88,11 @@ def download_torchvision(
             target.mkdir(parents=True, exist_ok=True)
             for made in raw.iterdir():
                 made.replace(target / made.name)
-    except OSError as error:
+    except (OSError, DownloadError) as error:
+        with contextlib.suppress(OSError):  # it holds other sets
+            cache.rmdir()
+        if isinstance(error, DownloadError):
+            raise
         raise DownloadError(f"{error.filename or cache}: {error.strerror or error}") from None
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.defaults import Engine
-from ..core.errors import InputError
+from ..core.errors import InputError, choices
 from ..data.dataset import Images
 from ..data.normalize import Normalizer
 from ..models.network import Network
@@ -98,7 +98,7 @@ def resolve_engine(engine: str | None, device: torch.device) -> tuple[Engine, st
     asked = (os.environ.get(ENGINE_VARIABLE) or "auto") if engine is None else engine
     chosen = next((known for known in ENGINES if known == asked), None)
     if chosen is None:
-        raise InputError(f"{named}: {asked!r} is not known (use {', '.join(ENGINES)})")
+        raise InputError(f"{named}: {asked!r} is not known {choices(asked, ENGINES)}")
     if chosen == "auto" and device.type in ("cpu", "cuda") and (reason := _llvmlite_error()):
         return "torch", f"llvmlite cannot be loaded ({reason}): torch's modules train, which is slower"
     return chosen, ""

@@ -38,6 +38,11 @@ class Architecture(Frozen):
         """The layers with their shapes, in the order in which they run."""
         return expand(self.input_shape, self.blocks, self.head, self.classes)
 
+    @property
+    def normalises(self) -> bool:
+        """Whether it has batch normalisation."""
+        return any(layer.kind == "BatchNorm2d" for layer in self.layers)
+
     @cached_property
     def key(self) -> str:
         """16 hexadecimal digits that are equal exactly when the architectures are."""
@@ -49,7 +54,7 @@ class Architecture(Frozen):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(explain(error, BLOCK_KINDS)) from None
+            raise InputError(explain(error, cls, BLOCK_KINDS)) from None
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:

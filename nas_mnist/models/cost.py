@@ -4,6 +4,9 @@
 * multiply-adds (MACs): one for each weight and each position where it is applied, for one image.
   Normalisation, activation, pooling and biases are not counted. This is fvcore's convention; torch's flop
   counter reports twice this number;
+* flash: bytes of all tables of the int8 network that ``export --to c`` writes: weights, scales, biases. The
+  code comes on top;
+* RAM: bytes of the static buffer of that program, the image included. The stack comes on top;
 * peak activation memory: the most bytes that live at one time while one float32 image runs through the
   network. Normalisation, activation, dropout and the addition of a residual block work in place where
   their input is not read again;
@@ -18,17 +21,25 @@ from math import prod
 
 from .architecture import Architecture
 from .layers import ELEMENTWISE, IMAGE, Layer
+from .program import flash_bytes, fuse, plan_memory
 
 # Objectives of a search, and the cost that each minimises beside the accuracy.
-OBJECTIVES = {"accuracy": None, "params": "n_params", "macs": "macs", "memory": "peak_memory"}
-COST_NAMES = {"n_params": "parameters", "macs": "multiply-adds", "peak_memory": "bytes of peak memory"}
+OBJECTIVES = {"accuracy": None, "params": "n_params", "macs": "macs", "flash": "flash", "ram": "ram"}
+OLD_OBJECTIVES = {"memory": "peak_memory"}  # of studies of earlier versions
+COST_NAMES = {  # by the name of the cost, as studies store it
+    "n_params": "parameters",
+    "macs": "multiply-adds",
+    "flash": "bytes of flash",
+    "ram": "bytes of RAM",
+    "peak_memory": "bytes of peak memory",
+}
 BYTES_PER_VALUE = 4  # float32
 _IN_PLACE = ELEMENTWISE | {"Add"}
 
 
 def cost_metric_of(objective: str | None) -> str | None:
     """The cost that an objective minimises beside the accuracy; None: accuracy alone, stored as None."""
-    return OBJECTIVES[objective or "accuracy"]
+    return (OBJECTIVES | OLD_OBJECTIVES)[objective or "accuracy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,8 @@ class Cost:
     macs: int  # for one image
     peak_memory: int  # bytes of activations, one image, float32
     receptive_field: int  # pixels
+    flash: int  # bytes of the int8 tables
+    ram: int  # bytes of the int8 buffer, one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +60,21 @@ class Budget:
 
     max_params: int
     max_macs: int | None = None  # for one image
-    max_memory: int | None = None  # bytes of activations, one image, float32
+    max_flash: int | None = None  # bytes of the int8 tables
+    max_ram: int | None = None  # bytes of the int8 buffer, one image
+    max_memory: int | None = None  # bytes of activations, one image, float32; of earlier versions
 
     @property
     def limits(self) -> dict[str, int]:
         """The limits that are set, by the name of the cost."""
-        limits = zip(COST_NAMES.values(), (self.max_params, self.max_macs, self.max_memory), strict=True)
-        return {name: limit for name, limit in limits if limit is not None}
+        limits = (self.max_params, self.max_macs, self.max_flash, self.max_ram, self.max_memory)
+        named = zip(COST_NAMES.values(), limits, strict=True)
+        return {name: limit for name, limit in named if limit is not None}
 
     def usage(self, cost: Cost) -> dict[str, int]:
         """The costs that have a limit, by name."""
-        costs = dict(zip(COST_NAMES.values(), (cost.params, cost.macs, cost.peak_memory), strict=True))
+        values = (cost.params, cost.macs, cost.flash, cost.ram, cost.peak_memory)
+        costs = dict(zip(COST_NAMES.values(), values, strict=True))
         return {name: costs[name] for name in self.limits}
 
     def excess(self, cost: Cost) -> dict[str, int]:
@@ -84,12 +101,14 @@ class Budget:
 
 def cost_of(architecture: Architecture) -> Cost:
     """The exact cost of an architecture, without building it."""
-    layers = architecture.layers
+    layers, calls = architecture.layers, fuse(architecture.layers)
     return Cost(
         params=sum(layer.params for layer in layers),
         macs=sum(layer.macs for layer in layers),
         peak_memory=_peak_memory(layers, prod(architecture.input_shape)),
         receptive_field=_receptive_field(layers),
+        flash=flash_bytes(calls),
+        ram=plan_memory(calls, prod(architecture.input_shape)).size,
     )
 
 
@@ -112,8 +131,7 @@ def _receptive_field(layers: Sequence[Layer]) -> int:
     for position, layer in enumerate(layers):
         field, jump = max(fields[source] for source in layer.inputs)  # of a sum, the larger arm
         kernel = max(layer.kernel)
-        is_global = layer.kind == "AvgPool2d" and layer.out_shape[1:] == (1, 1)
-        if (kernel > 1 or layer.stride > 1) and not is_global:
+        if (kernel > 1 or layer.stride > 1) and not (layer.path == "head" and layer.kind == "AvgPool2d"):
             field += (kernel - 1) * jump
             jump *= layer.stride
             largest = max(largest, field)

@@ -5,8 +5,11 @@ The term is that of MobileNets, arxiv.org/abs/1704.04861.
 
 from __future__ import annotations
 
+import contextlib
+
+from ..core.errors import InputError
 from .architecture import Architecture
-from .blocks import MAX_CHANNELS, Block, Conv, Part, Residual, Separable, Sequence
+from .blocks import MAX_CHANNELS, Block, Conv, Part, Repeat, Residual, Separable, Sequence
 from .cost import Budget, cost_of
 
 _HALVINGS = 14  # of the interval that holds the multiplier: to within 1 in 10,000
@@ -16,17 +19,30 @@ def fit_width_multiplier(architecture: Architecture, budget: Budget) -> Architec
     """The architecture with the largest width multiplier that fits the budget.
 
     Costs grow with the multiplier, so bisection finds it, with exact counts. If one channel everywhere
-    is too much, that smallest network is returned.
+    is too much, that smallest network is returned. Where RAM is limited the first, large maps fill it: then
+    the blocks behind each down-sampling are fitted again, with a multiplier of their own.
     """
-    best = scale_widths(architecture, 0.0)
+    best = _fit(architecture, budget)
+    if budget.max_ram is None or not budget.fits(cost_of(best)):
+        return best
+    for number, block in enumerate(architecture.blocks[:-1]):
+        if _shrinks(block):
+            with contextlib.suppress(InputError):  # a repeat behind it needs the width before it
+                best = _fit(architecture, budget, best.blocks[: number + 1])
+    return best
+
+
+def _fit(architecture: Architecture, budget: Budget, kept: tuple[Block, ...] = ()) -> Architecture:
+    """As `fit_width_multiplier`, for the blocks behind those that are ``kept``."""
+    best = scale_widths(architecture, 0.0, kept)
     if not budget.fits(cost_of(best)):
         return best
     low, high = 0.0, 1.0
-    while high < MAX_CHANNELS and budget.fits(cost_of(candidate := scale_widths(architecture, high))):
+    while high < MAX_CHANNELS and budget.fits(cost_of(candidate := scale_widths(architecture, high, kept))):
         best, low, high = candidate, high, 2 * high
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        candidate = scale_widths(architecture, middle)
+        candidate = scale_widths(architecture, middle, kept)
         if budget.fits(cost_of(candidate)):
             best, low = candidate, middle
         else:
@@ -34,16 +50,27 @@ def fit_width_multiplier(architecture: Architecture, budget: Budget) -> Architec
     return best
 
 
-def scale_widths(architecture: Architecture, multiplier: float) -> Architecture:
-    """The architecture with all channels times ``multiplier``, rounded, at least one each."""
+def scale_widths(architecture: Architecture, multiplier: float, kept: tuple[Block, ...] = ()) -> Architecture:
+    """The architecture with all channels times ``multiplier``, rounded, at least one each.
+
+    Its first blocks are those that are ``kept``.
+    """
+    scaled = (_scale_block(block, multiplier) for block in architecture.blocks[len(kept) :])
     return Architecture.make(
         {
             "input_shape": architecture.input_shape,
             "classes": architecture.classes,
             "head": architecture.head,
-            "blocks": tuple(_scale_block(block, multiplier) for block in architecture.blocks),
+            "blocks": (*kept, *scaled),
         }
     )
+
+
+def _shrinks(block: Block) -> bool:
+    """Whether a block makes maps smaller."""
+    if isinstance(block, Residual | Sequence):
+        return any(part.stride > 1 for part in block.body)
+    return not isinstance(block, Repeat) and block.stride > 1
 
 
 def _scale_block(block: Block, multiplier: float) -> Block:

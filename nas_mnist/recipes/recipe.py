@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..core.defaults import MAX_EPOCHS
 from ..core.digest import digest
-from ..core.errors import InputError, explain
+from ..core.errors import InputError, choices, explain
 from ..core.fileio import parse_toml, read_text
 
 RECIPES = ("default", "small", "tiny", "published")  # in the package
@@ -68,18 +68,21 @@ class Recipe(BaseModel):
         """The recipe for an epoch of ``images`` images.
 
         If they give fewer than `min_steps` steps, the batch size shrinks, and the learning rate with it (the
-        linear scaling rule, Goyal et al. 2017, arxiv.org/abs/1706.02677).
+        linear scaling rule, Goyal et al. 2017, arxiv.org/abs/1706.02677). It stays at two or more, because
+        batch normalisation needs the variance of a batch.
         """
-        if self.min_steps == 1 or self.batch_size * self.min_steps <= images:
+        batch_size = max(2, images // self.min_steps)
+        if self.min_steps == 1 or self.batch_size <= batch_size:
             return self
-        batch_size = max(1, images // self.min_steps)
         learning_rate = self.learning_rate * batch_size / self.batch_size
         return Recipe.model_validate(
             {**self.model_dump(), "batch_size": batch_size, "learning_rate": learning_rate, "min_steps": 1}
         )
 
-    def with_epochs(self, epochs: int) -> Recipe:
-        """The same recipe, its schedule stretched over another number of epochs."""
+    def with_epochs(self, epochs: int | None) -> Recipe:
+        """The same recipe, its schedule stretched over another number of epochs; None: unchanged."""
+        if epochs is None:
+            return self
         return Recipe.model_validate({**self.model_dump(), "epochs": epochs})
 
 
@@ -88,7 +91,7 @@ def make_recipe(data: Any, where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {explain(error)}") from None
+        raise InputError(f"{where}: {explain(error, Recipe)}") from None
 
 
 def stored_recipe(data: Any, where: str) -> Recipe:
@@ -115,8 +118,8 @@ def load_recipe(name: str) -> Recipe:
     elif base.endswith(".toml"):
         text = read_text(Path(base), "recipe")
     else:
-        known = ", ".join(RECIPES)
-        raise InputError(f"recipe: {base!r} is not known (use {known} or a file ending in .toml)")
+        advice = choices(base, RECIPES, " or a file ending in .toml")
+        raise InputError(f"recipe: {base!r} is not known {advice}")
     recipe = make_recipe(parse_toml(text, base), base)
     return _with_changes(recipe, changes, base) if changes else recipe
 
@@ -138,8 +141,8 @@ def _with_changes(recipe: Recipe, changes: str, where: str) -> Recipe:
         if not sign:
             raise InputError(f"{where}: {change!r} changes nothing (use field=value,field=value)")
         if not isinstance(parent, dict) or field not in parent:
-            known = ", ".join(parent if isinstance(parent, dict) else fields)
-            raise InputError(f"{where}: {path!r} is not known (use {known})")
+            known = parent if isinstance(parent, dict) else fields
+            raise InputError(f"{where}: {path!r} is not known {choices(field, known)}")
         parent[field] = _parse_value(value)
     return make_recipe(fields, f"{where}:{changes}")
 

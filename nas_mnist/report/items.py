@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import optuna
 
-from ..core.defaults import ANSWERS
+from ..core.defaults import ANSWERS, MAX_PARAMS
 from ..core.errors import InputError
 from ..lookup import resolve
 from ..models.architecture import Architecture
-from ..models.cost import COST_NAMES, cost_of
+from ..models.cost import COST_NAMES, Budget, cost_of
 from ..recipes.recipe import RECIPES, current_name, load_recipe
 from ..study.results import StudyResults, TrialRow, retrained_of
 from ..training.requirements import Requirement, requirements, summarise
@@ -27,7 +27,7 @@ class ReportItem:
     """One item of a report, with the data that it has."""
 
     name: str
-    architecture: Architecture | None  # None: a study without a winner
+    architecture: Architecture | None  # None: a study without a trained candidate
     study: StudyResults | None = None
     result: Mapping[str, Any] | None = None  # the content of ``result.json``
     images: np.ndarray | None = None  # (N, C, H, W) uint8: the mistakes of the first run, in their order
@@ -37,9 +37,9 @@ class ReportItem:
     folder: Path | None = None  # of the result
 
     @property
-    def winner(self) -> TrialRow | None:
-        """The winner of the study."""
-        return self.study.winner if self.study else None
+    def best(self) -> TrialRow | None:
+        """The winner of the study, or its leader before the finals."""
+        return self.study.best if self.study else None
 
     @property
     def recipe(self) -> Mapping[str, Any] | None:
@@ -47,8 +47,8 @@ class ReportItem:
         if self.result:
             return self.result["recipe"]  # type: ignore[no-any-return]
         usual = self.study.metadata.get("recipe") if self.study else None
-        if self.winner and self.winner.recipe:
-            return self.winner.recipe | ({"epochs": usual["epochs"]} if usual else {})
+        if self.best and self.best.recipe:
+            return self.best.recipe | ({"epochs": usual["epochs"]} if usual else {})
         return usual
 
     @property
@@ -76,10 +76,10 @@ class ReportItem:
 
 
 def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
-    """A study, with the final result of its winner if that still lies where the study says."""
+    """A study, with the final result of its best network if that still lies where the study says."""
     results = StudyResults.read(study)
-    winner, result = results.winner, None
-    if winner and (stored := retrained_of(results.metadata, winner.key)):
+    best, result = results.best, None
+    if best and (stored := retrained_of(results.metadata, best.key)):
         path = Path(stored["folder"]) / RESULT
         result = read_result(path) if path.is_file() else None
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
@@ -88,7 +88,7 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
     front = f", for every number of {COST_NAMES[results.cost_metric]}" if results.cost_metric else ""
     return ReportItem(
         name=results.name,
-        architecture=Architecture.make(winner.architecture) if winner else None,
+        architecture=Architecture.make(best.architecture) if best else None,
         study=results,
         result=result,
         images=mistaken_images(result, data_dir) if result else None,
@@ -130,17 +130,18 @@ def item_of_result(
 
 
 def requirements_of(item: ReportItem) -> list[Requirement]:
-    """The requirements; for a study also the limits of its budget.
-
-    The accuracy is the validation accuracy until the winner has a test accuracy.
-    """
-    winner, study = item.winner, item.study
+    """The requirements; for a study also the limits of its budget. None for a study without a winner."""
+    study = item.study
     if item.architecture and item.zoo_accuracies:
         epochs = load_recipe(item.recipe_name).epochs
-        return requirements(item.architecture, epochs, fmean(item.zoo_accuracies), "mnist")
-    if item.architecture and study and winner:
+        return requirements(
+            item.architecture, epochs, fmean(item.zoo_accuracies), "mnist", Budget(MAX_PARAMS)
+        )
+    if study:
+        if not (item.architecture and study.winner):
+            return []
         test, epochs = item.test_accuracy, study.metadata["recipe"]["epochs"]
-        accuracy = test["mean"] if test else study.validation_accuracy or 0.0
+        accuracy = test["mean"] if test else None
         return requirements(item.architecture, epochs, accuracy, study.config.data, study.config.budget)
     return [Requirement(**stored) for stored in item.result["requirements"]] if item.result else []
 

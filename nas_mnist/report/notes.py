@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -15,11 +15,17 @@ from ..models.cost import COST_NAMES
 from ..study.config import StudyConfig
 from ..study.curve import curve_of
 from ..study.objective import ARCHITECTURE
+from ..study.race import Answer
 from ..study.verdict import Verdict
+from ..training.requirements import MIN_ACCURACY, required_accuracy
+from .answers import TITLES
 from .layer_table import layer_table
 from .progress import counted
 
-ANSWERS_NOTE = "answers_note"  # user attribute of a study: the answers as its note has them
+# User attributes of a study: the answers as its note has them, and the trials whose notes name an answer.
+ANSWERS_NOTE, MARKED = "answers_note", "answer_trials"
+MAX_NOTES = 500  # of trials, beside those of the answers: the dashboard sends all with its first page
+ANSWER_LINE = "**Answer of the search"  # how the first line of such a note begins
 
 
 def write_study_note(study: optuna.Study, dashboard: str) -> None:
@@ -39,17 +45,21 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
             f"values are its accuracy on the validation images after its last epoch and its "
             f"{COST_NAMES[config.cost_metric]}: the search looks for the Pareto front of both."
         )
+    is_mnist = required_accuracy(config.data) is not None
+    required = f" {MIN_ACCURACY:.1%} of the test images are required." if is_mnist else ""
     save_note(
         study,
         f"""\
 # At most {config.budget}
 
 Goal: the most accurate all-convolutional network (no fully connected layer) within this budget,
-trained for {counted(config.epochs, "epoch")}. On MNIST, 99.4 % of the test images are required with fewer
-than 20,000 parameters. The test images are read once for each answer.
+trained for {counted(config.epochs, "epoch")}.{required} The test images are read once for each answer.
 
 A trial's {values} The user attribute `verdict` says how a trial ended.
 Trials can be sorted by `n_params` and the other numbers.
+
+The winner is named under "Answers", at the end of the search, and in the note of its trial. It is the best
+of the finals. The mark "Best Trial" stands for the highest accuracy of a candidate, which is no result.
 
 Data: {metadata["data"]}. {metadata["data_note"]}
 
@@ -77,10 +87,31 @@ def add_answers(study: optuna.Study, lines: Sequence[str]) -> None:
     study.set_user_attr(ANSWERS_NOTE, section)
 
 
+def mark_answers(study: optuna.Study, answers: Mapping[str, Answer]) -> None:
+    """Begin the notes of the answers' trials with the answers' names, and drop earlier such lines."""
+    from optuna_dashboard import get_note, save_note
+
+    titles: dict[int, list[str]] = {}
+    marked = study.user_attrs.get(MARKED, [])
+    for name, answer in answers.items():
+        titles.setdefault(answer.trial, []).append(f"{TITLES[name].lower()} ({answer.name})")
+    for trial in study.get_trials(deepcopy=False):
+        handle = Trial(study, trial._trial_id)
+        if trial.number in marked or trial.number in titles:
+            note = get_note(handle) or trial_note(trial)
+            first, _, rest = note.partition("\n\n")
+            body = rest if first.startswith(ANSWER_LINE) else note
+            line = f"{ANSWER_LINE}: {', '.join(titles.get(trial.number, []))}**\n\n"
+            save_note(handle, line * (trial.number in titles) + body)
+    study.set_user_attr(MARKED, sorted(titles))
+
+
 def write_trial_note(study: optuna.Study, number: int) -> None:
-    """Write the note of a trial that has ended."""
+    """Write the note of a trial that has ended, if it is one of the first `MAX_NOTES`."""
     from optuna_dashboard import save_note
 
+    if number >= MAX_NOTES:
+        return
     stored = study.get_trials(deepcopy=False)[number]
     save_note(Trial(study, stored._trial_id), trial_note(stored))
 
@@ -90,7 +121,7 @@ def write_missing_notes(study: optuna.Study) -> None:
     from optuna_dashboard._note import note_ver_key
 
     noted = study._storage.get_study_system_attrs(study._study_id)
-    for trial in study.get_trials(deepcopy=False):
+    for trial in study.get_trials(deepcopy=False)[:MAX_NOTES]:
         if trial.state.is_finished() and note_ver_key(trial._trial_id) not in noted:
             write_trial_note(study, trial.number)
 
@@ -102,7 +133,9 @@ def trial_note(trial: FrozenTrial) -> str:
     parts = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}"]
     if {"n_params", "macs", "peak_memory"} <= set(attrs):
         counts = f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds"
-        parts.append(f"{counts}, {attrs['peak_memory']:,} bytes of peak memory")
+        parts.append(f"{counts}, {attrs['peak_memory']:,} bytes of peak memory in float32")
+    if {"flash", "ram"} <= set(attrs):
+        parts.append(f"As int8: {attrs['flash']:,} bytes of flash, {attrs['ram']:,} bytes of RAM")
     if curve:
         last = max(curve)
         parts.append(f"Validation accuracy {curve[last].accuracy:.2%} after epoch {last}")

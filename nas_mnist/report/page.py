@@ -29,7 +29,7 @@ def render_page(sections: Sequence[Section]) -> str:
     )
     environment.filters |= {
         "percent": lambda share, digits=2: f"{share:.{digits}%}",
-        "thousands": lambda number: f"{number:,}",
+        "thousands": lambda number: "" if number is None else f"{number:,}",
         "pretty": lambda value: json.dumps(value, indent=2),
         "layer_table": layer_table,
         "shared_weights": shared_weights,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Console
@@ -18,6 +20,16 @@ def make_console(quiet: bool = False) -> Console:
     console = Console(quiet=quiet, force_terminal=False if in_notebook else None, highlight=False)
     console.soft_wrap = not console.is_terminal
     return console
+
+
+@contextlib.contextmanager
+def loading(text: str, quiet: bool = False) -> Iterator[None]:
+    """Show a text on a terminal, from the first moment of a command until it has something to print.
+
+    Elsewhere it prints nothing: bad input ends with one line.
+    """
+    with make_console(quiet).status(text):
+        yield
 
 
 def print_warning(console: Console, text: str) -> None:

@@ -82,18 +82,23 @@ def _figures(item: ReportItem) -> dict[str, Figure]:
 
 def _headline(item: ReportItem) -> tuple[str, str]:
     """The main figure of an item, and a sentence about it."""
-    winner = item.winner
+    study, best = item.study, item.best
     if test := item.test_accuracy:
         images = item.result["runs"][0]["test_images"] if item.result else 10_000
         seeds = "one seed" if test["runs"] == 1 else f"mean of {test['runs']} seeds"
         sentence = f"Accuracy on the {images:,} test images of {item.data} after the last epoch, {seeds}."
         if test["interval"]:
             sentence += " 95 % interval of the mean: {:.2%} to {:.2%}.".format(*test["interval"])
-        return f"{test['mean']:.2%}", sentence + (f" Winner: trial {winner.trial}." if winner else "")
-    if winner and item.study:
-        sentence = f"Validation accuracy of trial {winner.trial} after its last epoch."
-        return f"{item.study.validation_accuracy or 0:.2%}", f"{sentence} The test images are unused."
-    if item.study:
+        return f"{test['mean']:.2%}", sentence + (
+            f" {study.best_title.capitalize()}: trial {best.trial}." if study and best else ""
+        )
+    if study and best:
+        of = f"the {study.best_title}, trial {best.trial}"
+        seeds = " over fresh seeds" if study.winner and study.finals.get(best.key or "") else ""
+        state = "" if study.winner else " It leads the search, which has no winner yet."
+        sentence = f"Validation accuracy of {of}, after its last epoch{seeds}.{state}"
+        return f"{study.validation_accuracy or 0:.2%}", f"{sentence} The test images are unused."
+    if study:
         return "no winner yet", "No candidate was trained to the last epoch."
     return (f"{cost_of(item.architecture).params:,}" if item.architecture else "", "parameters, not trained")
 

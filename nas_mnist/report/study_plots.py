@@ -16,6 +16,7 @@ from . import style
 from .style import BLUE, GREY, ORANGE, RED, SKY, error_percent, new_axes, styled
 
 MOST_IMPORTANCES = 12  # bars
+MOST_CURVES = 150
 
 
 def study_figures(study: StudyResults) -> dict[str, Figure]:
@@ -23,12 +24,16 @@ def study_figures(study: StudyResults) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     config, rows = study.config, study.rows
     if curves := study.curves:
-        trained = [row.trial for row in best_rows(rows, len(rows))]
+        ranked = [row.trial for row in best_rows(rows, len(rows))]
+        best = study.best
+        trained = sorted(ranked, key=lambda trial: best is None or trial != best.trial)
         required = required_accuracy(config.data)
-        figures["learning-curves"] = learning_curves(curves, trained, study.epochs, required)
-        figures["accuracy-parameters"] = accuracy_against(rows, config.max_params)
-        if config.cost_metric in ("macs", "peak_memory"):
-            limit = config.max_macs if config.cost_metric == "macs" else config.max_memory
+        figures["learning-curves"] = learning_curves(
+            curves, trained, study.epochs, required, study.best_title
+        )
+        figures["accuracy-parameters"] = accuracy_against(rows, config.budget.max_params)
+        if config.cost_metric not in (None, "n_params"):
+            limit = config.budget.limits.get(COST_NAMES[config.cost_metric])
             figures["accuracy-cost"] = accuracy_against(rows, limit, config.cost_metric)
     if study.importances:
         greatest = list(study.importances.items())[:MOST_IMPORTANCES]
@@ -42,23 +47,28 @@ def learning_curves(
     trained: Sequence[int],
     epochs: int,
     required: float | None = None,
+    title: str = "",
 ) -> Figure:
     """Validation error by epoch of every trial.
 
     ``curves`` holds accuracies (0 to 1) by epoch, by trial. ``trained`` lists the trials that reached the
-    last epoch, the best one first. ``required`` is the required accuracy, 0 to 1.
+    last epoch, the best one first; it has this ``title``. Of either kind at most `MOST_CURVES` are drawn, of
+    the trained ones the best. ``required`` is the required accuracy, 0 to 1.
     """
     figure, axes = new_axes(3.4)
     style.plot_required(axes, required)
-    stopped = [trial for trial in curves if trial not in trained]
-    for trial in stopped:
-        label = "stopped early" if trial == stopped[0] else "_"  # one entry in the legend
+    known = set(trained)
+    stopped = [trial for trial in curves if trial not in known]
+    trained, drawn = trained[:MOST_CURVES], stopped[:: -(-len(stopped) // MOST_CURVES) or 1]
+    few = f" ({len(drawn):,} of {len(stopped):,} drawn)" if len(drawn) < len(stopped) else ""
+    for trial in drawn:
+        label = f"stopped early{few}" if trial == stopped[0] else "_"  # one entry in the legend
         style.plot_errors(axes, curves[trial], GREY, 0.8, alpha=0.7, label=label)
     for trial in trained[:0:-1]:
         label = "trained to the end" if trial == trained[-1] else "_"
         style.plot_errors(axes, curves[trial], SKY, 1.4, label=label)
     if trained:
-        best = f"best: trial {trained[0]}" if len(curves) > 1 else f"trial {trained[0]}"
+        best = f"{title}: trial {trained[0]}" if title else f"trial {trained[0]}"
         style.plot_errors(axes, curves[trained[0]], BLUE, 2.4, label=best)
     axes.set_xlim(0.5, epochs + 0.5)
     axes.set_xlabel("Epoch")

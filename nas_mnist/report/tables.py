@@ -58,11 +58,12 @@ def counts_line(counts: Counter[Verdict]) -> str:
 
 def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Table:
     """Candidates in the given order."""
-    headings = ["Trial", "Accuracy", "Loss", "Params", "MACs", "Memory", "Seconds"]
+    headings = ["Trial", "Accuracy", "Loss", "Params", "MACs", "Flash", "RAM", "Seconds"]
     table = new_table(f"{title} (validation images)", ["Origin"], headings, compact=True)
     for row in rows:
         loss = "" if row.validation_loss is None else f"{row.validation_loss:.4f}"
-        costs = (f"{cost:,}" for cost in (row.n_params, row.macs, row.peak_memory))
+        found = row.n_params, row.macs, row.flash, row.ram
+        costs = ("" if cost is None else f"{cost:,}" for cost in found)
         numbers = f"{row.validation_accuracy:.2%}", loss, *costs, f"{row.seconds:.0f}"
         table.add_row(escape(row.origin), str(row.trial), *numbers)
     return table
@@ -123,10 +124,12 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def published_table(run: Mapping[str, Any]) -> Table:
-    """A run of the reference beside the published run, epoch by epoch."""
-    title = f"Seed {run['seed']} beside the published run (one run, unknown seed)"
-    table = new_table(title, [], ["Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"])
+def published_table(run: Mapping[str, Any], recipe: str) -> Table:
+    """A run of the reference, by the recipe of this name, beside the published run, epoch by epoch."""
+    title = f"Seed {run['seed']}, recipe {recipe}, beside the published run (one run, unknown seed)"
+    headings = ["Epoch", "Test loss", "Accuracy", "Published loss", "Published accuracy"]
+    caption = "" if recipe == "published" else "The published training: --recipe published"
+    table = new_table(title, [], headings, caption=caption or None)
     for epoch, (loss, correct) in zip(run["epochs"], PUBLISHED_LOG, strict=False):
         scored = epoch["test_loss"] is not None
         ours = (f"{epoch['test_loss']:.4f}", f"{epoch['test_accuracy']:.2%}") if scored else ("", "")
@@ -138,12 +141,14 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], title: str = "Comparison
     """Several networks side by side; ``rows`` from `items.comparison_rows`. The zoo fits into 80 columns."""
     mixed = len({row["data"] for row in rows}) > 1  # several data sets
     names = ["Name", "Data"] if mixed else ["Name"]
-    numbers = ["Params", "MACs", "Recipe", *SUMMARY]
+    numbers = ["Params", "MACs", "Flash", "RAM", "Recipe", "Runs", "Mean %", "95 % interval"]
     table = new_table(f"{title}: test accuracy after the last epoch", names, numbers, compact=True)
     for row in rows:
-        costs = (f"{row[cost]:,}" if cost in row else "" for cost in ("params", "macs"))
-        test = summary_cells(Summary(**row["test"])) if row["test"] else ()
-        table.add_row(row["name"], *([row["data"]] if mixed else []), *costs, row["recipe"], *test)
+        costs = [f"{row['params']:,}", f"{row['macs'] / 1e6:.2f}M"] if "params" in row else ["", ""]
+        costs += [f"{row[cost] / 1024:.1f}K" if cost in row else "" for cost in ("flash", "ram")]
+        runs, mean, _, interval = summary_cells(Summary(**row["test"])) if row["test"] else [""] * 4
+        names = [row["name"], row["data"]] if mixed else [row["name"]]
+        table.add_row(*names, *costs, row["recipe"], runs, mean, interval)
     return table
 
 

@@ -78,7 +78,7 @@ def study_summary(study: StudyResults, result: Mapping[str, Any] | None) -> dict
 
     ``result`` is the content of the winner's ``result.json``.
     """
-    winner = study.winner
+    winner, best = study.winner, study.best
     metadata = ("identity", "seed", "recipe", "space", "data", "device", "versions")
     return {
         "study": study.name,
@@ -88,6 +88,7 @@ def study_summary(study: StudyResults, result: Mapping[str, Any] | None) -> dict
         "seconds": round(sum(row.seconds for row in study.rows), 3),
         "answers": {name: answer.to_json() for name, answer in study.answers.items()},
         "winner": asdict(winner) if winner else None,
+        "leader": asdict(best) if best and not winner else None,
         "finals": study.finals,
         "front": [asdict(row) for row in study.front],
         "test_accuracy": result["test_accuracy"] if result else None,

@@ -20,7 +20,9 @@ from ..core.cli import (
     as_path,
     command_line,
     option,
+    real,
     run,
+    size,
     whole,
 )
 from ..core.process_pool import parse_workers
@@ -54,29 +56,40 @@ def _images(text: str) -> int:
         raise typer.BadParameter(str(error).replace("(use ", "(use all or ")) from None
 
 
+_size = size(1, 10**12)
+
+
 def search(
     trials: Annotated[int, field_option("trials", WHAT, "N", "Train N candidates ({}).")] = default("trials"),
     max_params: Annotated[
         int,
-        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({})."),
+        field_option("max_params", WHAT, "N", "Fit the network into N parameters ({}; on MNIST fewer)."),
     ] = default("max_params"),
     dataset: Annotated[
-        str, field_option("dataset", WHAT, "NAME", "Train on mnist, fashion-mnist, npz:FILE... ({}).")
+        str, field_option("dataset", WHAT, "NAME", "Train on mnist, kmnist, folder:DIR, csv:FILE... ({}).")
     ] = default("dataset"),
     space: Annotated[
-        str, field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, classic or a TOML file.")
+        str | None,
+        field_option("space", WHAT, "NAME|FILE", "Draw from default, tiny, strided... (by the budget)."),
     ] = default("space"),
     recipe: Annotated[
-        str, field_option("recipe", WHAT, "NAME|FILE", "Train by small, default, tiny, published or a file.")
+        str | None,
+        field_option("recipe", WHAT, "NAME|FILE", "Train by small, tiny, default or a file (by budget)."),
     ] = default("recipe"),
     objective: Annotated[
-        str, field_option("objective", WHAT, "NAME", "Accuracy, or a front against params, macs, memory.")
+        str, field_option("objective", WHAT, "NAME", "Accuracy, or a front against params, macs, flash, ram.")
     ] = default("objective"),
     max_macs: Annotated[
         int | None, field_option("max_macs", WHAT, "N", "Limit the multiply-adds for one image.")
     ] = default("max_macs"),
+    max_flash: Annotated[
+        int | None, field_option("max_flash", WHAT, "SIZE", "Limit the int8 tables: 32KB.", parser=_size)
+    ] = default("max_flash"),
+    max_ram: Annotated[
+        int | None, field_option("max_ram", WHAT, "SIZE", "Limit the int8 memory for an image.", parser=_size)
+    ] = default("max_ram"),
     max_memory: Annotated[
-        int | None, field_option("max_memory", WHAT, "BYTES", "Limit the activations' memory (float32).")
+        int | None, field_option("max_memory", WHAT, "BYTES", "Of earlier versions: float32.", hidden=True)
     ] = default("max_memory"),
     start: Annotated[
         list[str] | None,
@@ -85,7 +98,8 @@ def search(
         ),
     ] = None,
     target: Annotated[
-        float | None, field_option("target", WHAT, "PERCENT", "Accuracy of the smallest answer (99.4).")
+        float | None,
+        field_option("target", WHAT, "PERCENT", "Accuracy of the smallest answer (99.4).", parser=real),
     ] = default("target"),
     effort: Annotated[
         str, field_option("effort", HOW_WELL, "EFFORT", "Spend: quick, normal or thorough ({}).")
@@ -120,7 +134,7 @@ def search(
     ] = default("search_recipe"),
     timeout: Annotated[
         float | None,
-        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time."),
+        field_option("timeout", HOW_WELL, "MINUTES", "Start no candidate after this time.", parser=real),
     ] = default("timeout"),
     no_retrain: Annotated[
         bool, field_option("retrain", HOW_WELL, "", "Leave the test images unread.", "--no-retrain")

@@ -21,15 +21,19 @@ from pydantic import (
 
 from ..core.cli import check_data_dir, check_in_use, check_name
 from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARAMS, MAX_SEED, REPORTS, Engine
-from ..core.errors import InputError, explain
+from ..core.errors import InputError, choices, explain
 from ..core.fileio import check_new, check_writable
 from ..core.process_pool import MAX_WORKERS
-from ..models.cost import OBJECTIVES, Budget, cost_metric_of
+from ..models.cost import OBJECTIVES, OLD_OBJECTIVES, Budget, cost_metric_of
 from ..recipes.recipe import load_recipe
 from ..space.space import SearchSpace
 from .effort import DEFAULT_EFFORT, EFFORTS
 
 MAX_IMAGES = 10**9
+# Parameters. Up to here the space and the recipe `tiny` are the defaults: the first stage of the space
+# `default` gets too narrow, and the best networks of the zoo were found with `tiny` (reports/trainings).
+SMALL_BUDGET = 5_000
+SMALL_RAM = 16 << 10  # bytes; up to here a first convolution of the whole image takes most of it
 
 
 class SearchConfig(BaseModel):
@@ -44,14 +48,18 @@ class SearchConfig(BaseModel):
     trials: int = Field(50, ge=1, le=100_000)  # candidates to train
     max_params: int = Field(MAX_PARAMS, ge=1, le=10**9)
     max_macs: int | None = Field(None, ge=1, le=10**12)  # multiply-adds for one image
-    max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes of activations for one image, float32
+    max_flash: int | None = Field(None, ge=1, le=10**12)  # bytes of the int8 network's tables
+    max_ram: int | None = Field(None, ge=1, le=10**12)  # bytes of the int8 network's buffer
+    max_memory: int | None = Field(None, ge=1, le=10**12)  # bytes, float32; of studies of earlier versions
     objective: str = "accuracy"  # one of `OBJECTIVES`
     target: float | None = Field(None, gt=0, lt=100)  # percent, of the smallest answer; None: the exercise's
-    space: str = "default"  # a preset or a TOML file
+    space: str | None = None  # a preset or a TOML file; None: `space_name`
     start: tuple[str, ...] = ()  # networks to try first: of the zoo, files, or "zoo" for all of the zoo
 
     effort: str = DEFAULT_EFFORT  # one of `EFFORTS`: the defaults of images, finalists and their seeds
-    recipe: str = "small"  # packaged, or a TOML file; fields that differ behind a colon
+    recipe: str | None = (
+        None  # packaged, or a TOML file; fields that differ behind a colon; None: see `recipe_name`
+    )
     epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS)  # None: the recipe's
     search_recipe: bool = False  # draw some training choices for every candidate, around the recipe
     search_epochs: int | None = Field(None, ge=1, le=MAX_EPOCHS - 1)  # of candidates; None: as finalists
@@ -79,7 +87,7 @@ class SearchConfig(BaseModel):
         try:
             return cls(**options)
         except ValidationError as error:
-            message = explain(error)
+            message = explain(error, cls)
             field = message.partition(":")[0]
             if field in cls.model_fields:
                 message = f"--{field.replace('_', '-')}{message.removeprefix(field)}"
@@ -89,8 +97,8 @@ class SearchConfig(BaseModel):
     @classmethod
     def _known_name(cls, name: str, info: ValidationInfo) -> str:
         known = EFFORTS if info.field_name == "effort" else OBJECTIVES
-        if name not in known:
-            raise ValueError(f"use {', '.join(known)}")
+        if name not in known and name not in OLD_OBJECTIVES:
+            raise ValueError(choices(name, known)[1:-1])
         return name
 
     @model_validator(mode="after")
@@ -101,8 +109,8 @@ class SearchConfig(BaseModel):
             many = "with --finalists of 2 and more"
             check_in_use("--finalist-seeds", self.finalist_seeds, None, False, many)
             check_in_use("--target", self.target, None, False, many)
-        SearchSpace.load(self.space)
-        epochs = self.epochs or load_recipe(self.recipe).epochs
+        SearchSpace.load(self.space_name)
+        epochs = self.epochs or load_recipe(self.recipe_name).epochs
         if self.search_epochs is not None and self.search_epochs >= epochs:
             raise ValueError(
                 f"--search-epochs: {self.search_epochs} (use up to {epochs - 1}: finalists have {epochs})"
@@ -113,9 +121,26 @@ class SearchConfig(BaseModel):
         return self
 
     @property
+    def space_name(self) -> str:
+        """The search space: that of small networks for a small budget, and for the smallest network."""
+        if self.space is None and self.max_ram is not None and self.max_ram <= SMALL_RAM:
+            return "strided"
+        return self.space or ("tiny" if self._is_small else "default")
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe of all candidates, likewise."""
+        return self.recipe or ("tiny" if self._is_small else "small")
+
+    @property
+    def _is_small(self) -> bool:
+        return self.narrows or self.max_params <= SMALL_BUDGET
+
+    @property
     def budget(self) -> Budget:
-        """The limits of a candidate's cost."""
-        return Budget(self.max_params, self.max_macs, self.max_memory)
+        """The limits as they were asked for; `SearchSetup.budget` is what candidates are held against."""
+        limits = self.max_params, self.max_macs, self.max_flash, self.max_ram, self.max_memory
+        return Budget(*limits)
 
     @property
     def cost_metric(self) -> str | None:

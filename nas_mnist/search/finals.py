@@ -48,18 +48,23 @@ class Finals:
         from ..study.results import StudyResults
 
         count, results = self.setup.config.finalist_count, StudyResults.read(study)
-        rows = best_rows(results.rows, len(results.rows))
+        rows = self._candidates(results.rows)
         if not rows:
             return {}
         self.console.print(candidates_table(rows[:SHOWN]))
         if self.setup.config.cost_metric:
             self.console.print(candidates_table(results.front, "Pareto front"))
-            rows = best_rows(results.front, len(rows))
+            rows = self._candidates(results.front)
         if count == 1:
             answers = {MOST_ACCURATE: self._untried(rows[0])}
         else:
             answers = self._race(study, [self._finalist(row) for row in _with_a_found_one(rows, count)])
         return self._stored(study, answers)
+
+    def _candidates(self, rows: Sequence[TrialRow]) -> list[TrialRow]:
+        """The trained candidates, the best first; without those that an earlier version let pass."""
+        most = self.setup.budget.max_params
+        return [row for row in best_rows(list(rows), len(rows)) if (row.n_params or 0) <= most]
 
     def _stored(self, study: optuna.Study, answers: dict[str, Answer]) -> dict[str, Answer]:
         study.set_user_attr(ANSWERS, {name: answer.to_json() for name, answer in answers.items()})
@@ -95,7 +100,7 @@ class Finals:
             left = [one for one in left if one is best or not scores.is_worse(one.key, best.key)]
             if len(left) == 1:
                 break
-        if not scores.accuracy(best.key):  # all have failed
+        if scores.has_failed(best.key):  # so have all
             return {}
         seeds = sorted(scores.seeds(best.key))
         narrowed = self._narrow(study, scores, best, seeds)
@@ -116,7 +121,7 @@ class Finals:
         It is trained as a finalist, with one seed. None also where there is no candidate.
         """
         rows = [row for row in trial_rows(study) if (row.n_params or 0) <= params]
-        best, target = best_rows(rows, 1), self.setup.target
+        best, target = self._candidates(rows)[:1], self.setup.target
         if not best or target is None:
             return None
         finalist, scores = self._finalist(best[0]), self._scores(study)
@@ -131,9 +136,9 @@ class Finals:
         from ..report.tables import race_table
 
         scores, target = self._scores(study), self.setup.target or 0.0
-        rows = best_rows(trial_rows(study), len(study.trials))
+        rows = self._candidates(trial_rows(study))
         tried = [self._finalist(row) for row in rows if scores.seeds(row.key or "")]
-        if not any(scores.accuracy(one.key) for one in tried):
+        if all(scores.has_failed(one.key) for one in tried):
             return {}
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
         for one in sorted(tried, key=lambda one: one.params):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import threading
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
@@ -15,12 +12,10 @@ from ..core.defaults import ANSWERS, REPORTS
 from ..core.errors import NoResultError, StorageLostError
 from ..core.fileio import write_bytes
 from ..core.process_pool import Handlers, WorkersLostError, run_workers
-from ..models import zoo
-from ..models.architecture import Architecture
-from ..models.cost import COST_NAMES
 from .config import SearchConfig
 from .finals import Finals
 from .jobs import SearchJob
+from .messages import SearchMessages
 from .setup import SearchSetup, prepare
 
 if TYPE_CHECKING:
@@ -29,12 +24,10 @@ if TYPE_CHECKING:
 
     from ..data.dataset import DataSet
     from ..space.space import Survey
-    from ..study.race import Answer
     from ..study.results import TrialRow
 
+DASHBOARD_HINT = "from afar: ssh -L 8080:localhost:8080 HOST; behind a prefix, as of Jupyter, it stays blank"
 STEPS = 6  # of a search that narrows its budget
-RARE = 0.05  # a share of draws that fit the budget
-STORAGE_PATIENCE = 0.5  # seconds; the time that an interrupted search gives its storage
 
 
 def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
@@ -43,18 +36,24 @@ def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
     ``command`` is the command line that continues it, for the study's note and page. Raises `InputError` for
     options that cannot be used here, and `NoResultError` for a search that ends without a winner.
     """
-    from ..study.candidate import check_space
-    from ..study.given import enqueue_given
-    from ..study.storage import storage_guard
-    from ..study.study import open_study
+    from ..report.progress import loading
 
-    setup, data = prepare(config)
-    survey = check_space(setup.space, setup.budget, config.seed)
-    pipeline = SearchPipeline(setup, data)
-    study_config, metadata = setup.study_config(data), pipeline.metadata()
-    with storage_guard(config.storage):
-        study = open_study(config.storage, config.study, study_config, metadata)
-        enqueue_given(study, setup.given)
+    with loading("Loading torch", config.quiet):
+        import torch  # noqa: F401
+
+        from ..study.candidate import check_space
+        from ..study.given import enqueue_given
+        from ..study.storage import storage_guard
+        from ..study.study import open_study
+
+    setup, data = prepare(config)  # data that take long to read show so themselves
+    with loading("Preparing the study", config.quiet):
+        survey = check_space(setup.space, setup.budget, config.seed)
+        pipeline = SearchPipeline(setup, data)
+        study_config, metadata = setup.study_config(data), pipeline.metadata()
+        with storage_guard(config.storage):
+            study = open_study(config.storage, config.study, study_config, metadata)
+            enqueue_given(study, setup.given)
     pipeline.run(study, survey, command or f"python -m nas_mnist.search --study {config.study}")
     return study
 
@@ -72,6 +71,11 @@ class SearchPipeline:
         from ..report.progress import make_console
 
         return make_console(self.setup.config.quiet)
+
+    @property
+    def messages(self) -> SearchMessages:
+        """The lines that are printed."""
+        return SearchMessages(self.setup, self.data, self.console)
 
     def metadata(self) -> dict[str, object]:
         """The user attributes that a new study gets, for people to read."""
@@ -103,17 +107,16 @@ class SearchPipeline:
                 study.set_user_attr("command", again)
                 study.set_user_attr("dataset", self.data.name)
                 study.set_user_attr("reproduce", self.reproduce_command("best"))
-                self._announce(study, survey)
-                if self.setup.config.narrows:
-                    self._narrow(study)
-                else:
-                    self._train_candidates(study, self.setup)
+                self.messages.announce(study, survey)
+                train = self._narrow if self.setup.config.narrows else self._train_candidates
+                ending = train(study)
                 self._finish(study)
+                self._check_total(study, ending)
         except KeyboardInterrupt:
-            self._print_kept(study)
+            self.messages.kept(study)
             raise
         finally:
-            look = f"Look into the study with:\n{dashboard_command(storage)}"
+            look = f"Look into the study with ({DASHBOARD_HINT}):\n{dashboard_command(storage)}"
             self.console.print(look, soft_wrap=True, markup=False)
 
     def reproduce_command(self, answer: str) -> str:
@@ -126,78 +129,33 @@ class SearchPipeline:
             options += ["--data-dir", str(config.data_dir)]
         return shlex.join(["python", "-m", "nas_mnist.reproduce", answer, "--seeds", "3", *options])
 
-    def _announce(self, study: optuna.Study, survey: Survey) -> None:
-        import torch
-
-        from ..study.given import waiting_names
-        from ..training.device import describe_device
-
-        setup, say = self.setup, self.console.print
-        metric = setup.config.cost_metric
-        objective = f", accuracy against {COST_NAMES[metric]}" if metric else ""
-        device = describe_device(torch.device(setup.source.device), setup.workers)
-        say(
-            f"[bold]Searching[/bold] for at most {setup.budget}{objective}: study {study.study_name!r}, "
-            f"{setup.config.trials} candidates, {self._training(study)}, {device}"
-        )
-        if setup.note:
-            say(setup.note, markup=False)
-        say(f"Data: {self.data.source}; one in six is held out for validation", markup=False)
-        self._warn()
-        share = survey.feasible / survey.tried
-        say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
-        if share < RARE and setup.space.fill is None:
-            say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
-        if names := waiting_names(study):
-            say(f"Given, and tried first: {', '.join(names)}", markup=False)
-
-    def _print_estimate(self, rows: Sequence[TrialRow]) -> None:
-        """Print how long the search will take, from its first candidates."""
-        config, setup, train = self.setup.config, self.setup, self.data.split()[0]
-        speed = sum(row.images for row in rows) / sum(row.seconds for row in rows)  # of one worker
-        candidates = config.trials * (setup.images or len(train)) * setup.candidate_recipe.epochs
-        # Finalists; copies of the best with a half, a quarter and an eighth of its parameters; bisections.
-        trainings = config.final_seeds * (config.finalist_count + 2) if config.finalist_count > 1 else 0
-        after: float = trainings * (setup.final_images(len(train)) or len(train))
-        after = setup.recipe.epochs * (after + (2.5 * len(self.data.train) if config.retrain else 0))
-        minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
-        text = "About {:.0f} minutes for all candidates, about {:.0f} for the finalists and their tests"
-        self.console.print(text.format(*minutes))
-
-    def _training(self, study: optuna.Study) -> str:
-        """Epochs and images of candidates and finalists, in words."""
-        from ..study.results import FINAL_IMAGES
-
-        few, many = self.setup.candidate_recipe.epochs, self.setup.recipe.epochs
-        epochs = f"{few} epochs" + (f" (finalists: {many})" if few < many else "")
-        if self.setup.images is None:
-            return epochs
-        images = study.user_attrs.get(FINAL_IMAGES)
-        finalists = "all" if images is None else f"{images:,}"
-        return f"{epochs} of {self.setup.images:,} images (finalists: {finalists})"
-
-    def _narrow(self, study: optuna.Study) -> None:
+    def _narrow(self, study: optuna.Study) -> str:
         """Train candidates step by step, each step at a smaller budget while the target is met.
 
-        The budget is halved until no candidate of a step meets the target, and then bisected.
+        The budget is halved until no candidate of a step meets the target, and then bisected. Returns how the
+        last step ended that lacks candidates.
         """
+        ending = ""
         finals, config = Finals(self.setup, self.data, self.console), self.setup.config
-        params, meets, misses = config.max_params, 0, 0
+        params, meets, misses = self.setup.budget.max_params, 0, 0
         given = min(len(self.setup.given), config.trials)  # the first step tries them all
         for step in range(1, STEPS + 1):
             total = max(round(config.trials * step / STEPS), given, 1)
             self.console.print(f"Step {step} of {STEPS}: at most {params:,} parameters")
-            self._train_candidates(study, replace(self.setup, step_params=params, step_trials=total))
+            pipeline = replace(self, setup=replace(self.setup, step_params=params, step_trials=total))
+            ending = pipeline._train_candidates(study) or ending
             if (found := finals.meets_target(study, params)) is not None:
                 meets = found
                 params = round(sqrt(meets * misses)) if misses else meets // 2
             elif meets:
                 misses = params
                 params = round(sqrt(meets * misses))
+        return ending
 
-    def _train_candidates(self, study: optuna.Study, setup: SearchSetup) -> None:
-        """Train candidates until the study has its total."""
+    def _train_candidates(self, study: optuna.Study) -> str:
+        """Train candidates until the study has its total; returns why it has fewer, empty if it has them."""
         from ..report.notes import write_missing_notes, write_study_note, write_trial_note
+        from ..report.progress import counted
         from ..report.search_display import SearchDisplay
         from ..report.tables import counts_line
         from ..study.recovery import recover
@@ -205,7 +163,7 @@ class SearchPipeline:
         from ..study.storage import dashboard_command
         from ..study.verdict import Verdict, count_candidates, count_verdicts
 
-        config = setup.config
+        setup, config, ending = self.setup, self.setup.config, ""
         recover(study)
         write_missing_notes(study)
         epochs = setup.candidate_recipe.epochs
@@ -218,7 +176,7 @@ class SearchPipeline:
             if row.verdict is Verdict.TRAINED and len(first) < setup.workers:
                 first.append(row)
                 if len(first) == setup.workers:
-                    self._print_estimate(first)
+                    self.messages.estimate(first)
             write_study_note(study, dashboard_command(config.storage))
             write_trial_note(study, row.trial)
 
@@ -230,6 +188,8 @@ class SearchPipeline:
         }
         missing = setup.trials - count_candidates(study)
         if missing > 0:
+            begin = "Starting {}: to load the data and compile kernels takes about 10 seconds"
+            self.console.print(begin.format(counted(min(setup.workers, missing), "worker")))
             try:
                 with display:
                     run_workers(SearchJob(setup), setup.workers, missing, handlers)
@@ -239,15 +199,28 @@ class SearchPipeline:
             except StorageLostError:
                 raise
             except NoResultError as error:
-                self.console.print(f"Ended early: {error}")
+                ending = str(error)
+            if not ending and count_candidates(study) < setup.trials:
+                ending = "--timeout is over"
+            if ending:
+                self.console.print(f"Ended early: {ending}", markup=False)
         elif setup.step_trials is None:
             self.console.print(f"The study has its {setup.trials} candidates (--trials N: for more)")
         self.console.print(f"Trials: {counts_line(count_verdicts(study))}")
+        return ending
+
+    def _check_total(self, study: optuna.Study, ending: str) -> None:
+        """Raise `NoResultError` for a search that ended without its total."""
+        from ..study.verdict import count_candidates
+
+        count, total = count_candidates(study), self.setup.config.trials
+        if count < total:
+            raise NoResultError(f"the study has {count} of {total} candidates: {ending}")
 
     def _finish(self, study: optuna.Study) -> None:
         """Choose the answers, retrain them, read the test images once for each, and report."""
         from ..report.answers import answer_line, comparison_lines
-        from ..report.notes import add_answers
+        from ..report.notes import add_answers, mark_answers
         from ..study.results import StudyResults, best_rows
         from ..training.loop import TrainingError
 
@@ -265,7 +238,7 @@ class SearchPipeline:
                     tested[key] = finals.test(study, one)
                 except TrainingError as error:
                     say(f"{one.name}: {error}", style="red", markup=False)
-        self._print_verdict(answers["most_accurate"], tested)
+        self.messages.verdict(answers["most_accurate"], tested)
         lines = []
         for word, name in ANSWERS.items():
             if (answer := answers.get(name)) is None:
@@ -279,33 +252,13 @@ class SearchPipeline:
         if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
             lines.append(f"No finalist reaches {self.setup.target:.1%} of the validation images")
         results = StudyResults.read(study)
-        rows, budget = best_rows(results.rows, len(results.rows)), self.setup.config.budget
+        rows, budget = best_rows(results.rows, len(results.rows)), self.setup.budget
         lines += comparison_lines(answers, rows, results.finals, budget, self.data.name)
         for line in lines:
             say(line, soft_wrap=True, markup=False)
         add_answers(study, lines)
+        mark_answers(study, answers)
         self._report(study)
-
-    def _print_verdict(self, best: Answer, tested: Mapping[str, float]) -> None:
-        """The requirements, and whether the most accurate answer meets them."""
-        from ..report.tables import requirement_table
-        from ..training.requirements import requirements
-
-        architecture, say = Architecture.make(best.architecture), self.console.print
-        known = [name for name in zoo.names() if zoo.load(name).architecture.key == architecture.key]
-        say(f"{best.name}, key {architecture.key}{f', {known[0]!r} of the zoo' if known else ''}")
-        if self.setup.config.search_recipe:
-            usual = self.setup.recipe.model_dump(mode="json")
-            changes = [f"{name} {value}" for name, value in best.recipe.items() if value != usual[name]]
-            say(f"Its recipe differs in: {', '.join(changes) or 'nothing'}", markup=False)
-        accuracy, scored_on = best.validation_accuracy, "validation images"
-        if best.key in tested:
-            accuracy, scored_on = tested[best.key], "test images, last epoch, one seed"
-        met = requirements(
-            architecture, self.setup.recipe.epochs, accuracy, self.data.name, self.setup.budget
-        )
-        say(requirement_table(met, f"The requirements ({scored_on})"))
-        self._warn()
 
     def _report(self, study: optuna.Study) -> None:
         from ..report.items import item_of_study
@@ -318,25 +271,3 @@ class SearchPipeline:
         self.console.print(f"Report: {page}")
         if config.json_file is not None:
             write_bytes(config.json_file, (folder / "summary.json").read_bytes())
-
-    def _print_kept(self, study: optuna.Study) -> None:
-        """Print what an interrupted search has stored, unless the storage is slow to answer."""
-        from ..report.tables import counts_line
-        from ..study.verdict import count_verdicts
-
-        lines: list[str] = []
-
-        def read() -> None:
-            with contextlib.suppress(Exception):
-                lines.append(counts_line(count_verdicts(study)))
-
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        reader.join(STORAGE_PATIENCE)
-        for line in lines:
-            self.console.print(f"Kept: {line}")
-
-    def _warn(self) -> None:
-        from ..report.progress import print_warning
-
-        print_warning(self.console, self.data.note)

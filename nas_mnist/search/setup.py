@@ -12,7 +12,7 @@ from ..models.cost import Budget
 from ..recipes.recipe import Recipe, load_recipe
 from ..space.space import SPACES, SearchSpace
 from ..training.jobs import Source
-from ..training.requirements import required_accuracy
+from ..training.requirements import exact_budget, required_accuracy
 from .config import SearchConfig
 from .effort import EFFORTS
 from .start import Given, given_networks
@@ -44,13 +44,12 @@ class SearchSetup:
     @property
     def candidate_recipe(self) -> Recipe:
         """The recipe of candidates, which may have fewer epochs."""
-        few = self.config.search_epochs
-        return self.recipe if few is None else self.recipe.with_epochs(few)
+        return self.recipe.with_epochs(self.config.search_epochs)
 
     @property
     def budget(self) -> Budget:
         """The limits of a candidate's cost."""
-        budget = self.config.budget
+        budget = exact_budget(self.config.budget, self.source.dataset)
         return budget if self.step_params is None else replace(budget, max_params=self.step_params)
 
     @property
@@ -99,19 +98,20 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     from ..data.dataset import load
     from ..engine.backend import resolve_engine
     from ..training.device import pick_device
-    from ..training.loop import check_enough
+    from ..training.loop import check_batches
 
     device = pick_device(config.device)
     engine, note = resolve_engine(config.engine, device)
     data = load(config.dataset, config.data_dir, config.quiet)
-    space = SearchSpace.load_for(config.space, data.shape, data.classes, data.name)
-    if config.cost_metric and config.space in SPACES and space.fill:
+    space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name)
+    if config.cost_metric and config.space_name in SPACES and space.fill:
         space = space.model_copy(update={"fill": FRONT_FILL})
-    recipe = load_recipe(config.recipe)
-    recipe = recipe if config.epochs is None else recipe.with_epochs(config.epochs)
+    recipe = load_recipe(config.recipe_name).with_epochs(config.epochs)
     train_data, _ = data.split()
     images = config.search_images or None
-    check_enough(_checked_part(train_data, images, data.classes), recipe)
+    given = given_networks(config.start, exact_budget(config.budget, data.name), data)
+    normalises = space.normalises or any(one.architecture.normalises for one in given)
+    check_batches(_checked_part(train_data, images, data.classes), recipe, normalises)
     if config.search_images is None:
         images = _default_images(config, train_data, recipe, device.type)
     setup = SearchSetup(
@@ -121,7 +121,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
         recipe=recipe,
         workers=config.workers or auto_workers(device.type),
         images=images,
-        given=given_networks(config.start, config.budget, data),
+        given=given,
         deadline=None if config.timeout is None else time.monotonic() + 60 * config.timeout,
         note=note,
     )

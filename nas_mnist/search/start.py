@@ -58,9 +58,7 @@ def _one(name: str, budget: Budget, data: DataSet) -> Given:
 
 def _entry(name: str) -> Given:
     entry = zoo.load(name)
-    # 'published' repeats a log: the network's own training is 'default'.
-    recipe = "default" if entry.recipe == "published" else entry.recipe
-    return Given(name, entry.architecture, load_recipe(recipe))
+    return Given(name, entry.architecture, load_recipe(entry.recipe))
 
 
 def _check(architecture: Architecture, budget: Budget, data: DataSet) -> None:

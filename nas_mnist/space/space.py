@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from ..core.digest import digest
-from ..core.errors import InputError, explain
+from ..core.errors import InputError, choices, explain
 from ..core.fileio import expand_user, parse_toml, read_text
 from ..models.architecture import Architecture
 from ..models.blocks import Block, Classes, Frozen, InputShape
@@ -44,7 +44,7 @@ from .own_blocks import OwnBlock
 from .sampling import Params, RandomSampler, TrialLike, suggest
 from .stages import stage_blocks
 
-SPACES = ("default", "tiny", "classic")  # in the package
+SPACES = ("default", "tiny", "strided", "classic")  # in the package
 
 
 class NetworkSpace(Frozen):
@@ -141,7 +141,7 @@ class SearchSpace(Frozen):
         for number, stage in enumerate(self.stages):
             for name in stage.block:
                 if name not in known:
-                    raise ValueError(f"stages[{number}].block: {name!r} (use {', '.join(known)})")
+                    raise ValueError(f"stages[{number}].block: {name!r} {choices(name, known)}")
         return self
 
     @classmethod
@@ -150,7 +150,7 @@ class SearchSpace(Frozen):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(f"{where}: {explain(error)}") from None
+            raise InputError(f"{where}: {explain(error, cls)}") from None
 
     @classmethod
     def from_toml(cls, text: str, where: str = "space") -> SearchSpace:
@@ -165,8 +165,8 @@ class SearchSpace(Frozen):
             return cls.from_toml(presets.joinpath(f"{name}.toml").read_text())
         path = expand_user(name, "space")
         if not name.endswith(".toml") and not os.path.lexists(path):
-            known = ", ".join(SPACES)
-            raise InputError(f"space: {name!r} is not known (use {known} or a file ending in .toml)")
+            advice = choices(name, SPACES, " or a file ending in .toml")
+            raise InputError(f"space: {name!r} is not known {advice}")
         return cls.from_toml(read_text(path, "space"), name)
 
     @classmethod
@@ -186,6 +186,13 @@ class SearchSpace(Frozen):
         if space.classes != classes:
             raise InputError(f"space: classes {space.classes} does not fit {dataset} (use {classes})")
         return space
+
+    @property
+    def normalises(self) -> bool:
+        """Whether a draw may have batch normalisation."""
+        drawn = {norm for stage in self.stages for norm in stage.norm or self.network.norm}
+        own = {layer.norm for block in self.blocks.values() for layer in block.layers}
+        return any(self.head.norm) or not drawn | own <= {"none", None}
 
     @property
     def digest(self) -> str:

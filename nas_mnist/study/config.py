@@ -9,6 +9,7 @@ from optuna.study import StudyDirection
 from pydantic import BaseModel, ConfigDict
 
 from ..models.cost import Budget, cost_metric_of
+from ..training.requirements import exact_budget
 
 IDENTITY = "identity"  # user attribute of a study
 
@@ -36,7 +37,9 @@ class StudyConfig(BaseModel):
     split: str = ""  # fingerprint of the choice of validation images
     search_recipe: bool | None = None  # True: every candidate has a recipe of its own
     max_macs: int | None = None
-    max_memory: int | None = None  # bytes
+    max_flash: int | None = None  # bytes
+    max_ram: int | None = None  # bytes
+    max_memory: int | None = None  # bytes, float32; of earlier versions
     objective: str | None = None  # one of `OBJECTIVES`; None: accuracy
     search_epochs: int | None = None  # of candidates; None: as many as of finalists
     search_images: int | None = None  # training images of candidates, an epoch; None: as many as of finalists
@@ -49,7 +52,8 @@ class StudyConfig(BaseModel):
     @property
     def budget(self) -> Budget:
         """The limits of a candidate's cost."""
-        return Budget(self.max_params, self.max_macs, self.max_memory)
+        limits = self.max_params, self.max_macs, self.max_flash, self.max_ram, self.max_memory
+        return exact_budget(Budget(*limits), self.data)
 
     @property
     def cost_metric(self) -> str | None:

@@ -10,6 +10,7 @@ from .curve import curve_of
 from .pruner import rung
 
 MIN_TRIALS = 10  # with fewer, importances say nothing
+MAX_TRIALS = 1_000  # of more, evenly spaced ones stand for all: the estimator needs a copy of each
 
 
 def param_importances(study: optuna.Study, epochs: int) -> dict[str, float]:
@@ -21,6 +22,7 @@ def param_importances(study: optuna.Study, epochs: int) -> dict[str, float]:
     epoch = rung(epochs) or 1
     trials = study.get_trials(deepcopy=False)
     known = [trial for trial in trials if trial.params and epoch in curve_of(trial)]
+    known = known[:: -(-len(known) // MAX_TRIALS) or 1]
     if len(known) < MIN_TRIALS:
         return {}
     copy = optuna.create_study(direction="maximize")

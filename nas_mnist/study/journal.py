@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from errno import ENOSYS, EOPNOTSUPP, EPERM
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
+from optuna.storages.journal._file import BaseJournalFileLock
 
-from ..core.errors import InputError
+from ..core.errors import InputError, StorageLostError
+from .presence import FilePresence
 
 JOURNAL = "journal:"  # how the names of such storages begin
 _FIRST_BYTES = b'{"op_code"'
+_NO_LINKS = (EPERM, EOPNOTSUPP, ENOSYS)  # how systems refuse a symbolic link: man 2 symlink
 
 
 def open_journal(file: Path) -> JournalStorage:
-    """The storage in a journal file, which is made where missing."""
+    """The storage in a journal file, which is made where missing; raises `InputError` for a damaged line."""
     path = str(file.absolute())  # the lock is a link to it
-    return JournalStorage(JournalFileBackend(path, _RepairingLock(path)))
+    backend = _CountingBackend(path, _RepairingLock(path))
+    try:
+        return JournalStorage(backend)
+    except OSError:
+        raise
+    except StorageLostError as error:
+        raise InputError(str(error)) from None
+    except Exception as error:  # Optuna replays the lines without checking them
+        raise InputError(backend.damage(error)) from None
 
 
 def check_journal(file: Path) -> None:
@@ -30,21 +44,70 @@ def check_journal(file: Path) -> None:
         raise InputError(f"storage: {file} is no journal of studies (its first bytes are {found!r})")
 
 
-class _RepairingLock(JournalFileSymlinkLock):
+class _CountingBackend(JournalFileBackend):
+    """Optuna's journal, which also knows the line that it read last."""
+
+    line = 0  # the first is 1
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """The lines behind the first ``log_number_from``, as data."""
+        self.line = log_number_from + 1
+        logs = super().read_logs(log_number_from)
+        while True:
+            try:
+                log = next(logs, None)
+            except ValueError as error:  # no JSON
+                raise StorageLostError(self.damage(error)) from None
+            if log is None:
+                return
+            yield log
+            self.line += 1
+
+    def damage(self, error: Exception) -> str:
+        """The damaged line, and the advice."""
+        return (
+            f"storage: line {self.line} of {self._file_path} is damaged ({type(error).__name__}); "
+            "restore the file from a copy, or delete this line and those behind it"
+        )
+
+
+class _RepairingLock(BaseJournalFileLock):
     """The lock of a journal; its holder first drops a torn last line.
 
-    The next line would be appended to the torn one, and no process could read the journal any more.
+    The next line would be appended to the torn one, and no process could read the journal any more. The lock
+    is a symbolic link, and a file on file systems that have no links.
     """
+
+    def __init__(self, path: str) -> None:
+        self.file = Path(path)
+        self.lock: BaseJournalFileLock = JournalFileSymlinkLock(path)
+        self.presence: FilePresence | None = None
 
     def acquire(self) -> bool:
         """Wait for the lock, then repair the file."""
-        held = super().acquire()
+        held = self._acquire()
         try:
-            _drop_torn_line(Path(self._lock_target_file))
+            if self.presence is None:
+                self.presence = FilePresence(self.file)
+            self.presence.check()
+            _drop_torn_line(self.file)
         except BaseException:
             self.release()
             raise
         return held
+
+    def _acquire(self) -> bool:
+        try:
+            return self.lock.acquire()
+        except OSError as error:
+            if error.errno not in _NO_LINKS or isinstance(self.lock, JournalFileOpenLock):
+                raise
+            self.lock = JournalFileOpenLock(str(self.file))
+            return self.lock.acquire()
+
+    def release(self) -> None:
+        """Release the lock."""
+        self.lock.release()
 
 
 def _drop_torn_line(journal: Path, block: int = 4096) -> None:

@@ -186,6 +186,8 @@ def _describe(trial: Trial, candidate: Candidate, cost: Cost) -> None:
     """Store the candidate as data, and its cost."""
     trial.set_user_attr("n_params", cost.params)
     trial.set_user_attr("macs", cost.macs)
+    trial.set_user_attr("flash", cost.flash)
+    trial.set_user_attr("ram", cost.ram)
     trial.set_user_attr("peak_memory", cost.peak_memory)
     trial.set_user_attr("key", candidate.key)
     for name, data in ((ARCHITECTURE, candidate.architecture), (RECIPE, candidate.recipe)):

@@ -33,10 +33,12 @@ def is_gone(owner: Mapping[str, Any]) -> bool:
     """Whether a stored process has ended.
 
     On this machine the system knows. A process of another machine counts as gone when it was not seen for
-    `ABSENT_AFTER` seconds.
+    `ABSENT_AFTER` seconds. So does one whose number exists on a system without ``/proc`` (macOS): by now the
+    number may belong to another process.
     """
+    is_absent = time.time() - float(owner.get("seen", 0)) > ABSENT_AFTER
     if owner.get("place") != _place():
-        return time.time() - float(owner.get("seen", 0)) > ABSENT_AFTER
+        return is_absent
     pid = int(owner["pid"])
     try:
         os.kill(pid, 0)
@@ -44,7 +46,7 @@ def is_gone(owner: Mapping[str, Any]) -> bool:
         return True
     except PermissionError:
         pass  # the process exists and belongs to another user
-    return bool(owner["started"] != _started(pid))
+    return is_absent if owner["started"] is None else bool(owner["started"] != _started(pid))
 
 
 def is_alive(owner: Mapping[str, Any] | None) -> bool:

@@ -60,6 +60,8 @@ class Answer:
     architecture: dict[str, Any]
     recipe: dict[str, Any]
     margin: float | None = None  # of `smallest`: its accuracy minus the target
+    flash: int | None = None  # bytes of the int8 network's tables; None: of an earlier version
+    ram: int | None = None  # bytes of its buffer, likewise
 
     @classmethod
     def of(
@@ -81,6 +83,8 @@ class Answer:
             architecture=finalist.architecture.model_dump(mode="json"),
             recipe=finalist.recipe.model_dump(mode="json"),
             margin=margin,
+            flash=cost.flash,
+            ram=cost.ram,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -134,6 +138,10 @@ class FinalScores:
     def loss(self, key: str) -> float:
         """The mean validation loss over a candidate's seeds, nats an image."""
         return fmean(loss for _, loss in self.scores[key].values())
+
+    def has_failed(self, key: str) -> bool:
+        """Whether every training of a candidate failed; an accuracy of 0 alone does not say so."""
+        return all(loss == FAILED_LOSS for _, loss in self.scores[key].values())
 
     def difference(self, key: str, best: str) -> np.ndarray:
         """Loss minus the best one's loss, image by image, each the mean over the candidate's own seeds."""

@@ -43,6 +43,8 @@ class TrialRow:
     n_params: int | None  # None where the draws made no network
     excess: int | None  # parameters over the budget; 0 or less: it fits
     macs: int | None  # multiply-adds for one image
+    flash: int | None  # bytes of the int8 network's tables; None in trials of earlier versions
+    ram: int | None  # bytes of its buffer, likewise
     peak_memory: int | None  # bytes of activations for one image, float32
     epochs: int  # finished
     images: int  # trained on
@@ -69,6 +71,8 @@ def trial_row(trial: FrozenTrial) -> TrialRow | None:
         n_params=attrs.get("n_params"),
         excess=attrs.get("excess"),
         macs=attrs.get("macs"),
+        flash=attrs.get("flash"),
+        ram=attrs.get("ram"),
         peak_memory=attrs.get("peak_memory"),
         epochs=attrs.get("epochs", 0),
         images=attrs.get("images", 0),
@@ -116,19 +120,18 @@ def retrained_of(metadata: Mapping[str, Any], key: str | None) -> Mapping[str, A
     return stored or (old if old.get("key") == key else None)
 
 
-def _old_winner(rows: list[TrialRow], finals: Finals, low_fidelity: bool) -> TrialRow | None:
-    """The winner by the rule of the version that stored these finals: the best mean, of most seeds."""
+def _old_winner(rows: list[TrialRow], metadata: Mapping[str, Any]) -> TrialRow | None:
+    """The winner of an earlier version: as stored, else by the best mean over fresh seeds, of most seeds."""
+    finals: Finals = metadata.get(OLD_FINALS, {})
+    if retrained := (metadata.get("winner") or {}).get("key"):
+        return next((row for row in rows if row.key == retrained and row.verdict is Verdict.TRAINED), None)
     raced = [row for row in rows if row.verdict is Verdict.TRAINED and row.key in finals]
     if not raced:
         return None
     most = max(len(finals[row.key or ""]) for row in raced)
     known = [row for row in raced if len(finals[row.key or ""]) == most]
 
-    def mean(row: TrialRow) -> float:
-        own = [] if low_fidelity else [row.validation_accuracy or 0.0]
-        return fmean([*own, *finals[row.key or ""].values()])
-
-    return max(known, key=lambda row: (mean(row), -(row.n_params or 0)))
+    return max(known, key=lambda row: (fmean(finals[row.key or ""].values()), -(row.n_params or 0)))
 
 
 @dataclass(frozen=True)
@@ -161,19 +164,28 @@ class StudyResults:
 
     @property
     def winner(self) -> TrialRow | None:
-        """The most accurate answer, and before the finals the candidate that leads."""
+        """The most accurate answer; None before the finals."""
         if answer := self.answers.get("most_accurate"):
             return next((row for row in self.rows if row.trial == answer.trial), None)
-        old = _old_winner(self.rows, self.metadata.get(OLD_FINALS, {}), self.low_fidelity)
-        return old or next(iter(best_rows(self.rows, 1)), None)
+        return _old_winner(self.rows, self.metadata)
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The winner, and before the finals the leader: the best candidate by validation loss."""
+        return self.winner or next(iter(best_rows(self.rows, 1)), None)
+
+    @property
+    def best_title(self) -> str:
+        """The title of `best`."""
+        return "winner" if self.winner else "leader"
 
     @property
     def validation_accuracy(self) -> float | None:
-        """Of the winner: its mean over fresh seeds, or before the finals the search's own."""
-        answer, winner = self.answers.get("most_accurate"), self.winner
+        """Of the winner: its mean over fresh seeds; of the leader the search's own."""
+        answer, best = self.answers.get("most_accurate"), self.best
         if answer:
             return answer.validation_accuracy
-        return winner.validation_accuracy if winner else None
+        return best.validation_accuracy if best else None
 
     @property
     def finals(self) -> Finals:
@@ -251,5 +263,5 @@ def to_frame(rows: list[TrialRow]) -> pd.DataFrame:
 
     names = [name for name in TrialRow.__slots__ if name not in ("architecture", "recipe")]
     frame = pd.DataFrame([asdict(row) for row in rows], columns=names)
-    whole = ("n_params", "excess", "macs", "peak_memory")  # integers, or empty where there is no network
+    whole = ("n_params", "excess", "macs", "flash", "ram", "peak_memory")  # integers, or empty
     return frame.astype(dict.fromkeys(whole, "Int64"))

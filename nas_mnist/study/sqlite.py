@@ -11,6 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
 from ..core.errors import InputError
+from .presence import FilePresence
 
 LOCK_TIMEOUT = 60  # seconds that a process waits for its turn
 _OPTUNA_TABLES = ("stud", "trial", "version_info", "alembic_version")  # prefixes of their names
@@ -29,15 +30,23 @@ def check_database(file: Path, create: bool) -> None:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
     except sqlite3.Error as error:
         raise InputError(f"storage: {file} is no readable SQLite database ({error})") from None
+    tables = {name for name in tables if not name.startswith("sqlite_")}  # of SQLite itself
     others = [name for name in tables if not name.startswith(_OPTUNA_TABLES)]
-    if "studies" not in tables and (others or not create):
-        found = ", ".join(sorted(others)[:5]) or "nothing"
+    # Optuna makes `alembic_version` last; other programs make one, too.
+    if "studies" not in tables and (others or not create or "alembic_version" in tables):
+        found = ", ".join(sorted(others)[:5]) or ("tables of another program" if tables else "nothing")
         raise InputError(f"storage: {file} holds no studies, but {found} (use another file)")
 
 
-def share_between_processes(engine: Engine) -> None:
-    """Configure all connections of an engine for several processes."""
+def share_between_processes(engine: Engine, file: Path) -> None:
+    """Configure all connections of an engine for several processes.
+
+    Transactions raise `StorageLostError` once the file is moved or deleted: they would write into a file that
+    has another name or none.
+    """
+    presence = FilePresence(file)
     event.listen(engine, "connect", _use_write_ahead_log)
+    event.listen(engine, "begin", lambda _: presence.check())
     event.listen(engine, "begin", _begin_immediate)
     engine.dispose()  # connections that were opened before are not configured
 

@@ -11,25 +11,30 @@ import os
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import InputError, NoResultError, StorageLostError
 from ..core.fileio import check_regular, check_writable
 from .journal import JOURNAL, check_journal, open_journal
 from .owner import OWNER, is_alive
+from .presence import moved
 from .sqlite import LOCK_TIMEOUT, check_database, share_between_processes
 
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
 CREATE_TIMEOUT = 10  # seconds in which another process makes the tables of a new database
+PART = 500  # trials that are read at once
 SERVER_FOLDER = Path("studies")  # for the artifacts of studies on a server
 
 StaleTrial = Callable[[optuna.Study, FrozenTrial], None]
@@ -61,7 +66,7 @@ def open_storage(url: str, on_stale: StaleTrial | None = None, *, create: bool =
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if file is not None and url.startswith(JOURNAL):
                 return open_journal(file)
-            return _open_database(url, on_stale, sqlite=file is not None)
+            return _open_database(url, on_stale, file)
     except _CANNOT_OPEN as error:
         if new_folder is not None:
             with contextlib.suppress(OSError):
@@ -75,7 +80,7 @@ def storage_file(url: str) -> Path | None:
     Raises `InputError` for text that is no URL and for a database in memory.
     """
     if url.startswith(JOURNAL):
-        if not (name := url.removeprefix(JOURNAL)) or "\0" in name:
+        if not (name := url.removeprefix(JOURNAL)) or "\0" in name or name.startswith("~"):
             raise InputError(f"storage: {url!r} names no file (for example {JOURNAL}studies/nas_mnist.log)")
         return Path(name)
     try:
@@ -84,9 +89,16 @@ def storage_file(url: str) -> Path | None:
         raise InputError(f"storage: {url!r} is not a database URL (for example {DEFAULT_STORAGE})") from None
     if database.get_backend_name() != "sqlite":
         return None
+    if database.host is not None:
+        raise InputError(f"storage: {url!r} names a host (use three slashes, as {DEFAULT_STORAGE})")
     if database.database in (None, "", ":memory:"):
         raise InputError(f"storage: {url!r} is forgotten at the end (for example {DEFAULT_STORAGE})")
-    return Path(str(database.database))
+    name = str(database.database)
+    if "?" in url:  # SQLAlchemy takes the rest for options: another file would be used
+        raise InputError(f"storage: {url!r} has options or a '?' in its name (use a file name without '?')")
+    if name.startswith(("~", "file:")):
+        raise InputError(f"storage: {url!r}: {name!r} is no path of a file (use one as /home/me/studies.db)")
+    return Path(name)
 
 
 def hide_password(url: str) -> str:
@@ -116,6 +128,8 @@ def dashboard_command(url: str) -> str:
 @contextlib.contextmanager
 def storage_guard(url: str) -> Iterator[None]:
     """Raise `StorageLostError` where the storage is lost meanwhile: no server, no disk space."""
+    file = storage_file(url)
+    existed = file is not None and file.exists()
     try:
         yield
     except (InputError, NoResultError, ConnectionError):  # the last: a closed terminal
@@ -124,6 +138,8 @@ def storage_guard(url: str) -> Iterator[None]:
         lost = _storage_error(error)
         if lost is None:
             raise
+        if file is not None and existed and not file.exists():
+            raise StorageLostError(moved(file)) from None
         advice = "what is stored is kept, and the same command goes on"
         raise StorageLostError(f"storage: {hide_password(url)} failed ({_reason(lost)}); {advice}") from None
 
@@ -140,17 +156,35 @@ def _storage_error(error: BaseException | None) -> BaseException | None:
 class _Database(RDBStorage):
     """Optuna's database, which takes no trial from a living process of this machine.
 
-    The heartbeat alone would: it stops while a machine sleeps.
+    The heartbeat alone would: it stops while a machine sleeps. The trials of a study are first read in parts:
+    Optuna's objects of a database row take several times the memory of the trials.
     """
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        if trial_id_greater_than >= 0 or states is not None:
+            return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        with Session(self.engine) as session:
+            query = select(TrialModel.trial_id).where(TrialModel.study_id == study_id)
+            ids = sorted(session.scalars(query))
+        none, found = 2**31 - 1, []  # no trial has a higher number than `none`
+        for start in range(0, len(ids), PART):
+            found += super()._get_trials(study_id, None, set(ids[start : start + PART]), none)
+        return found
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         stale: list[int] = super()._get_stale_trial_ids(study_id)
         return [trial for trial in stale if not is_alive(self.get_trial(trial).user_attrs.get(OWNER))]
 
 
-def _open_database(url: str, on_stale: StaleTrial | None, *, sqlite: bool) -> RDBStorage:
+def _open_database(url: str, on_stale: StaleTrial | None, file: Path | None) -> RDBStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
-    if sqlite:
+    if file is not None:
         options = {"connect_args": {"timeout": LOCK_TIMEOUT}}
     deadline = time.monotonic() + CREATE_TIMEOUT
     while True:
@@ -168,8 +202,8 @@ def _open_database(url: str, on_stale: StaleTrial | None, *, sqlite: bool) -> RD
             if not by_others or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)  # another process makes the same tables
-    if sqlite:
-        share_between_processes(storage.engine)
+    if file is not None:
+        share_between_processes(storage.engine, file)
     return storage
 
 
@@ -190,6 +224,8 @@ def _reason(error: BaseException) -> str:
     error = error.__cause__ or error
     lines = str(getattr(error, "orig", None) or error).splitlines()
     text = lines[0] if lines else type(error).__name__
+    if "pip install -U optuna" in text:  # also where another program has its tables in the same database
+        return "its tables are of another program, or of a later version of Optuna; use another database"
     if isinstance(error, ModuleNotFoundError) and error.name in ("psycopg", "psycopg2"):
         return f"{text}: pip install 'nas-mnist[postgresql]'"
     return text

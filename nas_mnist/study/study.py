@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from ..core.errors import InputError
+from ..core.errors import InputError, choices
 from ..models.cost import COST_NAMES
 from .config import IDENTITY, StudyConfig
 from .recovery import requeue_once
@@ -26,8 +26,8 @@ def load_study(url: str, name: str) -> optuna.Study:
     storage = open_storage(url, requeue_once, create=False)
     known = optuna.get_all_study_names(storage)
     if name not in known:
-        others = " or ".join(f"--study {other}" for other in known) or "another --storage"
-        raise InputError(f"study: {name!r} is not in {hide_password(url)} (use {others})")
+        advice = choices(name, known) if known else "(use another --storage)"
+        raise InputError(f"study: {name!r} is not in {hide_password(url)} {advice}")
     study = optuna.load_study(study_name=name, storage=storage)
     if not _is_readable(study):
         raise InputError(_not_ours(url, name, "--study"))
@@ -53,9 +53,10 @@ def open_study(url: str, name: str, config: StudyConfig, metadata: dict[str, Any
         _initialise(study, config, metadata)
     if differences := config.differences(stored):
         command = study.user_attrs.get("command")
-        same = f"the same, as {command}," if isinstance(command, str) else "the same,"
+        made = f", as {command} had them" if isinstance(command, str) else ""
         raise InputError(
-            f"study: {name!r} was made with {'; '.join(differences)} (use {same} or --study NEW_NAME)"
+            f"study: {name!r} was made with {'; '.join(differences)} "
+            f"(use --study NEW_NAME, or those settings{made})"
         )
     return study
 

@@ -25,6 +25,7 @@ from ..data.arrays import MAX_CLASSES, MAX_NAME
 from ..data.class_names import class_names
 from ..data.normalize import Normalizer
 from ..models.architecture import Architecture
+from ..models.blocks import BLOCK_KINDS
 from ..models.cost import cost_of
 from ..models.network import Network
 
@@ -114,7 +115,7 @@ def _read_about(text: str) -> _About:
     try:
         return _About.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(f"metadata 'classifier': {explain(error)}") from None
+        raise InputError(f"metadata 'classifier': {explain(error, _About, BLOCK_KINDS)}") from None
 
 
 def _load_tensors(model: Network, tensors: dict[str, Tensor]) -> None:

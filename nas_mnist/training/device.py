@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import InputError
-from ..core.process_pool import available_cores, threads_per_process
+from ..core.cores import available_cores
+from ..core.errors import InputError, choices
+from ..core.process_pool import threads_per_process
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -16,16 +17,18 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 def pick_device(name: str) -> torch.device:
     """The device called ``name``; ``auto`` is the first available of CUDA, MPS and the CPU.
 
+    Torch counts the machine's cores: from here on it uses no more threads than a container's quota allows.
     Raises `InputError` for a device that is unknown or not available.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(known for known in ("cuda", "mps", "cpu") if available[known])
     if name not in available:
-        raise InputError(f"device: {name!r} is not known (use {', '.join(DEVICES)})")
+        raise InputError(f"device: {name!r} is not known {choices(name, DEVICES)}")
     if not available[name]:
         here = ", ".join(kind for kind, there in available.items() if there)
         raise InputError(f"device: {name!r} is not on this machine (here: {here})")
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     return torch.device(name)
 
 

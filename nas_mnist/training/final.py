@@ -19,7 +19,7 @@ from ..models.architecture import Architecture
 from ..models.network import Network, build
 from ..recipes.recipe import Recipe
 from .evaluate import Evaluation, Score, predict
-from .loop import EpochResult, train_together
+from .loop import EpochResult, check_batches, train_together
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ def retrain(
     ]
 
 
-def check_fits(architecture: Architecture, data: DataSet) -> None:
-    """Raise `InputError` if a network does not take this data set's images or classes."""
+def check_fits(architecture: Architecture, data: DataSet, recipe: Recipe | None = None) -> None:
+    """Raise `InputError` if a network does not take this data set's images or classes.
+
+    With a ``recipe`` also if all training images do not fit its batches.
+    """
     if architecture.input_shape != data.shape:
         wanted, got = (" x ".join(map(str, shape)) for shape in (data.shape, architecture.input_shape))
         raise InputError(f"architecture: input_shape {got} does not fit {data.name} (use {wanted})")
@@ -105,3 +108,5 @@ def check_fits(architecture: Architecture, data: DataSet) -> None:
         raise InputError(
             f"architecture: classes {architecture.classes} does not fit {data.name} (use {data.classes})"
         )
+    if recipe is not None:
+        check_batches(data.train, recipe, architecture.normalises)

@@ -74,7 +74,8 @@ def train(
     kernels because llvmlite cannot be loaded.
 
     Raises `TrainingError` when the loss is not finite, or the device fails or is out of memory, and
-    `InputError` for fewer images than one batch and for an unknown engine.
+    `InputError` for fewer images than one batch, for batches of one image with batch normalisation, and for
+    an unknown engine.
     """
     for (result,) in train_together(
         *([model], data, recipe), seeds=[seed], score_on=score_on, eval_epochs=eval_epochs, engine=engine
@@ -117,7 +118,7 @@ def _train(
     engine: Engine | None,
 ) -> Iterator[list[EpochResult]]:
     recipe = recipe.scaled_to(len(data))
-    check_enough(data, recipe)
+    check_batches(data, recipe, models[0].architecture.normalises)
     device = data.images.device
     engine, note = resolve_engine(engine, device)
     if note:
@@ -153,7 +154,10 @@ def _train_epoch(step: TrainStep, epoch: int) -> list[EpochResult]:
     return [EpochResult(epoch, loss / step.steps, lr, seconds, images, None) for loss in losses]
 
 
-def check_enough(data: Images, recipe: Recipe) -> None:
-    """Raise `InputError` if the images do not fill one batch."""
-    if len(data) < recipe.scaled_to(len(data)).batch_size:
-        raise InputError(f"recipe: batch_size {recipe.batch_size} is more than the {len(data):,} images")
+def check_batches(data: Images, recipe: Recipe, normalises: bool) -> None:
+    """Raise `InputError` if the images do not fill one batch, or a batch has one image to normalise."""
+    batch_size = recipe.scaled_to(len(data)).batch_size
+    if len(data) < batch_size:
+        raise InputError(f"recipe: batch_size {batch_size} is more than the {len(data):,} images")
+    if batch_size == 1 and normalises:
+        raise InputError("recipe: batch_size 1 leaves batch normalisation no variance (use at least 2)")

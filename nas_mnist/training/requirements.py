@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.defaults import MAX_EPOCHS, MAX_PARAMS
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
 
 MIN_ACCURACY = 0.994  # of the exercise; it also asks for fewer than `MAX_PARAMS` parameters
-EXERCISE = Budget(MAX_PARAMS)
 
 
 @dataclass(frozen=True)
@@ -51,29 +50,45 @@ def required_accuracy(dataset: str) -> float | None:
     return MIN_ACCURACY if dataset.startswith("mnist") else None
 
 
-def requirements(
-    architecture: Architecture, epochs: int, accuracy: float, dataset: str, budget: Budget = EXERCISE
-) -> list[Requirement]:
-    """The exercise's requirements and the limits of a search's own ``budget``.
+def exact_budget(budget: Budget, dataset: str) -> Budget:
+    """A search's budget as "at most": on MNIST the exercise asks for fewer than its 20,000 parameters."""
+    is_exercise = required_accuracy(dataset) is not None and budget.max_params == MAX_PARAMS
+    return replace(budget, max_params=MAX_PARAMS - 1) if is_exercise else budget
 
-    The accuracy is required of MNIST only. A limit of the budget that is also the exercise's has one row.
+
+def requirements(
+    architecture: Architecture, epochs: int, accuracy: float | None, dataset: str, budget: Budget | None
+) -> list[Requirement]:
+    """The exercise's requirements and the limits of a search's own ``budget`` (None: no search).
+
+    ``accuracy`` is that of the test images (None: they are not read yet); it is required of MNIST only.
     """
-    cost = cost_of(architecture)
-    params, costs = cost.params, budget.usage(cost)
-    met = accuracy >= MIN_ACCURACY
-    misleading = (round(accuracy, 4) >= MIN_ACCURACY) != met
-    reached = f"{accuracy:.4%}" if misleading else f"{accuracy:.2%}"
     all_convolutional = all(layer.kind != "Linear" for layer in architecture.layers)
-    budget_rows = [
-        Requirement(f"{what} <= {limit:,}, the budget", f"{costs[what]:,}", costs[what] <= limit)
-        for what, limit in budget.limits.items()
-        if (what, limit) not in EXERCISE.limits.items()
-    ]
-    accuracy_row = Requirement(f"accuracy >= {MIN_ACCURACY:.1%}", reached, met)
     return [
-        *([accuracy_row] if required_accuracy(dataset) else []),
-        Requirement(f"parameters < {MAX_PARAMS:,}", f"{params:,}", params < MAX_PARAMS),
-        *budget_rows,
+        *([] if accuracy is None or not required_accuracy(dataset) else [_accuracy_row(accuracy)]),
+        *([] if budget is None else _budget_rows(architecture, exact_budget(budget, dataset), dataset)),
         Requirement(f"epochs <= {MAX_EPOCHS}", str(epochs), epochs <= MAX_EPOCHS),
         Requirement("no fully connected layer", "none" if all_convolutional else "some", all_convolutional),
+    ]
+
+
+def _accuracy_row(accuracy: float) -> Requirement:
+    met = accuracy >= MIN_ACCURACY
+    misleading = (round(accuracy, 4) >= MIN_ACCURACY) != met
+    return Requirement(
+        f"accuracy >= {MIN_ACCURACY:.1%}", f"{accuracy:.4%}" if misleading else f"{accuracy:.2%}", met
+    )
+
+
+def _budget_rows(architecture: Architecture, budget: Budget, dataset: str) -> list[Requirement]:
+    costs, exercise = budget.usage(cost_of(architecture)), exact_budget(Budget(MAX_PARAMS), dataset)
+    return [
+        Requirement(
+            f"{what} < {limit + 1:,}"
+            if (what, limit) in exercise.limits.items() and limit < MAX_PARAMS
+            else f"{what} <= {limit:,}, the budget",
+            f"{costs[what]:,}",
+            costs[what] <= limit,
+        )
+        for what, limit in budget.limits.items()
     ]

@@ -138,7 +138,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def metadata_of(
-    name: str, architecture: Architecture, recipe: Recipe, data: DataSet, device: str, budget: int
+    name: str, architecture: Architecture, recipe: Recipe, data: DataSet, device: str, budget: int | None
 ) -> dict[str, Any]:
     """The fields of ``result.json`` that are known before the training; ``budget`` counts parameters."""
     return {
@@ -159,7 +159,8 @@ def summary_fields(metadata: Mapping[str, Any], runs: Sequence[Mapping[str, Any]
     """The fields ``test_accuracy`` and ``requirements`` of some runs."""
     summary = summarise([run["test_accuracy"] for run in runs])
     architecture, epochs = Architecture.make(metadata["architecture"]), metadata["recipe"]["epochs"]
-    budget = Budget(metadata.get("budget", MAX_PARAMS))
+    limit = metadata.get("budget", MAX_PARAMS)
+    budget = None if limit is None else Budget(limit)
     met = requirements(architecture, epochs, summary.mean, metadata["data"]["name"], budget)
     return {"test_accuracy": asdict(summary), "requirements": [asdict(requirement) for requirement in met]}
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 
-from ...core.errors import InputError
+from ...core.errors import InputError, choices
 from ..architecture import Architecture
 
 
@@ -30,7 +30,7 @@ def names() -> list[str]:
 def load(name: str) -> Entry:
     """The network called ``name``; raises `InputError` with the known names."""
     if name not in (known := names()):
-        raise InputError(f"architecture: {name!r} is not known (use {', '.join(known)})")
+        raise InputError(f"architecture: {name!r} is not known {choices(name, known)}")
     stored = json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text())
     return Entry(
         name=name,

@@ -1,0 +1,97 @@
+"""``python -m nas_mnist.export NETWORK --to FORMAT``: a trained network as a file for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from ..core.cli import (
+    OUTPUT,
+    WHAT,
+    DataDir,
+    Network,
+    Storage,
+    Study,
+    as_path,
+    check_data_dir,
+    check_in_use,
+    check_lookup,
+    option,
+    run,
+)
+from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
+from ..core.errors import InputError, choices
+from ..core.fileio import check_new, write_bytes
+
+FORMATS = {  # by the word behind --to: the suffixes of the files that are written
+    "safetensors": (".safetensors",),
+    "torch": (".pt2",),
+    "onnx": (".onnx",),
+    "python": (".py", ".safetensors"),
+    "c": (".c", ".h"),
+}
+
+
+def export(
+    network: Network,
+    to: Annotated[str, option(WHAT, "FORMAT", "Write python, c, onnx, torch or safetensors.")],
+    int8: Annotated[bool, option(WHAT, "", "With onnx: quantise to int8 by onnxruntime.", "--int8")] = False,
+    output: Annotated[
+        str | None, option(OUTPUT, "FILE", "Write this new file (NAME.FORMAT).", "--output")
+    ] = None,
+    study: Study = DEFAULT_STUDY,
+    storage: Storage = DEFAULT_STORAGE,
+    dataset: Annotated[
+        str | None, option(WHAT, "NAME", "Calibrate and test on this data set (the network's).")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a trained network to new files, and test these files on all test images.
+
+    python, onnx, torch and c files contain the preprocessing: pixels from 0 to 255 in, class scores out.
+    """
+    check_lookup(network, study, storage)
+    if to not in FORMATS:
+        raise InputError(f"--to: {to!r} {choices(to, FORMATS)}")
+    check_in_use("--int8", int8, False, to == "onnx", "with --to onnx")
+    if to == "onnx":
+        _need("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))
+    target = as_path(output)
+    if target is not None and to in ("python", "c") and target.suffix != FORMATS[to][0]:
+        raise InputError(f"--output: {str(target)!r} (use a name that ends in {FORMATS[to][0]})")
+
+    from ..lookup import find_classifier
+    from .formats import format_of
+    from .measure import ExportData, size_lines
+
+    name, classifier = find_classifier(network, study, storage)
+    check_data_dir(data_dir, dataset or classifier.data)
+    if target is None:  # the name of a module has no "-"
+        target = Path((name.replace("-", "_") if to in ("python", "c") else name) + FORMATS[to][0])
+    targets = [target, *(target.with_suffix(suffix) for suffix in FORMATS[to][1:])]
+    for one in targets:
+        check_new(one, "--output")
+    data = ExportData(classifier, dataset, as_path(data_dir))
+    made = format_of("onnx-int8" if int8 else to, classifier, target.name.removesuffix(target.suffix), data)
+    sizes = size_lines(classifier)
+    accuracy = data.accuracy_line(made, is_rounded=int8 or to == "c")
+    files = made.make([accuracy, *sizes])
+    for one, content in zip(targets, files.values(), strict=True):
+        write_bytes(one, content)
+        print(f"Written: {one}, {len(content):,} bytes")
+    print(accuracy, *made.notes(files), *sizes, sep="\n")
+
+
+def _need(*packages: str) -> None:
+    """Raise `InputError` unless the packages can be imported."""
+    import importlib
+
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise InputError(f"--to: onnx needs {package} (pip install 'nas-mnist[onnx]')") from None
+
+
+if __name__ == "__main__":
+    run(export)

@@ -1,0 +1,133 @@
+"""The lines that a search prints, beside its tables."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..models import zoo
+from ..models.architecture import Architecture
+from ..models.cost import COST_NAMES
+from .setup import SearchSetup
+
+if TYPE_CHECKING:
+    import optuna
+    from rich.console import Console
+
+    from ..data.dataset import DataSet
+    from ..space.space import Survey
+    from ..study.race import Answer
+    from ..study.results import TrialRow
+
+RARE = 0.05  # a share of draws that fit the budget
+STORAGE_PATIENCE = 0.5  # seconds; the time that an interrupted search gives its storage
+
+
+@dataclass(frozen=True)
+class SearchMessages:
+    """The lines of one search on one console."""
+
+    setup: SearchSetup
+    data: DataSet
+    console: Console
+
+    def announce(self, study: optuna.Study, survey: Survey) -> None:
+        """Print the budget, the data, the space and the networks that are tried first."""
+        import torch
+
+        from ..report.progress import print_warning
+        from ..study.given import waiting_names
+        from ..training.device import describe_device
+        from ..training.stability import stability_warning
+
+        setup, say = self.setup, self.console.print
+        metric = setup.config.cost_metric
+        objective = f", accuracy against {COST_NAMES[metric]}" if metric else ""
+        device = describe_device(torch.device(setup.source.device), setup.workers)
+        say(
+            f"[bold]Searching[/bold] for at most {setup.budget}{objective}: study {study.study_name!r}, "
+            f"{setup.config.trials} candidates, {self._training(study)}, {device}"
+        )
+        if setup.note:
+            say(setup.note, markup=False)
+        say(f"Data: {self.data.source}; one in six is held out for validation", markup=False)
+        self.warn()
+        share = survey.feasible / survey.tried
+        say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
+        if share < RARE and setup.space.fill is None:
+            say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
+        if names := waiting_names(study):
+            say(f"Given, and tried first: {', '.join(names)}", markup=False)
+        for given in setup.given:
+            warning = stability_warning(given.architecture, given.recipe or setup.recipe)
+            print_warning(self.console, warning and f"{given.name}: {warning}")
+        say(f"n/{setup.config.trials} counts trained candidates; trial numbers also count rejected draws")
+
+    def estimate(self, rows: Sequence[TrialRow]) -> None:
+        """Print how long the search will take, from its first candidates."""
+        config, setup, train = self.setup.config, self.setup, self.data.split()[0]
+        speed = sum(row.images for row in rows) / sum(row.seconds for row in rows)  # of one worker
+        candidates = config.trials * (setup.images or len(train)) * setup.candidate_recipe.epochs
+        # Finalists; copies of the best with a half, a quarter and an eighth of its parameters; bisections.
+        trainings = config.final_seeds * (config.finalist_count + 2) if config.finalist_count > 1 else 0
+        after: float = trainings * (setup.final_images(len(train)) or len(train))
+        after = setup.recipe.epochs * (after + (2.5 * len(self.data.train) if config.retrain else 0))
+        minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
+        text = "About {:.0f} minutes for all candidates, about {:.0f} for the finalists and their tests"
+        self.console.print(text.format(*minutes))
+
+    def _training(self, study: optuna.Study) -> str:
+        """Epochs and images of candidates and finalists, in words."""
+        from ..study.results import FINAL_IMAGES
+
+        few, many = self.setup.candidate_recipe.epochs, self.setup.recipe.epochs
+        epochs = f"{few} epochs" + (f" (finalists: {many})" if few < many else "")
+        if self.setup.images is None:
+            return epochs
+        images = study.user_attrs.get(FINAL_IMAGES)
+        finalists = "all" if images is None else f"{images:,}"
+        return f"{epochs} of {self.setup.images:,} images (finalists: {finalists})"
+
+    def verdict(self, best: Answer, tested: Mapping[str, float]) -> None:
+        """Print the requirements, and whether the most accurate answer meets them."""
+        from ..report.tables import requirement_table
+        from ..training.requirements import requirements
+
+        architecture, say = Architecture.make(best.architecture), self.console.print
+        known = [name for name in zoo.names() if zoo.load(name).architecture.key == architecture.key]
+        say(f"{best.name}, key {architecture.key}{f', {known[0]!r} of the zoo' if known else ''}")
+        usual = self.setup.recipe.model_dump(mode="json")
+        changes = [f"{name} {value}" for name, value in best.recipe.items() if value != usual.get(name)]
+        if changes or self.setup.config.search_recipe:
+            say(f"Its recipe differs in: {', '.join(changes) or 'nothing'}", markup=False)
+        accuracy, budget = tested.get(best.key), self.setup.budget
+        met = requirements(architecture, self.setup.recipe.epochs, accuracy, self.data.name, budget)
+        scored_on = "the test images are unread" if accuracy is None else "test images, last epoch, one seed"
+        say(requirement_table(met, f"The requirements ({scored_on})"))
+        self.warn()
+
+    def kept(self, study: optuna.Study) -> None:
+        """Print what an interrupted search has stored, unless the storage is slow to answer."""
+        from ..report.tables import counts_line
+        from ..study.verdict import count_verdicts
+
+        lines: list[str] = []
+
+        def read() -> None:
+            with contextlib.suppress(Exception):
+                lines.append(counts_line(count_verdicts(study)))
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(STORAGE_PATIENCE)
+        for line in lines:
+            self.console.print(f"Kept: {line}")
+
+    def warn(self) -> None:
+        """Print a warning where the data are not the full set."""
+        from ..report.progress import print_warning
+
+        print_warning(self.console, self.data.note)
