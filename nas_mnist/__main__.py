@@ -14,15 +14,16 @@ COMMANDS = {
 }
 
 
-def _run() -> None:
+def run() -> None:
+    """Run ``nas-mnist COMMAND``, which is ``python -m nas_mnist COMMAND``."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in COMMANDS:
         del sys.argv[1]
         runpy.run_module(f"nas_mnist.{command}", run_name="__main__", alter_sys=True)
     elif command in ("--help", "-h"):
         for name, purpose in COMMANDS.items():
-            print(f"python -m nas_mnist.{name:<10} {purpose}")
-        print("\nEach command has --help.")
+            print(f"nas-mnist {name:<10} {purpose}")
+        print("\nEach command has --help. python -m nas_mnist.COMMAND is the same.")
     else:
         from .core.errors import choices
 
@@ -32,4 +33,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    _run()
+    run()

@@ -176,14 +176,16 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
 
 
+def empty_figure(_: Any, stream: Any, **how: Any) -> None:
+    """Instead of `Figure.savefig`."""
+    stream.write("<svg></svg>" if how["format"] == "svg" else b"png")
+
+
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty figures: to draw the page of a search takes seconds, and the tests of reports draw it."""
 
-    def empty(_: Any, stream: Any, **how: Any) -> None:
-        stream.write("<svg></svg>" if how["format"] == "svg" else b"png")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty_figure)
     monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda _: None)
 
 

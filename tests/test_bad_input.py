@@ -206,6 +206,7 @@ KINDS = {
     "--storage": st.sampled_from(BAD_STORAGES),
     "--objective": TEXTS,
     "--effort": TEXTS,
+    "SAMPLER": TEXTS | st.sampled_from(["nothing:Here", "json:loads2", "json:JSONDecoder", ":", "a:"]),
     "--device": TEXTS,
     "--engine": TEXTS,
     "--dataset": TEXTS

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY_RECIPE, TINY_SPACE
 
-from nas_mnist import SearchConfig, run_search
 from nas_mnist.core.errors import InputError
 from nas_mnist.lookup import resolve
 from nas_mnist.recipes.recipe import Recipe, stored_recipe
@@ -33,18 +31,3 @@ def test_stored_recipes_of_earlier_versions_are_read() -> None:
     assert stored_recipe({"epochs": 3, "distillation": off}, "result") == Recipe(epochs=3)
     with pytest.raises(InputError, match="distillation: unknown field"):
         stored_recipe({"distillation": off | {"teacher": "mnist-19k"}}, "result")
-
-
-@pytest.mark.usefixtures("one_process")
-def test_a_search_from_python(work: Path) -> None:
-    (work / "space.toml").write_text(TINY_SPACE)
-    (work / "recipe.toml").write_text(TINY_RECIPE)
-    config = SearchConfig.make(
-        trials=1, dataset="mnist-5k", device="cpu", space="space.toml", recipe="recipe.toml", epochs=1,
-        workers=1, retrain=False, quiet=True,
-    )  # fmt: skip
-    study = run_search(config)
-    assert len(study.trials) >= 1
-    assert (work / "reports" / "nas_mnist" / "report.html").exists()
-    with pytest.raises(InputError, match="--trials: 0"):
-        SearchConfig.make(trials=0)

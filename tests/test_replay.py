@@ -228,11 +228,13 @@ def test_a_table_of_curves_is_recorded_grows_and_is_replayed(
     assert (metadata.max_params, metadata.images, len(curves)) == (100, 200, 3)
     assert all(0 <= accuracy <= 1 for one in curves for accuracy in one.accuracies)
 
-    ended = invoke("bench search", "--curves", "c/t.csv", "--repeats", 3, "--json", "found.json")
+    own = ["--sampler", "optuna.samplers:QMCSampler"]
+    ended = invoke("bench search", "--curves", "c/t.csv", "--repeats", 3, *own, "--json", "found.json")
     assert (ended.code, ended.err) == (0, "")
     assert "3 random candidates of at most 100 parameters, 200 images an epoch, 2 epochs" in ended.out
     found = json.loads((work / "found.json").read_text())
     assert found["until_target"]["random"]["no pruning"]["reached"] == 1
+    assert found["until_target"]["optuna.samplers:QMCSampler"]["no pruning"]["reached"] == 1
     assert found["fronts"]["multiply-adds"]["members"] >= 1
     assert "accuracy against a cost" in ended.out
 

@@ -10,8 +10,9 @@ import math
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 from scipy.stats import spearmanr
@@ -20,6 +21,7 @@ from ..models.cost import Budget
 from ..space.space import SearchSpace
 from ..study.pruner import is_behind, rung
 from ..study.results import pareto_indices
+from ..study.samplers import SamplerFactory
 from .curves import Curve
 from .samplers import OPTUNA_SAMPLERS, NearestSampler, RandomOrderSampler, Sampler, distributions_of
 
@@ -112,14 +114,24 @@ def effort_to_target(results: Sequence[ReplayResult]) -> EffortToTarget:
 
 
 def compare_searches(
-    curves: Sequence[Curve], space: SearchSpace, budget: Budget, target: float, repeats: int, seed: int
+    curves: Sequence[Curve],
+    space: SearchSpace,
+    budget: Budget,
+    target: float,
+    repeats: int,
+    seed: int,
+    own: Mapping[str, SamplerFactory] = MappingProxyType({}),
 ) -> dict[str, dict[str, EffortToTarget]]:
-    """The effort by sampler and by pruning rule; replay number N has the same seed for every rule."""
+    """The effort by sampler and by pruning rule; replay number N has the same seed for every rule.
+
+    ``own``: further samplers of Optuna, by name.
+    """
     distributions = [distributions_of(space, budget, curve.params) for curve in curves]
     samplers: dict[str, Callable[[random.Random], Sampler]] = {
         "random": lambda rng: RandomOrderSampler(curves, rng),
     }
-    for name, make_sampler in OPTUNA_SAMPLERS.items():
+    optuna_samplers = {**OPTUNA_SAMPLERS, **own}
+    for name, make_sampler in optuna_samplers.items():
         samplers[name] = partial(NearestSampler, curves, make_sampler, space, budget, distributions)
 
     def effort(make: Callable[[random.Random], Sampler], rule: PruningRule) -> EffortToTarget:
@@ -129,7 +141,7 @@ def compare_searches(
     rules = pruning_rules(len(curves[0].accuracies))
     of_random = {name: effort(samplers["random"], rule) for name, rule in rules.items()}
     return {"random": of_random} | {
-        name: {"no pruning": effort(samplers[name], no_pruning)} for name in OPTUNA_SAMPLERS
+        name: {"no pruning": effort(samplers[name], no_pruning)} for name in optuna_samplers
     }
 
 

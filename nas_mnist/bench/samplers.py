@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from ..core.errors import InputError
 from ..models.cost import Budget
 from ..space.sampling import Params
 from ..space.space import SearchSpace
+from ..study.samplers import SamplerFactory, sampler_factory
 from .curves import Curve
 
 Distributions = dict[str, BaseDistribution]  # by the name of a parameter
@@ -39,17 +39,12 @@ class RandomOrderSampler:
         pass
 
 
-def _evolution(seed: int) -> BaseSampler:
-    """Generations of ten by mutation alone, close to regularised evolution (Real et al. 2019)."""
-    return optuna.samplers.NSGAIISampler(population_size=10, crossover_prob=0.0, seed=seed)
-
-
-OPTUNA_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {  # by name, from a seed
-    "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
-    "TPE, grouped": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
-    "GP": lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
-    "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(population_size=10, seed=seed),
-    "mutation": _evolution,
+OPTUNA_SAMPLERS: dict[str, SamplerFactory] = {  # by the name in tables
+    "TPE": sampler_factory("tpe"),
+    "TPE, grouped": sampler_factory("tpe-grouped"),
+    "GP": sampler_factory("gp"),
+    "NSGA-II": sampler_factory("nsga2"),
+    "mutation": sampler_factory("mutation"),
 }
 
 
@@ -59,7 +54,7 @@ class NearestSampler:
     def __init__(
         self,
         curves: Sequence[Curve],
-        make_sampler: Callable[[int], BaseSampler],
+        make_sampler: SamplerFactory,
         space: SearchSpace,
         budget: Budget,
         distributions: Sequence[Distributions],  # by position

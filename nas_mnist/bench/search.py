@@ -33,6 +33,9 @@ def search(
         option(WHAT, "PERCENT", "Search for this accuracy (of the best 5 %).", parser=real),
     ] = None,
     seed: Annotated[int, integer(HOW_WELL, 0, MAX_SEED, "Seed of the replays (0).")] = 0,
+    sampler: Annotated[
+        list[str] | None, option(WHAT, "SAMPLER", "Replay MODULE:CLASS, too: a sampler of yours; repeatable.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Replay searches on recorded learning curves, to compare samplers and pruning rules."""
@@ -42,6 +45,10 @@ def search(
         raise InputError(f"--target: {target} (use a percentage above 0 and up to 100)")
 
     import optuna
+
+    from ..study.samplers import sampler_factory
+
+    own = {name: sampler_factory(name) for name in sampler or ()}
 
     from ..report.progress import make_console
     from .curves import read_curves
@@ -58,7 +65,7 @@ def search(
             COST_NAMES[cost]: pruned_front(known, [getattr(one, cost) for one in known], repeats, seed)
             for cost in ("n_params", "macs")  # the costs that a table has
         }
-        efforts = compare_searches(known, space, Budget(metadata.max_params), goal, repeats, seed)
+        efforts = compare_searches(known, space, Budget(metadata.max_params), goal, repeats, seed, own)
     console = make_console()
     console.print(
         f"{len(known)} random candidates of at most {metadata.max_params:,} parameters, "

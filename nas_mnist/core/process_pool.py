@@ -6,14 +6,17 @@ threads. Workers report to the parent by events.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, MutableSequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .cores import available_cores
@@ -91,7 +94,8 @@ def run_workers(job: Job, count: int, jobs: int, handlers: Handlers) -> None:
             receiver, sender = context.Pipe(duplex=False)
             arguments = (job, number, threads, jobs, taken, idle, sender)
             workers.append(context.Process(target=_worker_main, args=arguments, daemon=True))
-            workers[-1].start()
+            with _main_module_hidden():
+                workers[-1].start()
             sender.close()  # so that the pipe ends with the worker
             pipes.append(receiver)
         _dispatch_events(pipes, handlers)
@@ -101,6 +105,17 @@ def run_workers(job: Job, count: int, jobs: int, handlers: Handlers) -> None:
         raise
     finally:
         _join(workers)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Let a new process not import the program that starts it, which may be a script without a guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _dispatch_events(pipes: list[Connection], handlers: Handlers) -> None:

@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from ..core.compat import foreach_copy_
 from ..models.network import Network
 
 ALIGNMENT = 32  # every tensor begins at a multiple of this many numbers: kernels read several at once
@@ -49,4 +50,4 @@ class FlatParameters:
     def collect_gradients(self) -> None:
         """Copy the gradients that autograd found to `gradient`; the others stay as they are."""
         found = [(view, one.grad) for one, view in self.gradients.items() if one.grad is not None]
-        torch._foreach_copy_([view for view, _ in found], [gradient for _, gradient in found])
+        foreach_copy_([view for view, _ in found], [gradient for _, gradient in found])

@@ -10,6 +10,7 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial, Trial
 
+from ..core.compat import study_system_attrs, trial_id
 from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES
 from ..study.config import StudyConfig
@@ -96,7 +97,7 @@ def mark_answers(study: optuna.Study, answers: Mapping[str, Answer]) -> None:
     for name, answer in answers.items():
         titles.setdefault(answer.trial, []).append(f"{TITLES[name].lower()} ({answer.name})")
     for trial in study.get_trials(deepcopy=False):
-        handle = Trial(study, trial._trial_id)
+        handle = Trial(study, trial_id(trial))
         if trial.number in marked or trial.number in titles:
             note = get_note(handle) or trial_note(trial)
             first, _, rest = note.partition("\n\n")
@@ -113,16 +114,16 @@ def write_trial_note(study: optuna.Study, number: int) -> None:
     if number >= MAX_NOTES:
         return
     stored = study.get_trials(deepcopy=False)[number]
-    save_note(Trial(study, stored._trial_id), trial_note(stored))
+    save_note(Trial(study, trial_id(stored)), trial_note(stored))
 
 
 def write_missing_notes(study: optuna.Study) -> None:
     """Write the notes of ended trials that have none: their process was killed before."""
-    from optuna_dashboard._note import note_ver_key
+    from ..core.compat import note_ver_key
 
-    noted = study._storage.get_study_system_attrs(study._study_id)
+    noted = study_system_attrs(study)
     for trial in study.get_trials(deepcopy=False)[:MAX_NOTES]:
-        if trial.state.is_finished() and note_ver_key(trial._trial_id) not in noted:
+        if trial.state.is_finished() and note_ver_key(trial_id(trial)) not in noted:
             write_trial_note(study, trial.number)
 
 

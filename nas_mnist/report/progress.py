@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -15,11 +16,27 @@ from rich.text import Text
 
 
 def make_console(quiet: bool = False) -> Console:
-    """The console of a command; without a terminal, and in a notebook, it shows no bars and wraps no line."""
-    in_notebook = "JPY_PARENT_PID" in os.environ
-    console = Console(quiet=quiet, force_terminal=False if in_notebook else None, highlight=False)
+    """The console of a command; without a terminal it shows no bars and wraps no line."""
+    in_kernel = "JPY_PARENT_PID" in os.environ  # also of a command that a notebook starts
+    console = Console(
+        quiet=quiet, force_terminal=False if in_kernel else None, force_jupyter=False, highlight=False
+    )
     console.soft_wrap = not console.is_terminal
     return console
+
+
+def notebook_cell(progress: Progress, console: Console) -> Any:
+    """The output of the running notebook cell that shows the bars, updated in place; None elsewhere.
+
+    Rich's own display in notebooks needs the package ipywidgets.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if console.quiet or shell is None or not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    return display(progress, display_id=True)
 
 
 @contextlib.contextmanager
@@ -74,17 +91,24 @@ class LiveDisplay:
         self.total_bar = self.progress.add_task(unit, total=total, completed=done, note=self.note)
 
     def __enter__(self) -> Self:
+        self.cell = notebook_cell(self.progress, self.console)
         self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+        self._refresh_cell()
+
+    def _refresh_cell(self) -> None:
+        if self.cell is not None:
+            self.cell.update(self.progress)
 
     def step(self) -> None:
         """Count one more step."""
         self.steps += 1
         self.last_step = time.monotonic()
         self.progress.update(self.total_bar, completed=min(self.done + self.steps, self.total))
+        self._refresh_cell()
 
     def add_bar(self, training: int | str, epochs: int, note: str) -> None:
         """A training begins."""
@@ -93,6 +117,7 @@ class LiveDisplay:
     def step_bar(self, training: int | str, note: str) -> None:
         """A training has finished an epoch."""
         self.progress.update(self.bars[training], advance=1, note=lambda: note)
+        self._refresh_cell()
 
     def remove_bar(self, training: int | str) -> None:
         """A training has ended; one without a bar is ignored."""

@@ -128,6 +128,9 @@ def search(
             parser=_images,
         ),
     ] = default("search_images"),
+    sampler: Annotated[
+        str, field_option("sampler", HOW_WELL, "SAMPLER", "Draw by tpe, random, gp... or MODULE:CLASS ({}).")
+    ] = default("sampler"),
     search_recipe: Annotated[
         bool,
         field_option("search_recipe", HOW_WELL, "", "Draw some training choices as well.", "--search-recipe"),

@@ -20,7 +20,16 @@ from pydantic import (
 )
 
 from ..core.cli import check_data_dir, check_in_use, check_name
-from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, MAX_EPOCHS, MAX_PARAMS, MAX_SEED, REPORTS, Engine
+from ..core.defaults import (
+    DEFAULT_STORAGE,
+    DEFAULT_STUDY,
+    MAX_EPOCHS,
+    MAX_PARAMS,
+    MAX_SEED,
+    REPORTS,
+    SAMPLERS,
+    Engine,
+)
 from ..core.errors import InputError, choices, explain
 from ..core.fileio import check_new, check_writable
 from ..core.process_pool import MAX_WORKERS
@@ -57,6 +66,7 @@ class SearchConfig(BaseModel):
     start: tuple[str, ...] = ()  # networks to try first: of the zoo, files, or "zoo" for all of the zoo
 
     effort: str = DEFAULT_EFFORT  # one of `EFFORTS`: the defaults of images, finalists and their seeds
+    sampler: str = SAMPLERS[0]  # one of `SAMPLERS`, or MODULE:CLASS
     recipe: str | None = (
         None  # packaged, or a TOML file; fields that differ behind a colon; None: see `recipe_name`
     )
@@ -99,6 +109,17 @@ class SearchConfig(BaseModel):
         known = EFFORTS if info.field_name == "effort" else OBJECTIVES
         if name not in known and name not in OLD_OBJECTIVES:
             raise ValueError(choices(name, known)[1:-1])
+        return name
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, name: str) -> str:
+        if ":" in name:
+            from ..study.samplers import sampler_factory
+
+            sampler_factory(name)
+        elif name not in SAMPLERS:
+            raise ValueError(choices(name, SAMPLERS, " or MODULE:CLASS")[1:-1])
         return name
 
     @model_validator(mode="after")

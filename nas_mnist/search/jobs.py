@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ class SearchJob:
         from ..study.candidate import CandidateSpace
         from ..study.objective import Callbacks, Objective
         from ..study.results import trial_row
+        from ..study.samplers import Tuning
         from ..study.search_loop import search
         from ..study.storage import artifact_folder, storage_guard
         from ..study.study import load_study
@@ -61,12 +63,15 @@ class SearchJob:
             compare_by="n_params" if config.narrows else config.cost_metric,
             engine=setup.source.engine,
         )
+        tuning = Tuning() if setup.tuning is None else pickle.loads(setup.tuning)
         with storage_guard(config.storage):
             search(
                 load_study(config.storage, config.study),
                 objective,
                 setup.trials,
                 seed=f"{config.seed}-{context.number}",
+                sampler=tuning.sampler or config.sampler,
+                pruner=tuning.pruner,
                 deadline=setup.deadline,
                 on_trial_end=lambda trial: context.send("ended", trial_row(trial)),
                 on_idle=context.set_idle,

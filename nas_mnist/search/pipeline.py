@@ -9,7 +9,7 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from ..core.defaults import ANSWERS, REPORTS
-from ..core.errors import NoResultError, StorageLostError
+from ..core.errors import InputError, NoResultError, StorageLostError
 from ..core.fileio import write_bytes
 from ..core.process_pool import Handlers, WorkersLostError, run_workers
 from .config import SearchConfig
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from ..data.dataset import DataSet
     from ..space.space import Survey
     from ..study.results import TrialRow
+    from ..study.samplers import Tuning
 
 DASHBOARD_HINT = "from afar: ssh -L 8080:localhost:8080 HOST; behind a prefix, as of Jupyter, it stays blank"
 STEPS = 6  # of a search that narrows its budget
 
 
-def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
+def run_search(config: SearchConfig, command: str = "", tuning: Tuning | None = None) -> optuna.Study:
     """Run or continue a search to its report; returns the study.
 
-    ``command`` is the command line that continues it, for the study's note and page. Raises `InputError` for
+    ``command`` is the command line that continues it, for the study's note and page. ``tuning`` has a sampler
+    or a pruner that the search takes instead of its own. Raises `InputError` for
     options that cannot be used here, and `NoResultError` for a search that ends without a winner.
     """
     from ..report.progress import loading
@@ -46,10 +48,13 @@ def run_search(config: SearchConfig, command: str = "") -> optuna.Study:
         from ..study.storage import storage_guard
         from ..study.study import open_study
 
+    pickled = tuning.pickled() if tuning else None
+    if tuning and tuning.pruner and config.cost_metric:
+        raise InputError("pruner: Optuna's take one objective (use objective='accuracy')")
     setup, data = prepare(config)  # data that take long to read show so themselves
     with loading("Preparing the study", config.quiet):
         survey = check_space(setup.space, setup.budget, config.seed)
-        pipeline = SearchPipeline(setup, data)
+        pipeline = SearchPipeline(replace(setup, tuning=pickled), data)
         study_config, metadata = setup.study_config(data), pipeline.metadata()
         with storage_guard(config.storage):
             study = open_study(config.storage, config.study, study_config, metadata)
@@ -106,6 +111,9 @@ class SearchPipeline:
             with storage_guard(storage):
                 study.set_user_attr("command", again)
                 study.set_user_attr("dataset", self.data.name)
+                study.set_user_attr(
+                    "sampler", "an object" if self.setup.tuning else self.setup.config.sampler
+                )
                 study.set_user_attr("reproduce", self.reproduce_command("best"))
                 self.messages.announce(study, survey)
                 train = self._narrow if self.setup.config.narrows else self._train_candidates

@@ -39,6 +39,7 @@ class SearchSetup:
     deadline: float | None = None  # in seconds of `time.monotonic`; no candidate begins later
     step_params: int | None = None  # the budget of a step of a search that narrows it
     step_trials: int | None = None  # the total of the study after that step
+    tuning: bytes | None = None  # a pickled `Tuning`, from Python
     note: str = ""  # one line about the engine, for people
 
     @property

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from optuna.trial import FrozenTrial, Trial
 
+from ..core.compat import frozen, set_system_attr
+
 CURVE = "nas_mnist:curve"  # system attribute: [[epoch, accuracy, loss], ...]
 
 
@@ -35,8 +37,8 @@ def curve_of(trial: FrozenTrial) -> Curve:
 
 def store_point(trial: Trial, epoch: int, point: Point) -> None:
     """Add an epoch to a running trial's curve; Optuna gets its accuracy where it takes it."""
-    stored = trial.storage.get_trial(trial._trial_id).system_attrs.get(CURVE, [])
-    trial.storage.set_trial_system_attr(trial._trial_id, CURVE, [*stored, [epoch, *point]])
+    stored = frozen(trial).system_attrs.get(CURVE, [])
+    set_system_attr(trial, CURVE, [*stored, [epoch, *point]])
     trial.set_user_attr("validation_loss", point.loss)
     if len(trial.study.directions) == 1:
         trial.report(point.accuracy, epoch)

@@ -10,8 +10,8 @@ from typing import Any
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
-from optuna.storages.journal._file import BaseJournalFileLock
 
+from ..core.compat import BaseJournalFileLock
 from ..core.errors import InputError, StorageLostError
 from .presence import FilePresence
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
+from ..core.compat import frozen, set_system_attr
 from ..core.errors import InputError
 from ..models.cost import Cost, cost_of
 from .candidate import Candidate, CandidateSpace
@@ -86,7 +87,7 @@ class Objective:
 
     def _draw(self, trial: Trial) -> Candidate:
         """The candidate of a trial; ends the trial where its draws make no network."""
-        if (given := given_to(trial.storage.get_trial(trial._trial_id))) is not None:
+        if (given := given_to(frozen(trial))) is not None:
             return self.candidates.given(*given)
         trial.set_user_attr(ORIGIN, FOUND)
         try:
@@ -191,9 +192,9 @@ def _describe(trial: Trial, candidate: Candidate, cost: Cost) -> None:
     trial.set_user_attr("peak_memory", cost.peak_memory)
     trial.set_user_attr("key", candidate.key)
     for name, data in ((ARCHITECTURE, candidate.architecture), (RECIPE, candidate.recipe)):
-        trial.storage.set_trial_system_attr(trial._trial_id, name, data.model_dump(mode="json"))
+        set_system_attr(trial, name, data.model_dump(mode="json"))
 
 
 def _should_prune(trial: Trial) -> bool:
     """`Trial.should_prune`, which raises in multi-objective studies."""
-    return trial.study.pruner.prune(trial.study, trial.storage.get_trial(trial._trial_id))
+    return trial.study.pruner.prune(trial.study, frozen(trial))

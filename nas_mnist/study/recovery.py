@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ..core.compat import storage_of, trial_id
 from .concurrency import DEATHS, RETRY_OF
 from .config import StudyConfig
 from .curve import curve_of
@@ -76,7 +77,7 @@ def _outcome(study: optuna.Study, trial: FrozenTrial, config: StudyConfig) -> di
     last = max(curve, default=0)
     if last == config.candidate_epochs and verdict is None:
         verdict = Verdict.TRAINED
-        study._storage.set_trial_user_attr(trial._trial_id, "verdict", verdict)
+        storage_of(study).set_trial_user_attr(trial_id(trial), "verdict", verdict)
     if verdict is None or (verdict is Verdict.TRAINED and not last):
         return {"state": TrialState.FAIL}
     if last and (verdict is Verdict.TRAINED or (verdict is Verdict.STOPPED and config.cost_metric)):

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable
 
 import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ..core.defaults import SAMPLERS
 from ..core.errors import NoResultError
 from .candidate import enqueue_feasible
 from .objective import Objective, Values
 from .owner import OWNER
 from .pruner import LateMedianPruner
 from .recovery import recover, requeue, running_trials
+from .samplers import make_sampler
 from .verdict import Verdict, count_candidates, counts, verdict_of
 
 MAX_REJECTED = 30  # rejected or duplicate draws in a row; then a candidate that fits is queued
@@ -37,6 +41,8 @@ def search(
     total: int,
     *,
     seed: str,
+    sampler: str | BaseSampler | type[BaseSampler] = SAMPLERS[0],
+    pruner: BasePruner | None = None,
     deadline: float | None = None,
     on_trial_end: Callable[[FrozenTrial], None] = _ignore,
     on_idle: Callable[[bool], None] = _ignore,
@@ -49,6 +55,8 @@ def search(
     Args:
         seed: decides the draws together with the number of trials so far. With the seed alone a continued
             study would repeat its first draws.
+        sampler: as `make_sampler` takes it.
+        pruner: instead of the search's own; it sees accuracies at the epochs of `eval_epochs`.
         deadline: in seconds of `time.monotonic`; no trial begins later.
         on_trial_end: called with every trial of this process.
 
@@ -58,8 +66,9 @@ def search(
     """
     drawn = len(study.get_trials(deepcopy=False))
     rng = random.Random(f"{seed}-{drawn}")
-    study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31))
-    study.pruner = LateMedianPruner(objective.candidates.recipe.epochs, objective.compare_by)
+    study.sampler = make_sampler(sampler, rng.randrange(2**31))
+    own = LateMedianPruner(objective.candidates.recipe.epochs, objective.compare_by)
+    study.pruner = own if pruner is None else pruner
     while deadline is None or time.monotonic() < deadline:
         recover(study)
         missing, running = total - count_candidates(study), running_trials(study)

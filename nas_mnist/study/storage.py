@@ -17,13 +17,13 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from ..core.compat import TrialModel
 from ..core.defaults import DEFAULT_STORAGE
 from ..core.errors import InputError, NoResultError, StorageLostError
 from ..core.fileio import check_regular, check_writable

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..core.compat import matrix_units
 from ..core.cores import available_cores
 from ..core.errors import InputError, choices
 from ..core.process_pool import threads_per_process
@@ -59,5 +60,4 @@ def describe_processor() -> str:
 
 def bfloat16_unit() -> str | None:
     """The unit that multiplies bfloat16 on this processor, if there is one."""
-    units = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX-512": torch.cpu._is_avx512_bf16_supported()}
-    return next((name for name, available in units.items() if available), None)
+    return next((name for name, available in matrix_units().items() if available), None)

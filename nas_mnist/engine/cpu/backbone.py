@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.compat import foreach_add_, foreach_zero_
 from ..feature_map import FeatureMap
 from ..kernels import pointwise
 from ..kernels.compile import Call, CallList, DType
@@ -81,9 +82,9 @@ class Backbone:
         """From images (N, C, H, W) to the input of the head (N, C', H', W')."""
         to_tiles(images, self.maps[self.plan.image].maps.values.numpy())
         if self.training:
-            torch._foreach_zero_(self._norm_sums)
+            foreach_zero_(self._norm_sums)
             if self._batch_counts:
-                torch._foreach_add_(self._batch_counts, 1)
+                foreach_add_(self._batch_counts, 1)
             self._draw_dropout()
         self.gather.run()
         for index, stage in enumerate(self.plan.stages):
@@ -96,7 +97,7 @@ class Backbone:
     def backward(self, gradient: Array) -> None:
         """From the gradient of the last `forward`'s result to the gradients of all parameters."""
         to_tiles(gradient, self.out_gradient.values.numpy())
-        torch._foreach_zero_([*self._norm_sums, *self._weight_sums])
+        foreach_zero_([*self._norm_sums, *self._weight_sums])
         self._run([one.end_backward for one in self.calls])
         for index, stage in reversed(list(enumerate(self.plan.stages))):
             if stage.target in self.norm_gradients:

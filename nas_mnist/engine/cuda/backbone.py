@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.compat import foreach_add_
 from ...models.layers import Layer
 from ..kernels import convolution, pointwise
 from ..maps import TiledMaps
@@ -84,7 +85,7 @@ class Backbone:
         for feature_map in self.dropouts:
             feature_map.draw_dropout()
         if self.batch_counts:
-            torch._foreach_add_(self.batch_counts, 1)
+            foreach_add_(self.batch_counts, 1)
         run(self.forward_launches)
 
     def run_backward(self) -> None:
