@@ -92,7 +92,7 @@ def predict(
         print(f"Right: {right:,} of {len(found):,} ({right / len(found):.2%})")
 
 
-def classify(picture: Path, classifier: Classifier) -> list[float]:
+def classify(picture: Path | str, classifier: Classifier) -> list[float]:
     """The probability of every class for a picture (see `take`).
 
     Raises `InputError` for a file that is no picture, or that shows nothing.

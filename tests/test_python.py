@@ -164,6 +164,24 @@ def test_a_class_of_ones_own_is_found_in_the_working_folder(work: Path) -> None:
         nm.SearchConfig.make(trials=0)
 
 
+@pytest.mark.usefixtures("no_figures", "one_process")
+def test_the_tutorial_runs(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The notebook's cells in order; the work of its worker process is done in this one."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("NAS_MNIST_ENGINE", "torch")  # compiles no kernels
+    notebook = json.loads((Path(nm.__file__).parent / "tutorial.ipynb").read_text())
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    out = capsys.readouterr().out
+    assert "bottleneck" in out
+    assert "reports/tutorial/report.html" in out
+    assert len(names["found"].study.trials) >= 3
+    assert names["found"].winner.cost.params <= 1_500
+    assert (work / "winner.safetensors").exists()
+
+
 def test_the_console_script_is_the_command(tmp_path: Path) -> None:
     import tomllib
 
