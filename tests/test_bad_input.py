@@ -197,7 +197,7 @@ KINDS = {
     | st.sampled_from([f"{name}.csv" for name in NO_CONTENT]),
     "FILE": st.sampled_from(["", "x" * 5_000, "file", "folder", "file/new"]),
     "DIR": st.sampled_from(["", "x" * 5_000, "file", "folder", "missing", "~no-such-user/x"]),
-    "PICTURE": files(".png"),
+    "PICTURE...": files(".png", ".csv"),
     "NETWORK": files(".safetensors", ".json"),
     "NETWORK...": files(".safetensors", ".json"),
     "NETWORK|FILE.json": files(".json"),
@@ -220,6 +220,7 @@ FIELDS = {  # what a message may call the option
     "NETWORK": ("architecture:", "weights:"),
     "NETWORK...": ("architecture:", "weights:", "network:"),
     "WHAT": ("network:", "report:"),
+    "PICTURE...": ("picture:",),
 }
 
 

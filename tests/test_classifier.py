@@ -25,7 +25,6 @@ from nas_mnist.export.onnx_file import to_onnx
 from nas_mnist.lookup import find_classifier
 from nas_mnist.models import zoo
 from nas_mnist.models.network import build
-from nas_mnist.predict import prepare, read_picture
 from nas_mnist.training.classifier import Classifier
 from nas_mnist.training.evaluate import predict
 
@@ -193,31 +192,6 @@ def test_the_readmes_example_classifies_a_picture(
     probabilities = json.loads(capsys.readouterr().out)
     assert len(probabilities) == 10
     assert probabilities.index(max(probabilities)) == int(five_thousand.read_test().labels[0])
-
-
-def test_pictures_are_brought_into_the_form_of_the_data_set(images: torch.Tensor) -> None:
-    digit = images[0, 0].numpy()
-    assert (prepare(Image.fromarray(digit), 28, 28) == digit).all()
-    assert (prepare(Image.fromarray(255 - digit), 28, 28) == digit).all()
-    large = np.full((300, 200), 255, dtype=np.uint8)
-    large[20:90, 30:60] = 0  # dark ink, far from the middle
-    small = prepare(Image.fromarray(large), 28, 28).astype(float)
-    rows, columns = np.nonzero(small > 127)
-    assert rows.max() - rows.min() + 1 == 20
-    assert abs(rows.mean() - 13.5) <= 0.5
-    assert abs(columns.mean() - 13.5) <= 0.5
-    assert not prepare(Image.new("L", (50, 40), 255), 28, 28).any()
-    grey = (large * (150 / 255)).astype(np.uint8)  # on paper that is far from white
-    assert np.abs(prepare(Image.fromarray(grey), 28, 28).astype(float) - small).max() <= 1
-
-
-def test_ink_on_transparent_paper_is_read_whatever_its_colour(work: Path, images: torch.Tensor) -> None:
-    digit = Image.fromarray(images[0, 0].numpy())
-    for colour in ("white", "black"):
-        picture = Image.new("RGBA", digit.size, colour)
-        picture.putalpha(digit)
-        picture.save(work / "digit.png")
-        assert (prepare(read_picture(work / "digit.png"), 28, 28) == images[0, 0].numpy()).all()
 
 
 ZOO = zoo.names()

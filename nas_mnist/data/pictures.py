@@ -76,3 +76,17 @@ def _in_colour(image: Image.Image) -> Image.Image:
     paper = Image.new("RGBA", image.size, "white")
     paper.alpha_composite(image.convert("RGBA"))
     return paper.convert("RGB")
+
+
+def read_grey(path: Path) -> Array:
+    """An upright picture as uint8 (H, W), transparent parts white; raises `InputError`.
+
+    White ink on transparent paper gives its opacity: light on black.
+    """
+    with _opened(path) as file:
+        file.draft("L", (1_024, 1_024))  # JPEG: decoded to about this size
+        image = ImageOps.exif_transpose(file)
+        grey = _in_colour(image).convert("L")
+        if image.has_transparency_data and grey.getextrema() == (255, 255):
+            grey = image.convert("RGBA").getchannel("A")
+    return np.asarray(grey)
