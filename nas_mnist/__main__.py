@@ -8,7 +8,7 @@ COMMANDS = {
     "reproduce": "train a network over seeds, and read the test images",
     "describe": "a network's layers and its cost, without training",
     "report": "a study or results as tables, pictures and one HTML page",
-    "export": "a trained network as ONNX, safetensors or a torch program",
+    "export": "a trained network as C, Python source, ONNX, or a torch program",
     "predict": "the class of a picture",
     "bench": "how fast this machine trains",
 }

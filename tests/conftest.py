@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import optuna
 import pytest
 from filelock import FileLock
 
-from nas_mnist.core.process_pool import WorkerContext
+from nas_mnist.core.process_pool import Handlers, Job, run_here
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
 
@@ -130,7 +130,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     with FileLock(shared / "lock"):
         if not told.exists():
             folder = furnish(shared / "work")
-            ended = run_module("search", *SEARCH, "--trials", TRIALS, "--workers", 2, cwd=folder)
+            ended = run_module("search", *SEARCH, "--trials", TRIALS, "--workers", 1, cwd=folder)
             told.write_text(json.dumps(ended))
     return shared / "work", Ended(*json.loads(told.read_text()))
 
@@ -156,14 +156,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run_here(work: Any, _count: int, jobs: int, handlers: Mapping[str, Callable[..., None]]) -> None:
-    """The same as `process_pool.run_workers`, in this process."""
-    waiting = iter([*range(jobs), None])
-
-    def send(name: str, *rest: Any) -> None:
-        handlers[name](*rest)
-
-    work(WorkerContext(0, 1, lambda: next(waiting), lambda _: None, lambda: 1, send))
+def run_in_one(job: Job, _count: int, jobs: int, handlers: Handlers) -> None:
+    """`process_pool.run_workers` without processes."""
+    run_here(job, jobs, handlers)
 
 
 @pytest.fixture
@@ -173,7 +168,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         *("search.pipeline", "search.finals", "training.jobs"),
         *("bench.record", "bench.trainings"),
     ):
-        monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_here)
+        monkeypatch.setattr(f"nas_mnist.{module}.run_workers", run_in_one)
 
 
 def empty_figure(_: Any, stream: Any, **how: Any) -> None:

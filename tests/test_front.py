@@ -14,7 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import EPOCHS, NO_FINALS, SEARCH, TINY_SPACE, Runner, furnish, run_here, stored
+from conftest import EPOCHS, NO_FINALS, SEARCH, TINY_SPACE, Runner, furnish, run_in_one, stored
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
@@ -44,7 +44,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setattr("nas_mnist.search.pipeline.run_workers", run_here)
+        patch.setattr("nas_mnist.search.pipeline.run_workers", run_in_one)
         patch.setattr(sys, "argv", ["search", *map(str, FRONT), "--trials", "10", "--no-retrain"])
         with pytest.raises(SystemExit) as ended:
             run(search)

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from conftest import TINY_RECIPE, TINY_SPACE, empty_figure, run_here, run_python
+from conftest import TINY_RECIPE, TINY_SPACE, empty_figure, run_in_one, run_python
 
 import nas_mnist as nm
 from nas_mnist.study.samplers import Tuning, make_sampler
@@ -73,7 +73,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nm.Found]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for module in ("search.pipeline", "search.finals", "training.jobs"):
-            patch.setattr(f"nas_mnist.{module}.run_workers", run_here)
+            patch.setattr(f"nas_mnist.{module}.run_workers", run_in_one)
         patch.setattr("matplotlib.figure.Figure.savefig", empty_figure)
         yield nm.run_search(sampler=Smallest(), pruner=EveryTrial(), **OPTIONS)
 
@@ -190,3 +190,22 @@ def test_the_console_script_is_the_command(tmp_path: Path) -> None:
     code = f"import sys; sys.argv[0] = 'nas-mnist'; from {module} import {function}; {function}()"
     ended = run_python(["-c", code, "describe", "mnist-500", "--json"], tmp_path)
     assert (ended.code, json.loads(ended.out)["cost"]["params"]) == (0, 498)
+
+
+def test_a_notebook_shows_one_bar_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import ModuleType, SimpleNamespace
+
+    from nas_mnist.report.progress import LiveDisplay, make_console
+
+    shown: list[str] = []
+    cell = SimpleNamespace(update=lambda bars: shown.append(bars._repr_mimebundle_([], [])["text/plain"]))
+    ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
+    monkeypatch.setattr(ipython, "get_ipython", lambda: SimpleNamespace(kernel=1), raising=False)
+    monkeypatch.setattr(display, "display", lambda *_, **__: cell, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    with LiveDisplay(make_console(), "trials", 2) as bars:
+        bars.step()
+        bars.step()
+    assert "1/2" in shown[0]
+    assert "2/2" in shown[-1]

@@ -347,7 +347,7 @@ def test_a_journal_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "damage", [b"{}", b"[]", b"x", b'{"op_code":99}', b'{"op_code":8,"trial_id":77}', b""]
+    "damage", [b"{}", b"[]", b"null", b"x", b'{"op_code":99}', b'{"op_code":8,"trial_id":77}', b""]
 )
 def test_the_damaged_line_of_a_journal_is_named(journal: Path, damage: bytes) -> None:
     lines = journal.read_bytes().splitlines()

@@ -351,7 +351,7 @@ def test_an_unfinished_study_has_a_leader_and_no_verdict(copied: Path, invoke: R
     (section,) = sections_of([item])
     assert f"the leader, trial {leader}" in section.sentence
     assert "no winner yet" in section.sentence
-    legend = section.figures["learning-curves"].axes[0].get_legend()
+    (legend,) = section.figures["learning-curves"].legends
     assert f"leader: trial {leader}" in [text.get_text() for text in legend.get_texts()]
     said = f"This is leader of study 'nas_mnist', which has no winner yet: trial {leader}"
     assert said in invoke("describe", "best").out
@@ -394,5 +394,5 @@ def test_of_many_curves_few_are_drawn() -> None:
     curves = {trial: {1: 0.5, 2: 0.6} for trial in range(1_000)}
     figure = study_plots.learning_curves(curves, list(range(400)), 2, title="winner")
     assert len(figure.axes[0].lines) <= 2 * study_plots.MOST_CURVES
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["stopped early (150 of 600 drawn)", "trained to the end", "winner: trial 0"]

@@ -209,8 +209,8 @@ def test_survey_counts_what_fits() -> None:
     # 9 + 2 + 20 and 18 + 4 + 30 parameters
     assert space.survey(Budget(30), 200, random.Random(0)) == (200, 0, {"parameters": 31})
     assert space.survey(Budget(52), 200, random.Random(0)) == (200, 200, {"parameters": 31})
-    least = {"parameters": 31, "multiply-adds": 14_896, "bytes of peak memory": 34_496}
-    assert space.survey(Budget(52, max_macs=1, max_memory=1), 200, random.Random(0)) == (200, 0, least)
+    least = {"parameters": 31, "multiply-adds": 14_896, "bytes of RAM": 1_568}
+    assert space.survey(Budget(52, 1, max_ram=1), 200, random.Random(0)) == (200, 0, least)
     half = space.survey(Budget(31), 200, random.Random(0))
     assert 60 < half.feasible < 140
 

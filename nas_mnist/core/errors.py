@@ -71,9 +71,13 @@ _OTHERWISE = "use another value"
 def choices(name: str, known: Iterable[str], more: str = "") -> str:
     """Advice for an unknown name: ``(did you mean 'tiny'? use small, tiny or a file)``."""
     names = list(known)
-    close = difflib.get_close_matches(name[:80].lower(), names, n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"({guess}use {', '.join(names)}{more})"
+    return f"({closest(name, names)}use {', '.join(names)}{more})"
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """A question about the known name that is most like an unknown one; empty if none is."""
+    close = difflib.get_close_matches(name[:80].lower(), known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def explain(error: ValidationError, model: type[BaseModel], tags: frozenset[str] = frozenset()) -> str:

@@ -118,6 +118,16 @@ def _main_module_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def run_here(job: Job, jobs: int, handlers: Handlers) -> None:
+    """The same as `run_workers` with one worker, in this process: a new one takes seconds to load torch."""
+    waiting, threads = iter([*range(jobs), None]), threads_per_process(1)
+
+    def send(name: str, *arguments: object) -> None:
+        handlers[name](*arguments)
+
+    job(WorkerContext(0, threads, lambda: next(waiting), lambda _: None, lambda: threads, send))
+
+
 def _dispatch_events(pipes: list[Connection], handlers: Handlers) -> None:
     """Call handlers until every worker has ended."""
     open_pipes, lost = list(pipes), 0

@@ -136,8 +136,9 @@ def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSe
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir, quiet)
     if name not in DATASETS[:2]:
-        known = [one for one in _OWN if one.startswith(f"{kind}:")] or DATASETS
-        raise InputError(f"dataset: {name!r} is not known {choices(name, known)}")
+        if form := next((one for one in _OWN if one.startswith(f"{kind}:")), None):
+            raise InputError(f"dataset: {name!r} is not known (use {form})")
+        raise InputError(f"dataset: {name!r} is not known {choices(name, DATASETS)}")
     return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir, quiet)
 
 

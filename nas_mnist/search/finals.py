@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.defaults import REPORTS
-from ..core.process_pool import Handlers, run_workers
+from ..core.process_pool import Handlers, run_here, run_workers
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
 from ..models.width import fit_width_multiplier
@@ -203,7 +203,10 @@ class Finals:
             job = ValidateJob(trainings, self.setup.source, study.user_attrs.get(FINAL_IMAGES))
             with EpochLog(self.console, self.setup.recipe.epochs, len(trainings), lines=False) as log:
                 handlers: Handlers = {"epoch": log, "score": on_score}
-                run_workers(job, self.setup.workers, len(trainings), handlers)
+                if len(trainings) == 1:
+                    run_here(job, 1, handlers)
+                else:
+                    run_workers(job, self.setup.workers, len(trainings), handlers)
 
     def _answers(
         self, scores: FinalScores, best: Finalist, close: Sequence[Finalist], tried: Sequence[Finalist]

@@ -17,13 +17,14 @@ from .presence import FilePresence
 
 JOURNAL = "journal:"  # how the names of such storages begin
 _FIRST_BYTES = b'{"op_code"'
+_END = object()
 _NO_LINKS = (EPERM, EOPNOTSUPP, ENOSYS)  # how systems refuse a symbolic link: man 2 symlink
 
 
 def open_journal(file: Path) -> JournalStorage:
     """The storage in a journal file, which is made where missing; raises `InputError` for a damaged line."""
     path = str(file.absolute())  # the lock is a link to it
-    backend = _CountingBackend(path, _RepairingLock(path))
+    backend = _CountingBackend(path)
     try:
         return JournalStorage(backend)
     except OSError:
@@ -45,21 +46,28 @@ def check_journal(file: Path) -> None:
 
 
 class _CountingBackend(JournalFileBackend):
-    """Optuna's journal, which also knows the line that it read last."""
+    """Optuna's journal, which also knows the line that it read last and whether its file was moved."""
 
-    line = 0  # the first is 1
+    def __init__(self, path: str) -> None:
+        self.lock = _RepairingLock(path)
+        super().__init__(path, self.lock)  # makes the file where missing
+        self.presence = self.lock.presence = FilePresence(Path(path))
+        self.line = 0  # the first is 1
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The lines behind the first ``log_number_from``, as data."""
+        self.presence.check()
         self.line = log_number_from + 1
         logs = super().read_logs(log_number_from)
         while True:
             try:
-                log = next(logs, None)
+                log = next(logs, _END)
             except ValueError as error:  # no JSON
                 raise StorageLostError(self.damage(error)) from None
-            if log is None:
-                return
+            if not isinstance(log, dict):
+                if log is _END:
+                    return
+                raise StorageLostError(self.damage(TypeError()))
             yield log
             self.line += 1
 
@@ -87,9 +95,8 @@ class _RepairingLock(BaseJournalFileLock):
         """Wait for the lock, then repair the file."""
         held = self._acquire()
         try:
-            if self.presence is None:
-                self.presence = FilePresence(self.file)
-            self.presence.check()
+            if self.presence is not None:
+                self.presence.check()
             _drop_torn_line(self.file)
         except BaseException:
             self.release()

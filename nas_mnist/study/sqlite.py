@@ -45,6 +45,7 @@ def share_between_processes(engine: Engine, file: Path) -> None:
     has another name or none.
     """
     presence = FilePresence(file)
+    event.listen(engine, "do_connect", lambda *_: presence.check())  # a connection would make a new file
     event.listen(engine, "connect", _use_write_ahead_log)
     event.listen(engine, "begin", lambda _: presence.check())
     event.listen(engine, "begin", _begin_immediate)

@@ -125,6 +125,9 @@ def dashboard_command(url: str) -> str:
     return shlex.join(["optuna-dashboard", storage, "--artifact-dir", str(artifact_folder(url))])
 
 
+_LOST = (StorageLostError, SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError)
+
+
 @contextlib.contextmanager
 def storage_guard(url: str) -> Iterator[None]:
     """Raise `StorageLostError` where the storage is lost meanwhile: no server, no disk space."""
@@ -138,6 +141,8 @@ def storage_guard(url: str) -> Iterator[None]:
         lost = _storage_error(error)
         if lost is None:
             raise
+        if isinstance(lost, StorageLostError):
+            raise lost from None
         if file is not None and existed and not file.exists():
             raise StorageLostError(moved(file)) from None
         advice = "what is stored is kept, and the same command goes on"
@@ -147,7 +152,7 @@ def storage_guard(url: str) -> Iterator[None]:
 def _storage_error(error: BaseException | None) -> BaseException | None:
     """The storage's error among the causes of an error: Optuna may stumble over its consequences."""
     while error is not None:
-        if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError | OSError):
+        if isinstance(error, _LOST):
             return error
         error = error.__cause__ or error.__context__
     return None

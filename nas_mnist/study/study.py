@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from ..core.errors import InputError, choices
+from ..core.errors import InputError, closest
 from ..models.cost import COST_NAMES
 from .config import IDENTITY, StudyConfig
 from .recovery import requeue_once
@@ -26,7 +26,8 @@ def load_study(url: str, name: str) -> optuna.Study:
     storage = open_storage(url, requeue_once, create=False)
     known = optuna.get_all_study_names(storage)
     if name not in known:
-        advice = choices(name, known) if known else "(use another --storage)"
+        others = " or ".join(f"--study {other}" for other in known) or "another --storage"
+        advice = f"({closest(name, known)}use {others})"
         raise InputError(f"study: {name!r} is not in {hide_password(url)} {advice}")
     study = optuna.load_study(study_name=name, storage=storage)
     if not _is_readable(study):
