@@ -80,6 +80,7 @@ BASES = {
     "bench record": ["--curves", "new.csv", *SMALL, *SPACE, "--max-params", "1"],
     "bench search": [],
     "bench train": ["other.json", *SMALL],
+    "bench searches": ["--table", "new.csv", *SMALL, "--max-params", "1"],
 }
 OPTION_BASES = {  # the same for single options
     "search --storage": [*SMALL, *SPACE],
@@ -87,6 +88,8 @@ OPTION_BASES = {  # the same for single options
     "reproduce --storage": ["best", *SMALL],
     "report --data-dir": ["reference"],
     "export --output": ["mnist-500", "--to", "torch"],
+    "export --dataset": ["mnist-500", "--to", "torch"],
+    "export --data-dir": ["mnist-500", "--to", "torch"],
     "bench record --curves": [*SMALL, *SPACE],
 }
 
@@ -351,7 +354,7 @@ CASES = {
     "effort: mistyped": search(["--effort", "through"], "--effort: 'through'", "did you mean 'thorough'?"),
     "dataset: mistyped": search(["--dataset", "fashion_mnist"], "did you mean 'fashion-mnist'?"),
     "dataset: a folder as npz": Case(
-        "search", ["--dataset", "npz:data"], ["data is a folder", "idx:FOLDER"], {"data/x": ""}
+        "search", ["--dataset", "npz:data"], ["data holds no .npz file", "idx:data"], {"data/x": ""}
     ),
     "dataset: a file as idx": Case(
         "search", ["--dataset", "idx:data"], ["data is a file", "npz:FILE"], {"data": "x"}

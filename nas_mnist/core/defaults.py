@@ -11,7 +11,7 @@ DEFAULT_STUDY = "nas_mnist"
 DEFAULT_STORAGE = "sqlite:///studies/nas_mnist.db"
 REPORTS = Path("reports")  # the folder of all reports, below the current one
 MAX_PARAMS = 20_000  # the exercise's budget, and the default of a search
-SAMPLERS = ("tpe", "random", "tpe-grouped", "gp", "nsga2", "mutation")  # by name; the first is the default
+SAMPLERS = ("random", "tpe", "tpe-grouped", "gp", "nsga2", "mutation")  # by name; the first is the default
 MAX_SEED = 2**31 - 1
 MAX_EPOCHS = 20  # the most epochs that a recipe may have
 

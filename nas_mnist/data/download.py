@@ -131,7 +131,10 @@ def _verify(path: Path, md5: str) -> None:
 
 @contextmanager
 def progress(title: str, quiet: bool) -> Iterator[Callable[[str], Show]]:
-    """A progress line on standard error; its function begins a file and gives that file's `Show`."""
+    """A progress line on a terminal; its function begins a file and gives that file's `Show`.
+
+    It is written to standard error; where that is no terminal, the names of the files go to standard output.
+    """
     if quiet:
         yield lambda _: lambda *_: None
         return
@@ -140,12 +143,12 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[[str], Show]]:
 
     console = Console(file=sys.stderr)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def begin(file: str) -> Show:
             text = f"Downloading {title}: {file}"
             if not console.is_terminal:
-                console.print(text, markup=False, soft_wrap=True)
+                print(text, flush=True)
             task = bar.add_task(text, total=None)
             return lambda done, size: bar.update(task, completed=done, total=size)
 

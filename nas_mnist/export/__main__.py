@@ -65,7 +65,7 @@ def export(
     from .measure import ExportData, size_lines
 
     name, classifier = find_classifier(network, study, storage)
-    check_data_dir(data_dir, dataset or classifier.data)
+    check_data_dir(data_dir, classifier.data if dataset is None else dataset)
     if target is None:  # the name of a module has no "-"
         target = Path((name.replace("-", "_") if to in ("python", "c") else name) + FORMATS[to][0])
     targets = [target, *(target.with_suffix(suffix) for suffix in FORMATS[to][1:])]

@@ -23,11 +23,11 @@ class ExportData:
         self.train: Images | None = None
         self.test: Images | None = None
         self.missing = ""
-        wanted = name or classifier.data
+        wanted = classifier.data if name is None else name
         try:
             data = load(wanted, data_dir)
         except InputError as error:
-            if name or data_dir:
+            if name is not None or data_dir:
                 raise
             self.missing = f"{error}; --dataset and --data-dir name the data"
             return

@@ -129,7 +129,7 @@ def search(
         ),
     ] = default("search_images"),
     sampler: Annotated[
-        str, field_option("sampler", HOW_WELL, "SAMPLER", "Draw by tpe, random, gp... or MODULE:CLASS ({}).")
+        str, field_option("sampler", HOW_WELL, "SAMPLER", "Draw by random, tpe, gp... or MODULE:CLASS ({}).")
     ] = default("sampler"),
     search_recipe: Annotated[
         bool,

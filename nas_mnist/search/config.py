@@ -144,14 +144,18 @@ class SearchConfig(BaseModel):
     @property
     def space_name(self) -> str:
         """The search space: that of small networks for a small budget, and for the smallest network."""
-        if self.space is None and self.max_ram is not None and self.max_ram <= SMALL_RAM:
+        if self.space is not None:
+            return self.space
+        if self.max_ram is not None and self.max_ram <= SMALL_RAM:
             return "strided"
-        return self.space or ("tiny" if self._is_small else "default")
+        return "tiny" if self._is_small else "default"
 
     @property
     def recipe_name(self) -> str:
         """The recipe of all candidates, likewise."""
-        return self.recipe or ("tiny" if self._is_small else "small")
+        if self.recipe is not None:
+            return self.recipe
+        return "tiny" if self._is_small else "small"
 
     @property
     def _is_small(self) -> bool:

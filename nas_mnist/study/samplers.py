@@ -20,8 +20,8 @@ from ..core.errors import InputError, choices
 SamplerFactory = Callable[[int], BaseSampler]  # of a seed
 
 _KNOWN: dict[str, SamplerFactory] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "tpe-grouped": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(population_size=10, seed=seed),
