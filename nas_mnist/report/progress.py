@@ -88,6 +88,7 @@ class LiveDisplay:
         bar = BarColumn(10 if console.width < 100 else 24, table_column=whole)
         columns = TextColumn("{task.description}"), bar, MofNCompleteColumn(table_column=whole), NoteColumn()
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.cell: Any = None  # of a notebook
         self.total_bar = self.progress.add_task(unit, total=total, completed=done, note=self.note)
 
     def __enter__(self) -> Self:

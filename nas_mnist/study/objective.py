@@ -130,7 +130,8 @@ class Objective:
             if (failure := device_failure(error)) is None:
                 raise
             reason = failure
-        gc.collect()  # frees the memory of the device
+        if self.train_data.images.device.type != "cpu":
+            gc.collect()  # frees the memory of the device
         raise self._end(trial, Verdict.FAILED, reason)
 
     def _run_epochs(self, trial: Trial, results: Iterable[EpochResult]) -> Values:
