@@ -208,6 +208,7 @@ def test_weights_of_the_zoo_belong_to_their_architecture(
     assert right.float().mean() > 0.97  # seen in its training: says only that weights and preprocessing fit
 
 
+@pytest.mark.slow
 @needs_full_mnist
 def test_the_zoo_and_its_export_reach_the_reported_accuracy_on_all_test_images(work: Path) -> None:
     import onnxruntime

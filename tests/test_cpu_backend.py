@@ -79,6 +79,7 @@ def with_blocks(*blocks: dict[str, Any], size: Sequence[int] = (1, 9, 8), **head
     return Architecture.make({"input_shape": list(size), "classes": 4, "blocks": list(blocks), "head": head})
 
 
+@pytest.mark.slow
 def test_random_networks_agree_with_torch() -> None:
     rng, linear_heads = random.Random(0), []
     for number, architecture in enumerate(random_architectures(150, seed=8)):

@@ -97,6 +97,7 @@ def check(model: Network, count: int, device: str) -> None:
         torch.testing.assert_close(backend.scores(one_each.to(device)).cpu(), expected)
 
 
+@pytest.mark.slow
 @on_devices
 def test_random_networks_agree_with_torch(device: str) -> None:
     rng, checked = random.Random(0), 0

@@ -204,6 +204,7 @@ def test_export_refuses_what_it_cannot_do(work: Path, invoke: Runner) -> None:
     assert not (work / "mnist_500.c").exists()
 
 
+@pytest.mark.slow
 @needs_full_mnist
 def test_exports_of_the_zoo_print_the_accuracy_that_they_have(work: Path, invoke: Runner) -> None:
     there = ["--data-dir", FULL_MNIST]

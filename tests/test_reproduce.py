@@ -94,6 +94,7 @@ def test_a_training_that_fails_ends_in_one_line(mine: Path, invoke: Runner) -> N
     assert not (mine / "reports").exists()
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_give_what_they_give_alone(mine: Path, invoke: Runner) -> None:
     asked = ["reproduce", *ASKED, "--epochs", 1, "--seeds", 2]
     found = []

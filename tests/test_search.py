@@ -184,6 +184,7 @@ def test_the_same_command_again_trains_nothing_and_writes_nothing(copied: Path, 
     assert invoke("search", *quiet).code == 2  # the file exists
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_winner(
     work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch

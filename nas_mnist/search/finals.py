@@ -203,8 +203,8 @@ class Finals:
             job = ValidateJob(trainings, self.setup.source, study.user_attrs.get(FINAL_IMAGES))
             with EpochLog(self.console, self.setup.recipe.epochs, len(trainings), lines=False) as log:
                 handlers: Handlers = {"epoch": log, "score": on_score}
-                if len(trainings) == 1:
-                    run_here(job, 1, handlers)
+                if min(self.setup.workers, len(trainings)) == 1:
+                    run_here(job, len(trainings), handlers)
                 else:
                     run_workers(job, self.setup.workers, len(trainings), handlers)
 
