@@ -469,11 +469,11 @@ def test_finalists_that_all_fail_end_the_search_with_a_report(
 ) -> None:
     furnish(work)
 
-    def failed(job: Any, _: int, __: int, handlers: dict[str, Any]) -> None:
+    def failed(job: Any, _: int, handlers: dict[str, Any]) -> None:
         for training in job.trainings:
             handlers["score"](training.key, training.seed, 0.0, None)
 
-    monkeypatch.setattr("nas_mnist.search.finals.run_workers", failed)
+    monkeypatch.setattr("nas_mnist.search.finals.run_here", failed)
     ended = invoke("search", *SEARCH, "--trials", 2, "--workers", 1)
     assert ended.code == 1
     assert "also as a finalist" in ended.err
