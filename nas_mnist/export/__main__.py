@@ -61,8 +61,9 @@ def export(
         raise InputError(f"--output: {str(target)!r} (use a name that ends in {FORMATS[to][0]})")
 
     from ..lookup import find_classifier
+    from .export_data import ExportData
     from .formats import format_of
-    from .measure import ExportData, size_lines
+    from .measure import accuracy_line, size_lines
 
     name, classifier = find_classifier(network, study, storage)
     check_data_dir(data_dir, classifier.data if dataset is None else dataset)
@@ -74,7 +75,7 @@ def export(
     data = ExportData(classifier, dataset, as_path(data_dir))
     made = format_of("onnx-int8" if int8 else to, classifier, target.name.removesuffix(target.suffix), data)
     sizes = size_lines(classifier)
-    accuracy = data.accuracy_line(made, is_rounded=int8 or to == "c")
+    accuracy = accuracy_line(data, made, is_rounded=int8 or to == "c")
     files = made.make([accuracy, *sizes])
     for one, content in zip(targets, files.values(), strict=True):
         write_bytes(one, content)

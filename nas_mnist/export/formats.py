@@ -27,7 +27,7 @@ from .quantise import quantise
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from .measure import ExportData
+    from .export_data import ExportData
 
 Files = Mapping[str, bytes]  # by name
 _BATCH = 500  # images

@@ -1,0 +1,43 @@
+"""The data set that an export is calibrated and tested on, if it is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.errors import InputError
+from ..data.dataset import Images, load
+from ..training.classifier import Classifier
+
+
+class ExportData:
+    """Training and test images, or the reason why there are none."""
+
+    def __init__(self, classifier: Classifier, name: str | None, data_dir: Path | None) -> None:
+        """``name`` as `load` takes it; None: the network's. Raises `InputError` for data that was named."""
+        self.classifier = classifier
+        self.train: Images | None = None
+        self.test: Images | None = None
+        self.missing = ""
+        wanted = classifier.data if name is None else name
+        try:
+            data = load(wanted, data_dir)
+        except InputError as error:
+            if name is not None or data_dir:
+                raise
+            self.missing = f"{error}; --dataset and --data-dir name the data"
+            return
+        architecture = classifier.model.architecture
+        found = tuple(data.train.images.shape[1:]), data.classes
+        if found != (architecture.input_shape, architecture.classes):
+            raise InputError(f"--dataset: {wanted!r} has other images or classes than the network")
+        self.train = data.train
+        if data.name == wanted:
+            self.test = data.read_test()
+        else:
+            self.missing = f"{wanted} is not at hand: --data-dir names its folder"
+
+    def training_images(self) -> Images:
+        """The training images; raises `InputError` without any."""
+        if self.train is None:
+            raise InputError(f"--to: int8 needs training images to calibrate ({self.missing})")
+        return self.train
