@@ -405,7 +405,7 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invo
     while not reported_epochs(work / "studies" / "nas_mnist.db") and running.poll() is None:
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGINT)
-    out, first_err = running.communicate(timeout=60)
+    out, first_err = running.communicate(timeout=300)
     assert running.returncode == 130, out + first_err
     again = out.partition("Continue with:\n")[2].splitlines()[0]
     assert again == " ".join(["python -m nas_mnist.search", *map(str, command)])
@@ -426,7 +426,7 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invo
         if line.startswith("Retraining"):
             break
     os.killpg(running.pid, signal.SIGINT)
-    out, second_err = running.communicate(timeout=60)
+    out, second_err = running.communicate(timeout=300)
     assert running.returncode == 130, seen + out + second_err
     study = stored(work)
     assert len(counted(study)) == 2
