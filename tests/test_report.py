@@ -181,7 +181,7 @@ def test_without_a_terminal_every_line_has_the_time_and_the_best_candidate() -> 
     console = Console(file=io.StringIO(), width=200)
     SearchDisplay(console, 5, 20, []).ended(row(3, 900, 0.9912))
     (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert line.endswith("trained  (0:00 elapsed, best 99.12% (900 parameters))")
+    assert line.endswith("trained  (0:00 elapsed, lowest loss: trial 3, 99.12%)")
 
 
 def test_a_study_without_a_winner_says_so(work: Path, invoke: Runner) -> None:

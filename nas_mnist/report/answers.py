@@ -24,7 +24,8 @@ def answer_line(name: str, answer: Answer) -> str:
     margin = f", {100 * answer.margin:+.2f} points from the target" if answer.margin is not None else ""
     return (
         f"{TITLES[name]}: {answer.name} ({answer.origin}), {answer.n_params:,} parameters, "
-        f"{answer.validation_accuracy:.2%} of the validation images ({scored}{margin})"
+        f"{answer.validation_accuracy:.2%} of the validation images, loss {answer.validation_loss:.4f} "
+        f"({scored}{margin})"
     )
 
 

@@ -72,5 +72,5 @@ class SearchDisplay(LiveDisplay):
 
     def _best_text(self) -> str:
         return "".join(
-            f", best {row.validation_accuracy or 0:.2%} ({row.n_params:,} parameters)" for row in self._best
+            f", lowest loss: trial {row.trial}, {row.validation_accuracy or 0:.2%}" for row in self._best
         )

@@ -86,6 +86,8 @@ def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalis
 def _verdict(one: Finalist, scores: FinalScores, best: Finalist) -> str:
     if one == best:
         return "best"
+    if len(scores.seeds(one.key)) < len(scores.seeds(best.key)):
+        return "dropped out"  # its means are of fewer seeds
     if scores.is_as_good(one.key, best.key):
         return "as good"
     return "worse" if scores.is_worse(one.key, best.key) else "rather worse"

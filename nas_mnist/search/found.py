@@ -59,10 +59,19 @@ class FoundNetwork:
         return WithPreprocessing(self.classifier()).eval()
 
     def export(self, to: str, output: str | Path | None = None, **options: Any) -> None:
-        """Write the trained network as ``python -m nas_mnist.export --to`` does; options as there."""
-        from ..export.__main__ import export
+        """Write the trained network as ``python -m nas_mnist.export --to`` does; options as there.
 
+        An ``output`` without a suffix gets that of the format.
+        """
+        from ..export.__main__ import FORMATS, export
+
+        if output is not None and not Path(output).suffix and to in FORMATS:
+            output = f"{output}{FORMATS[to][0]}"
         export(str(self._trained()), to, output=None if output is None else str(output), **options)
+
+    def __repr__(self) -> str:
+        """The name, the size and the accuracy."""
+        return f"<{self.name}: {self.cost.params:,} parameters, {self.accuracy:.2%}>"
 
     def _trained(self) -> Path:
         if self.weights is None or not self.weights.is_file():

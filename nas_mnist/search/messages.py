@@ -76,7 +76,7 @@ class SearchMessages:
         after: float = trainings * (setup.final_images(len(train)) or len(train))
         after = setup.recipe.epochs * (after + (2.5 * len(self.data.train) if config.retrain else 0))
         minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
-        text = "About {:.0f} minutes for all candidates, about {:.0f} for the finalists and their tests"
+        text = "Estimated minutes: {:.0f} for all candidates, {:.0f} for the finalists and their tests"
         self.console.print(text.format(*minutes))
 
     def _training(self, study: optuna.Study) -> str:
