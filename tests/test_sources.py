@@ -330,3 +330,21 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(
         except InputError as error:
             assert "\n" not in str(error)
         path.write_bytes(whole)
+
+
+def test_every_row_of_a_table_without_names_is_read(work: Path) -> None:
+    rows = [f"{label}," + ",".join(str(at % 256) for at in range(64)) for label in ("cat", "dog") * 20]
+    (work / "t.csv").write_text("\n".join(rows) + "\n")
+    found = load("csv:t.csv")
+    assert len(found.train) + len(found.read_test()) == 40
+    assert set(found.class_names) == {"cat", "dog"}
+
+
+def test_a_file_with_all_parts_needs_no_files_beside_it(work: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 2
+    parts = {"x_train": images, "y_train": labels, "x_test": images[:10], "y_test": labels[:10]}
+    for name in ("own_test", "own_train"):
+        np.savez(work / f"{name}.npz", **parts)
+    found = load("npz:own_test.npz")
+    assert (len(found.train), len(found.read_test())) == (40, 10)

@@ -19,8 +19,13 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def parse_whole(text: str, low: int, high: int) -> int | None:
-    """A whole number from ``low`` to ``high``; None for any other text."""
+    """A whole number from ``low`` to ``high``; None for any other text.
+
+    ``1.5k`` is one; ``20.000`` is not: it may mean twenty or twenty thousand.
+    """
     number = parse_number(text)
+    if "." in text and text[-1:] not in _FACTORS:
+        return None
     if number is None or not low <= number <= high or number != int(number):
         return None
     return int(number)

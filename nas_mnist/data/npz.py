@@ -126,7 +126,9 @@ def _entries(path: Path, where: str) -> Iterator[_Entry]:
             )
     elif path.is_file():
         files, own, keys = [path], _Role.of(path.stem), _headers(path)
-        if own.part or len({one.role.content for one in keys} - {""}) == 1:  # the rest lies beside it
+        contents, parts = ({one.role.content for one in keys} - {""}, {one.role.part for one in keys} - {""})
+        whole = len(contents) == 2 and len(parts) > 1
+        if not whole and (own.part or len(contents) == 1):  # the rest lies beside it
             files = [file for file in _arrays_in(path.parent) if _Role.of(file.stem).rest == own.rest]
     else:
         raise InputError(f"{where} {'is no regular file' if path.exists() else 'does not exist'}")

@@ -112,6 +112,10 @@ def _columns(where: str, path: Path) -> _Columns:
         any("." in name for name in names) and not any("." in value for value in second)
     )
     places = range(len(names))
+    words = [place for place in places if not _NUMBER.fullmatch(names[place])]
+    if len(words) == 1 and names[words[0]] not in (*LABELS, *_NOT_PIXELS) and _is_square(len(names) - 1):
+        # A row of numbers with one word: an image and its label, no names.
+        return _Columns(words[0], [place for place in places if place != words[0]], header=False)
     if not named or not any(name in LABELS or _PIXEL.fullmatch(name) for name in names):
         square = _is_square(len(names))
         return _Columns(None if square else 0, list(places if square else places[1:]), named)
