@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from errno import ENAMETOOLONG
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,10 +159,10 @@ def size(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?(|[kKmM]?[bB])", str(text))
         unit = found[2].upper() if found else ""
-        number = int(float(found[1]) * {"KB": 1 << 10, "MB": 1 << 20}.get(unit, 1)) if found else low - 1
-        if not low <= number <= high:
+        number = Decimal(found[1]) * {"KB": 1 << 10, "MB": 1 << 20}.get(unit, 1) if found else low - 1
+        if not low <= number <= high or number != int(number):
             raise typer.BadParameter(f"{_short(str(text))!r} (use a size such as 32KB, 1MB or 16384)")
-        return number
+        return int(number)
 
     return parse
 
