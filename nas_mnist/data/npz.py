@@ -128,7 +128,7 @@ def _entries(path: Path, where: str) -> Iterator[_Entry]:
         files, own, keys = [path], _Role.of(path.stem), _headers(path)
         contents, parts = ({one.role.content for one in keys} - {""}, {one.role.part for one in keys} - {""})
         whole = len(contents) == 2 and len(parts) > 1
-        if not whole and (own.part or len(contents) == 1):  # the rest lies beside it
+        if not whole and (own.part or len(contents) == 1):  # other files have the rest
             files = [file for file in _arrays_in(path.parent) if _Role.of(file.stem).rest == own.rest]
     else:
         raise InputError(f"{where} {'is no regular file' if path.exists() else 'does not exist'}")

@@ -7,13 +7,13 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
 from ..data.dataset import Images
 from ..training.classifier import Classifier
 from .int8 import ChannelTable, Int8Call, Int8Network, gate_table
+from .templating import environment
 
 _ACTIVATIONS = {
     "": "NO_ACTIVATION",
@@ -76,17 +76,10 @@ def c_source(
             (image.flatten().tolist(), score.tolist()) for image, score in zip(images, scores, strict=True)
         ],
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nas_mnist.export", "templates"),
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["rows"] = _rows
+    templates = environment()
+    templates.filters["rows"] = _rows
     return {
-        f"{stem}.{kind}": environment.get_template(f"network.{kind}.j2").render(values).encode()
+        f"{stem}.{kind}": templates.get_template(f"network.{kind}.j2").render(values).encode()
         for kind in ("c", "h")
     }
 

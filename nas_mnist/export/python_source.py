@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import jinja2
 from safetensors.torch import save
 
 from ..data.torchvision_sets import TORCHVISION, TorchvisionSet
 from ..models.layers import Layer
 from ..models.program import Call, fuse
 from ..training.classifier import Classifier
+from .templating import environment
 
 _FUNCTIONS = {
     "ReLU": "F.relu",
@@ -27,30 +27,26 @@ def python_source(classifier: Classifier, stem: str, title: str, facts: Sequence
     model, normalizer = classifier.model, classifier.normalizer
     architecture = model.architecture
     names = _names(architecture.layers)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nas_mnist.export", "templates"),
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("network.py.j2").render(
-        title=title,
-        facts=facts,
-        weights=f"{stem}.safetensors",
-        mean=normalizer.mean,
-        std=normalizer.std,
-        class_names=json.dumps(classifier.class_names),
-        classes=architecture.classes,
-        shape=", ".join(map(str, architecture.input_shape)),
-        modules=[
-            f"self.{names[position]} = {_module(layer)}"
-            for position, layer in enumerate(architecture.layers)
-            if position in names and layer.weights_of is None
-        ],
-        forward=_forward(architecture.layers, names),
-        **_test_set(classifier.data),
+    text = (
+        environment()
+        .get_template("network.py.j2")
+        .render(
+            title=title,
+            facts=facts,
+            weights=f"{stem}.safetensors",
+            mean=normalizer.mean,
+            std=normalizer.std,
+            class_names=json.dumps(classifier.class_names),
+            classes=architecture.classes,
+            shape=", ".join(map(str, architecture.input_shape)),
+            modules=[
+                f"self.{names[position]} = {_module(layer)}"
+                for position, layer in enumerate(architecture.layers)
+                if position in names and layer.weights_of is None
+            ],
+            forward=_forward(architecture.layers, names),
+            **_test_set(classifier.data),
+        )
     )
     tensors = {}
     for name, tensor in model.unique_tensors().items():

@@ -97,7 +97,7 @@ def storage_file(url: str) -> Path | None:
     if "?" in url:  # SQLAlchemy takes the rest for options: another file would be used
         raise InputError(f"storage: {url!r} has options or a '?' in its name (use a file name without '?')")
     if name.startswith(("~", "file:")):
-        raise InputError(f"storage: {url!r}: {name!r} is no path of a file (use one as /home/me/studies.db)")
+        raise InputError(f"storage: {url!r}: {name!r} is no path of a file (use one as studies/own.db)")
     return Path(name)
 
 
