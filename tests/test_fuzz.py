@@ -100,6 +100,8 @@ def test_spoiled_architectures(document: Any, text: str) -> None:
 
 
 @given(document=spoiled(SPACE), seed=st.integers(0, 3))
+@example(document=SPACE | {"stages": [SPACE["stages"][0] | {"block": ""}]}, seed=0)
+@example(document=SPACE | {"blocks": {"Two Words": {"layers": [{"kind": "conv"}]}}}, seed=0)
 def test_spoiled_spaces(document: Any, seed: int) -> None:
     sampler = RandomSampler(random.Random(seed))
     accepted_or_refused(lambda: SearchSpace.make(document).draw(sampler, Budget(20_000)))

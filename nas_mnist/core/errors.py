@@ -56,6 +56,7 @@ _ALLOWED = {  # by pydantic's type of an error
     "model_attributes_type": _FIELDS,
     "model_type": _FIELDS,
     "path_type": "use a path",
+    "string_pattern_mismatch": "use at most 32 of a-z, 0-9 and _, a letter first",  # names of blocks
     "string_too_long": "use at most {max_length} characters",
     "string_type": "use text",
     "string_unicode": "use text",
@@ -131,7 +132,7 @@ def _path(location: tuple[int | str, ...], tags: frozenset[str]) -> str:
     for part in location:
         if isinstance(part, int):
             where += f"[{part}]"
-        elif part not in tags:
+        elif part not in tags and part != "[key]":  # pydantic's mark of a key that is wrong itself
             name = part if part.isprintable() and len(part) <= 60 else repr(part[:57] + "...")
             where += f".{name}" if where else name
     return where
