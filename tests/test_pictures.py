@@ -102,13 +102,18 @@ def palette(path: Path) -> None:
     Image.open(path).quantize(8).save(path)
 
 
-def deep(path: Path) -> None:
-    grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 257
+def deep(path: Path, factor: int = 257) -> None:
+    grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * factor
     Image.fromarray(grey).save(path)
 
 
+def bytes_of_16_bits(path: Path) -> None:
+    deep(path, factor=1)
+
+
 @pytest.mark.parametrize(
-    ("change", "background"), [(turned, 230), (transparent, 255), (palette, 230), (deep, 230)]
+    ("change", "background"),
+    [(turned, 230), (transparent, 255), (palette, 230), (deep, 230), (bytes_of_16_bits, 230)],
 )
 def test_pictures_are_upright_opaque_and_eight_bits_deep(
     work: Path, change: Callable[[Path], None], background: int
@@ -237,7 +242,7 @@ BAD_CSV = {
         "label," + ",".join(["p1"] * 64) + "\n" + "1," * 63 + "1,x\n",
         "line 2: pixel 'x' (use a number)",
     ),
-    "a hole": ("label," + ",".join(["p1"] * 64) + "\n" + "1," * 63 + ",1\n", "line 2: pixel 'nan'"),
+    "a hole": ("label," + ",".join(["p1"] * 64) + "\n" + "1," * 63 + ",1\n", "line 2: an empty pixel"),
     "no square": ("label," + ",".join(["p1"] * 63) + "\n" + "1," * 63 + "1\n", "images are uint8 [1, 63]"),
     "a longer row": (
         "label," + ",".join(["p1"] * 64) + "\n" + ("1," * 64 + "1\n") * 2 + "1," * 99,

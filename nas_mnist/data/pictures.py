@@ -68,9 +68,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _in_colour(image: Image.Image) -> Image.Image:
     """The image in RGB, transparent parts white."""
-    if image.mode.startswith("I"):  # 16 bits a pixel
+    if image.mode.startswith("I"):  # 16 bits a pixel; bytes, if no value is above 255
         values = np.asarray(image).clip(0, 65_535)
-        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+        values = values if values.max() <= 255 else (values / 257).round()
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     paper = Image.new("RGBA", image.size, "white")

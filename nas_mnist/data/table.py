@@ -162,11 +162,14 @@ def _parse(where: str, path: Path, columns: _Columns) -> tuple[Array, Array | No
 
 def _pixels(where: str, values: Array, line: int) -> Array:
     """Rows of pixels, as bytes where they are whole; ``line``: of the first row in the file."""
+    import pandas as pd
+
     if values.dtype.kind == "O" or (values.dtype.kind == "f" and np.isnan(values).any()):
         for row, cells in enumerate(values):
             bad = [cell for cell in cells if not _NUMBER.fullmatch(str(cell))]
             if bad:
-                raise InputError(f"{where}, line {line + row}: pixel {str(bad[0])[:20]!r} (use a number)")
+                pixel = "an empty pixel" if pd.isna(bad[0]) else f"pixel {str(bad[0])[:20]!r}"
+                raise InputError(f"{where}, line {line + row}: {pixel} (use a number)")
     if values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 255:
         return values.astype(np.uint8)
     return values.astype(np.float32)
