@@ -83,21 +83,25 @@ def resolve(
 def find_classifier(
     what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_STORAGE
 ) -> tuple[str, Classifier]:
-    """A name for files, and the trained network called ``what`` (of several seeds the lowest).
+    """A name for files, and the trained network called ``what``; raises as `find_weights` does."""
+    from .training.classifier import Classifier
+
+    name, weights = find_weights(what, study, storage)
+    return name, Classifier.load(weights)
+
+
+def find_weights(what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_STORAGE) -> tuple[str, Path]:
+    """A name for files, and the safetensors file of the network called ``what`` (the lowest seed).
 
     Raises `InputError`, and `NoResultError` if the winner of the study is not trained yet.
     """
-    from .training.classifier import Classifier
-
     found = resolve(what, study, storage)
-    if found.weights is None:
-        if what in ANSWERS:
-            raise NoResultError(
-                f"{found.about}, is not trained yet (continue the search without --no-retrain)"
-            )
-        train = f"python -m nas_mnist.reproduce {what}"
-        raise InputError(f"weights: {what} has none (train it with {train}, then use the folder of results)")
-    return found.name, Classifier.load(found.weights)
+    if found.weights is not None:
+        return found.name, found.weights
+    if what in ANSWERS:
+        raise NoResultError(f"{found.about}, is not trained yet (continue the search without --no-retrain)")
+    train = f"python -m nas_mnist.reproduce {what}"
+    raise InputError(f"weights: {what} has none (train it with {train}, then use the folder of results)")
 
 
 def _from_zoo(name: str) -> NamedNetwork:

@@ -22,11 +22,15 @@ from nas_mnist.export.int8 import Factor
 from nas_mnist.export.onnx_file import to_onnx
 from nas_mnist.export.python_source import python_source
 from nas_mnist.export.quantise import quantise
+from nas_mnist.lookup import find_weights
 from nas_mnist.models import zoo
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import build
 from nas_mnist.models.program import IMAGE, fuse, last_reads, plan_memory
 from nas_mnist.training.classifier import Classifier, WithPreprocessing
+from nas_mnist.training.exports import read_exports
+
+REPORTS = Path(__file__).parents[1] / "reports"
 
 CONV = {"kind": "conv", "channels": 6}
 KINDS = {  # every kind of call, activation and place of a normalisation
@@ -202,6 +206,28 @@ def test_export_refuses_what_it_cannot_do(work: Path, invoke: Runner) -> None:
     (work / "mnist_500.h").touch()
     assert "mnist_500.h exists" in invoke("export", "mnist-500", "--to", "c").err
     assert not (work / "mnist_500.c").exists()
+
+
+def test_the_report_of_a_folder_shows_what_was_exported_from_it(work: Path, invoke: Runner) -> None:
+    folder = work / "results"
+    folder.mkdir()
+    (folder / "result.json").write_bytes((REPORTS / "mnist-500" / "result.json").read_bytes())
+    (folder / "weights-seed-0.safetensors").write_bytes(find_weights("mnist-500")[1].read_bytes())
+    for file in ("first.safetensors", "second.safetensors"):
+        ended = invoke("export", "results", "--to", "safetensors", "--output", file, "--dataset", "mnist-5k")
+        assert ended.code == 0, ended
+    (record,) = read_exports(folder)
+    assert (record["file"], record["test_images"]) == ("second.safetensors", 833)
+    assert record["test_accuracy"] == record["float32_accuracy"] > 0.97
+    assert f"Test accuracy: {record['test_accuracy']:.2%} of 833 images by {record['runtime']}" in ended.out
+    assert invoke("report", "results").code == 0
+    page = (folder / "report.html").read_text()
+    assert "Exported files" in page
+    assert "<td>second.safetensors</td>" in page
+    (folder / "exports.json").write_text('[{"format": "c"}]')
+    ended = invoke("export", "results", "--to", "safetensors", "--output", "third.safetensors")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert not (work / "third.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ def export(
     """Write a trained network to new files, and test these files on all test images.
 
     python, onnx, torch and c files contain the preprocessing: pixels from 0 to 255 in, class scores out.
+    Of a network from a folder of results the accuracy is kept there, and its report shows it.
     """
     check_lookup(network, study, storage)
     if to not in FORMATS:
@@ -60,27 +61,37 @@ def export(
     if target is not None and to in ("python", "c") and target.suffix != FORMATS[to][0]:
         raise InputError(f"--output: {str(target)!r} (use a name that ends in {FORMATS[to][0]})")
 
-    from ..lookup import find_classifier
+    from ..lookup import find_weights
+    from ..training.classifier import Classifier
+    from ..training.exports import add_export, read_exports
+    from ..training.run_store import RESULT
     from .export_data import ExportData
     from .formats import format_of
-    from .measure import accuracy_line, size_lines
+    from .measure import measure, size_lines
 
-    name, classifier = find_classifier(network, study, storage)
+    name, weights = find_weights(network, study, storage)
+    classifier = Classifier.load(weights)
     check_data_dir(data_dir, classifier.data if dataset is None else dataset)
     if target is None:  # the name of a module has no "-"
         target = Path((name.replace("-", "_") if to in ("python", "c") else name) + FORMATS[to][0])
     targets = [target, *(target.with_suffix(suffix) for suffix in FORMATS[to][1:])]
     for one in targets:
         check_new(one, "--output")
+    is_result = (weights.parent / RESULT).is_file()
+    if is_result:
+        read_exports(weights.parent)  # refuses a damaged file before anything is written
     data = ExportData(classifier, dataset, as_path(data_dir))
     made = format_of("onnx-int8" if int8 else to, classifier, target.name.removesuffix(target.suffix), data)
     sizes = size_lines(classifier)
-    accuracy = accuracy_line(data, made, is_rounded=int8 or to == "c")
+    measured = measure(data, made)
+    accuracy = measured.line(is_rounded=int8 or to == "c")
     files = made.make([accuracy, *sizes])
     for one, content in zip(targets, files.values(), strict=True):
         write_bytes(one, content)
         print(f"Written: {one}, {len(content):,} bytes")
     print(accuracy, *made.notes(files), *sizes, sep="\n")
+    if measured.images and is_result:
+        add_export(weights.parent, measured.record(f"{to} int8" if int8 else to, target.name, weights.name))
 
 
 def _need(*packages: str) -> None:

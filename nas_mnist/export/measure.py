@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import nan
+from typing import Any, NamedTuple
+
 from torch import Tensor
 
 from ..models.cost import cost_of
@@ -11,19 +14,45 @@ from .export_data import ExportData
 from .formats import Format
 
 
-def accuracy_line(data: ExportData, made: Format, is_rounded: bool) -> str:
-    """The accuracy of a format's files by their own runtime, or why it was not measured."""
+class Measured(NamedTuple):
+    """The accuracy of a format's files by their own runtime."""
+
+    runtime: str
+    images: int  # test images; 0: not measured
+    accuracy: float = nan  # of the files, 0 to 1
+    of_floats: float = nan  # of the network in float32
+    why: str = ""  # it was not measured
+
+    def line(self, is_rounded: bool) -> str:
+        """The accuracy in words; of rounded weights beside that in float32."""
+        if not self.images:
+            return f"Test accuracy: not measured ({self.why})"
+        line = f"Test accuracy: {self.accuracy:.2%} of {self.images:,} images by {self.runtime}"
+        return f"{line}; in float32 {self.of_floats:.2%}" if is_rounded else line
+
+    def record(self, to: str, file: str, weights: str) -> dict[str, Any]:
+        """The record of ``exports.json``."""
+        return {
+            "format": to,
+            "file": file,
+            "weights": weights,
+            "runtime": self.runtime,
+            "test_images": self.images,
+            "test_accuracy": self.accuracy,
+            "float32_accuracy": self.of_floats,
+        }
+
+
+def measure(data: ExportData, made: Format) -> Measured:
+    """Test a format's files on all test images, if there are some and a runtime."""
     if data.test is None:
-        return f"Test accuracy: not measured ({data.missing})"
+        return Measured(made.runtime, 0, why=data.missing)
     if made.run is None:
-        return f"Test accuracy: not measured ({made.runtime})"
+        return Measured(made.runtime, 0, why=made.runtime)
     images, model = data.test.images, data.classifier.model
-    share = _accuracy(data, made.run(made.make([]), images))
-    line = f"Test accuracy: {share:.2%} of {len(images):,} images by {made.runtime}"
-    if not is_rounded:
-        return line
+    accuracy = _accuracy(data, made.run(made.make([]), images))
     floats = _accuracy(data, predict(model, images, data.classifier.normalizer))
-    return f"{line}; in float32 {floats:.2%}"
+    return Measured(made.runtime, len(images), accuracy, floats)
 
 
 def _accuracy(data: ExportData, scores: Tensor) -> float:

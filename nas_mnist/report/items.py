@@ -18,6 +18,7 @@ from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES, Budget, cost_of
 from ..recipes.recipe import RECIPES, current_name, load_recipe
 from ..study.results import StudyResults, TrialRow, retrained_of
+from ..training.exports import read_exports
 from ..training.requirements import Requirement, requirements, summarise
 from ..training.run_store import RESULT, read_result
 
@@ -35,6 +36,7 @@ class ReportItem:
     zoo_accuracies: Sequence[float] = ()  # of a network of the zoo: test accuracies on MNIST, one per seed
     recipe_name: str = ""  # empty for a recipe without a name
     folder: Path | None = None  # of the result
+    exports: Sequence[Mapping[str, Any]] = ()  # the records of ``exports.json`` there
 
     @property
     def best(self) -> TrialRow | None:
@@ -78,10 +80,11 @@ class ReportItem:
 def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
     """A study, with the final result of its best network if that still lies where the study says."""
     results = StudyResults.read(study)
-    best, result = results.best, None
+    best, result, exports = results.best, None, []
     if best and (stored := retrained_of(results.metadata, best.key)):
-        path = Path(stored["folder"]) / RESULT
-        result = read_result(path) if path.is_file() else None
+        folder = Path(stored["folder"])
+        if (folder / RESULT).is_file():
+            result, exports = read_result(folder / RESULT), read_exports(folder)
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
     own_recipe = results.metadata["recipe"]
     data = results.config.data.partition(" ")[0]  # without the fingerprint
@@ -91,6 +94,7 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
         architecture=Architecture.make(best.architecture) if best else None,
         study=results,
         result=result,
+        exports=exports,
         images=mistaken_images(result, data_dir) if result else None,
         about=f"Search on {data} for the best all-convolutional network with at most "
         f"{results.config.budget}{front}.",
@@ -126,6 +130,7 @@ def item_of_result(
         about=f"{result['name']}, trained on all training images of {result['data']['name']}.",
         recipe_name=current_name(str(result.get("recipe_name") or "")),
         folder=folder,
+        exports=read_exports(folder) if folder else (),
     )
 
 
