@@ -352,7 +352,7 @@ def test_a_journal_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_damaged_line_of_a_journal_is_named(journal: Path, damage: bytes) -> None:
     lines = journal.read_bytes().splitlines()
     journal.write_bytes(b"\n".join([*lines[:2], damage, *lines[2:], b""]))
-    with pytest.raises(InputError, match=r"storage: line 3 of .* is damaged .*delete this line") as refused:
+    with pytest.raises(InputError, match=r"^storage: line 3 of .* is damaged .*delete this line") as refused:
         open_storage(f"journal:{journal}")
     assert "\n" not in str(refused.value)
     assert "op_code" not in str(refused.value)

@@ -34,8 +34,8 @@ def check_database(file: Path, create: bool) -> None:
     others = [name for name in tables if not name.startswith(_OPTUNA_TABLES)]
     # Optuna makes `alembic_version` last; other programs make one, too.
     if "studies" not in tables and (others or not create or "alembic_version" in tables):
-        found = ", ".join(sorted(others)[:5]) or ("tables of another program" if tables else "nothing")
-        raise InputError(f"storage: {file} holds no studies, but {found} (use another file)")
+        found = ", ".join(sorted(others)[:5]) or ("tables of another program" if tables else "")
+        raise InputError(f"storage: {file} holds no studies{', but ' * bool(found)}{found} (use another file)")
 
 
 def share_between_processes(engine: Engine, file: Path) -> None:

@@ -67,6 +67,8 @@ def open_storage(url: str, on_stale: StaleTrial | None = None, *, create: bool =
             if file is not None and url.startswith(JOURNAL):
                 return open_journal(file)
             return _open_database(url, on_stale, file)
+    except InputError:
+        raise
     except _CANNOT_OPEN as error:
         if new_folder is not None:
             with contextlib.suppress(OSError):
