@@ -56,7 +56,13 @@ def counts_line(counts: Counter[Verdict]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in parts.items())
 
 
-def candidates_table(rows: Sequence[TrialRow], title: str = "Best candidates") -> Table:
+def best_table(rows: Sequence[TrialRow]) -> Table:
+    """The first of all trained candidates, which are sorted."""
+    of = f" {SHOWN} of {len(rows):,}" if len(rows) > SHOWN else ""
+    return candidates_table(rows[:SHOWN], f"Best{of} candidates")
+
+
+def candidates_table(rows: Sequence[TrialRow], title: str) -> Table:
     """Candidates in the given order."""
     headings = ["Trial", "Accuracy", "Loss", "Params", "MACs", "Flash", "RAM", "Seconds"]
     table = new_table(f"{title} (validation images)", ["Origin"], headings, compact=True)
@@ -171,8 +177,8 @@ def print_item(console: Console, item: ReportItem) -> None:
     print_warning(console, item.data_note)
     if item.study:
         console.print(f"Trials: {counts_line(item.study.counts)}")
-        if best := best_rows(item.study.rows, SHOWN):
-            console.print(candidates_table(best))
+        if rows := best_rows(item.study.rows, len(item.study.rows)):
+            console.print(best_table(rows))
         if front := item.study.front:
             console.print(candidates_table(front, "Pareto front"))
     if item.architecture:

@@ -44,14 +44,14 @@ class Finals:
 
     def choose(self, study: optuna.Study) -> dict[str, Answer]:
         """The answers by name, stored in the study; empty if no candidate was trained to the end."""
-        from ..report.tables import SHOWN, candidates_table
+        from ..report.tables import best_table, candidates_table
         from ..study.results import StudyResults
 
         count, results = self.setup.config.finalist_count, StudyResults.read(study)
         rows = self._candidates(results.rows)
         if not rows:
             return {}
-        self.console.print(candidates_table(rows[:SHOWN]))
+        self.console.print(best_table(rows))
         if self.setup.config.cost_metric:
             self.console.print(candidates_table(results.front, "Pareto front"))
             rows = self._candidates(results.front)

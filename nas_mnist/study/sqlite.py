@@ -35,7 +35,8 @@ def check_database(file: Path, create: bool) -> None:
     # Optuna makes `alembic_version` last; other programs make one, too.
     if "studies" not in tables and (others or not create or "alembic_version" in tables):
         found = ", ".join(sorted(others)[:5]) or ("tables of another program" if tables else "")
-        raise InputError(f"storage: {file} holds no studies{', but ' * bool(found)}{found} (use another file)")
+        but = f", but {found}" if found else ""
+        raise InputError(f"storage: {file} holds no studies{but} (use another file)")
 
 
 def share_between_processes(engine: Engine, file: Path) -> None:
