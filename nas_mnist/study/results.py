@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -262,6 +262,6 @@ def to_frame(rows: list[TrialRow]) -> pd.DataFrame:
     import pandas as pd
 
     names = [name for name in TrialRow.__slots__ if name not in ("architecture", "recipe")]
-    frame = pd.DataFrame([asdict(row) for row in rows], columns=names)
+    frame = pd.DataFrame([[getattr(row, name) for name in names] for row in rows], columns=names)
     whole = ("n_params", "excess", "macs", "flash", "ram", "peak_memory")  # integers, or empty
     return frame.astype(dict.fromkeys(whole, "Int64"))
