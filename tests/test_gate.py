@@ -23,7 +23,7 @@ from nas_mnist.space.sampling import FixedParams
 from nas_mnist.study import search_loop
 from nas_mnist.study.candidate import CandidateSpace
 from nas_mnist.study.config import StudyConfig
-from nas_mnist.study.objective import ARCHITECTURE, Callbacks, Objective
+from nas_mnist.study.objective import ARCHITECTURE, WORST_EXCESS, Callbacks, Objective
 from nas_mnist.study.pruner import eval_epochs
 from nas_mnist.study.search_loop import search as search_candidates
 from nas_mnist.study.study import open_study
@@ -119,7 +119,7 @@ def test_no_trial_over_budget_ever_reported_an_epoch(searched: tuple[optuna.Stud
         assert trial.value is None
         assert trial.user_attrs["excess"] == excess
         assert trial.user_attrs["reason"] == f"{excess:,} parameters too many"
-        assert trial.constraints == {"parameters": pytest.approx(excess / budget)}
+        assert trial.constraints == {"parameters": pytest.approx(min(excess / budget, WORST_EXCESS))}
         assert "epochs" not in trial.user_attrs
 
 
@@ -252,6 +252,7 @@ def test_draws_that_make_no_network_are_stored_as_impossible_and_cost_no_trial(m
     for trial in impossible:
         assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {})
         assert "does not fit a map of" in trial.user_attrs["reason"]
+        assert trial.constraints == {"parameters": WORST_EXCESS}
         assert "n_params" not in trial.user_attrs
 
 
@@ -260,6 +261,7 @@ def test_a_space_that_seldom_fits_is_helped_to_a_candidate(make: MakeStudy) -> N
     text = '[[stages]]\nblocks = 1\nchannels = { min = 1, max = 900 }\ndownsample = "stride"\n'
     study = make(text, 60).search(2)  # 9 + 2 + 20 or 18 + 4 + 30 parameters: one or two channels
     assert {trial.user_attrs["n_params"] for trial in done(study)} == {31, 52}
+    assert 0 < max(trial.constraints["parameters"] for trial in study.trials) <= WORST_EXCESS
 
 
 def test_five_failures_in_a_row_end_the_search_with_advice(make: MakeStudy) -> None:

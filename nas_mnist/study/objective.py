@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 # System attributes of a trial: as user attributes they would make its page in the dashboard very wide.
 ARCHITECTURE, RECIPE = "nas_mnist:architecture", "nas_mnist:recipe"
 
-IMPOSSIBLE_EXCESS = 1.0  # the constraint of draws that make no network: as a cost of twice the limit
+# The constraint of draws that make no network, and the highest of all: as a cost of eleven times the limit.
+WORST_EXCESS = 10.0
 
 Values = float | tuple[float, float]  # accuracy (0 to 1), or accuracy and cost
 
@@ -94,7 +95,7 @@ class Objective:
             return self.candidates.draw(trial)
         except InputError as error:
             for unit in self.candidates.budget.limits:
-                trial.set_constraint(unit, IMPOSSIBLE_EXCESS)
+                trial.set_constraint(unit, WORST_EXCESS)
             raise self._end(trial, Verdict.IMPOSSIBLE, str(error)) from None
 
     def _check_budget(self, trial: Trial, cost: Cost) -> None:
@@ -103,7 +104,7 @@ class Objective:
         excess = budget.excess(cost)
         trial.set_user_attr("excess", excess["parameters"])
         for unit, over in excess.items():
-            trial.set_constraint(unit, over / budget.limits[unit])
+            trial.set_constraint(unit, min(over / budget.limits[unit], WORST_EXCESS))
         if not budget.fits(cost):
             too_much = [f"{over:,} {unit} too many" for unit, over in excess.items() if over > 0]
             raise self._end(trial, Verdict.OVER_BUDGET, ", ".join(too_much))
