@@ -242,7 +242,7 @@ def _means_table(frame: DataFrame) -> Table:
     from ..report.tables import SUMMARY, new_table, summary_cells
 
     title = "Validation images after the last epoch"
-    headings = ["Params", "Images", *SUMMARY, "Loss", "Seconds"]
+    headings = ["Params", "Images", *SUMMARY[:3], "Loss", "Seconds"]  # without the interval: 80 columns
     table = new_table(title, ["Network", "Recipe"], headings, compact=True)
     groups = [group for _, group in frame.groupby(["key", "digest", "images"])]
     for group in sorted(groups, key=lambda one: (-one["images"].iloc[0], one["validation_loss"].mean())):
@@ -250,7 +250,8 @@ def _means_table(frame: DataFrame) -> Table:
         summary = summarise(list(group["validation_accuracy"]))
         more = f"{group['validation_loss'].mean():.4f}", f"{group['seconds'].mean():.0f}"
         sizes = f"{first['n_params']:,}", f"{first['images']:,}"
-        table.add_row(first["network"], first["recipe"], *sizes, *summary_cells(summary), *more)
+        name = Path(first["network"]).name.removesuffix(".json")
+        table.add_row(name, first["recipe"], *sizes, *summary_cells(summary)[:3], *more)
     return table
 
 
