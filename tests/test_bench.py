@@ -14,7 +14,7 @@ from conftest import Runner
 
 import nas_mnist.bench.__main__ as bench
 from nas_mnist.bench import networks, speed
-from nas_mnist.bench.trainings import COLUMNS, rank_correlations, read_rows
+from nas_mnist.bench.trainings import COLUMNS, TABLE, rank_correlations
 from nas_mnist.data.dataset import DataSet, load
 from nas_mnist.models.architecture import Architecture
 from nas_mnist.models.network import build
@@ -134,7 +134,7 @@ def test_the_help_of_a_sub_command_names_it(name: str, invoke: Runner) -> None:
 
 
 def test_the_committed_table_counts_as_trained() -> None:
-    rows = read_rows(Path(__file__).parents[1] / "reports" / "trainings" / "mnist.csv")
+    rows = TABLE.read(Path(__file__).parents[1] / "reports" / "trainings" / "mnist.csv")
     assert len(rows) > 50
     assert load_recipe("tiny").digest in {row["digest"] for row in rows if row["recipe"] == "tiny"}
 
@@ -149,7 +149,7 @@ def test_trainings_are_compared_and_the_table_grows(work: Path, invoke: Runner) 
     first = (work / "t" / "r.csv").read_text()
     heading, _ = first.splitlines()
     assert heading.split(",") == COLUMNS
-    (row,) = read_rows(work / "t" / "r.csv")
+    (row,) = TABLE.read(work / "t" / "r.csv")
     assert (row["network"], row["recipe"], row["seed"]) == ("net.json", "published:epochs=1", 0)
     assert (row["n_params"], row["images"]) == (18 + 4 + 30, 3473)
     assert 0 < row["train_loss"] < 10
@@ -171,7 +171,7 @@ def test_trainings_are_compared_and_the_table_grows(work: Path, invoke: Runner) 
     assert (work / "t" / "r.csv").read_text() == rows
     wide = invoke("bench train", *common, "--max-params", 500, "--seeds", 1)
     assert wide.code == 0
-    assert 400 < read_rows(work / "t" / "r.csv")[-1]["n_params"] <= 500
+    assert 400 < TABLE.read(work / "t" / "r.csv")[-1]["n_params"] <= 500
 
 
 def test_short_trainings_are_ranked_against_those_on_the_most_images() -> None:

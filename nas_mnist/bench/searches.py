@@ -5,7 +5,6 @@ Each search is the command that a user types, in a folder of its own. An interru
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from ..core.cli import (
     HOW_WELL,
@@ -33,16 +32,16 @@ from ..core.cli import (
 )
 from ..core.defaults import MAX_PARAMS, MAX_SEED
 from ..core.errors import InputError, NoResultError
-from ..core.fileio import check_writable, read_text, write_bytes
+from ..core.fileio import check_writable
 from ..core.process_pool import auto_workers, parse_workers
 from ..models.architecture import Architecture
 from ..recipes.recipe import stored_recipe
 from ..search.effort import DEFAULT_EFFORT, EFFORTS
 from ..training.jobs import RetrainJob, Source, retrain_seeds
+from .rows import Row, TableFormat
 
 if TYPE_CHECKING:
     import optuna
-    from pandas import DataFrame
     from rich.console import Console
     from rich.table import Table
 
@@ -59,7 +58,11 @@ SECONDS, TESTED = "search_seconds", "tested"
 SEARCH = ["max_params", "seed", "effort", "objective", "seconds", "trials", "trained", "stopped", "rejected"]
 ANSWER = ["origin", "answer", "n_params", "macs", "validation_accuracy", "validation_loss"]
 COLUMNS = [*SEARCH, *ANSWER, "test_mean", "test_std", "seeds"]
-Row = dict[Any, Any]  # by column
+TABLE = TableFormat(
+    "searches",
+    COLUMNS,
+    {"max_params": int, "seed": int, "trials": int, "objective": str, "effort": str, "seeds": "Int64"},
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def searches(
         raise InputError(f"--effort: {effort!r} (use {', '.join(EFFORTS)})")
     if target is not None and not 0 < target < 100:
         raise InputError(f"--target: {target} (use more than 0 and less than 100)")
-    processes, rows = parse_workers(workers), read_rows(path)
+    processes, rows = parse_workers(workers), TABLE.read(path)
     check_writable(path.parent, "--table")
     check_writable(FOLDER, str(FOLDER))
 
@@ -142,7 +145,7 @@ def searches(
             if any(kind.is_row(row, number) for row in rows):
                 continue
             rows += bench.run(kind, number, all_answers=number < ALL_ANSWERS)
-            write_bytes(path, _frame(rows).to_csv(index=False, lineterminator="\n").encode())
+            TABLE.write(path, rows)
     console.print(_table(rows))
     console.print(f"Written: {path}")
 
@@ -232,27 +235,6 @@ def _environment() -> dict[str, str]:
     """This process's environment, with a folder of data that is right in another folder, too."""
     folder = os.environ.get("NAS_MNIST_DATA")
     return {**os.environ, "NAS_MNIST_DATA": str(Path(folder).resolve())} if folder else {**os.environ}
-
-
-def _frame(rows: Sequence[Row]) -> DataFrame:
-    import pandas as pd
-
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.astype({"seeds": "Int64"})
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a table, which may not exist; raises `InputError` for another format."""
-    import pandas as pd
-
-    if not path.exists():
-        return []
-    text = read_text(path, "--table")
-    try:
-        frame = pd.read_csv(io.StringIO(text), dtype={"objective": str, "effort": str})
-        return frame[COLUMNS].astype({"max_params": int, "seed": int, "trials": int}).to_dict("records")
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"--table: {path} is no table of searches (use a new file)") from None
 
 
 def _table(rows: Sequence[Row]) -> Table:

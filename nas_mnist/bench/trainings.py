@@ -6,7 +6,6 @@ README.md in this folder documents the columns of its table.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -30,7 +29,7 @@ from ..core.cli import (
 )
 from ..core.defaults import MAX_SEED
 from ..core.errors import InputError
-from ..core.fileio import check_writable, read_text, write_bytes
+from ..core.fileio import check_writable
 from ..core.process_pool import auto_workers, parse_workers, run_workers
 from ..lookup import resolve
 from ..models.architecture import Architecture
@@ -40,6 +39,7 @@ from ..recipes.recipe import Recipe, load_recipe
 from ..training.jobs import Source, ValidateJob, Validation
 from ..training.requirements import summarise
 from ..training.stability import stability_warning
+from .rows import Row, TableFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +50,14 @@ DEFAULT_TABLE = "reports/trainings/mnist.csv"
 KEYS = ["key", "digest", "data", "images", "seed"]  # two trainings with the same values are the same training
 RESULTS = ["seconds", "train_loss", "validation_loss", "validation_accuracy"]
 COLUMNS = ["network", "n_params", "macs", "recipe", *KEYS, *RESULTS]
+TABLE = TableFormat(
+    "trainings",
+    COLUMNS,
+    dict.fromkeys(["key", "digest", "data"], str)
+    | {"seed": int, "images": int}
+    | dict.fromkeys(RESULTS, float),
+)
 MIN_RANKED = 5  # networks, for a rank correlation
-Row = dict[Any, Any]  # by column
 
 
 def train(
@@ -93,7 +99,7 @@ def train(
     from ..training.loop import check_batches
 
     device_type = pick_device(device).type
-    rows, data = read_rows(path), load(dataset, as_path(data_dir))
+    rows, data = TABLE.read(path), load(dataset, as_path(data_dir))
     train_data, fingerprint = data.split()[0], f"{data.name} {data.fingerprint}"
     counts = sorted(set(images or [len(train_data)]))
     if counts[-1] > len(train_data):
@@ -123,7 +129,7 @@ def train(
     for count, trainings in jobs.items():
         part = None if count == len(train_data) else count
         _train(trainings, wanted, rows, path, ValidateJob(trainings, source, part), processes)
-    frame = _frame([one for one in rows if one["key"] in {row["key"] for row in wanted}])
+    frame = TABLE.frame([one for one in rows if one["key"] in {row["key"] for row in wanted}])
     console.print(_means_table(frame[frame["data"] == fingerprint]))
     if ranks := rank_correlations(frame[frame["data"] == fingerprint]):
         console.print(_ranks_table(ranks))
@@ -183,33 +189,12 @@ def _train(
         values = round(seconds[training.name], 1), log.newest[training.name].train_loss
         loss = score.loss if score else float(losses.mean())
         rows.append(wanted[int(key)] | dict(zip(RESULTS, (*values, loss, accuracy), strict=True)))
-        write_bytes(path, _frame(rows).to_csv(index=False, lineterminator="\n").encode())
+        TABLE.write(path, rows)
         console.print(f"{training.name}: {accuracy:.2%}, loss {loss:.4f}", markup=False)
 
     with EpochLog(console, trainings[0].recipe.epochs, len(trainings), lines=False) as log:
         count = processes or auto_workers(job.source.device)
         run_workers(job, count, len(trainings), {"epoch": on_epoch, "score": on_score})
-
-
-def _frame(rows: Sequence[Row]) -> DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a table, which may not exist; raises `InputError` for another format."""
-    import pandas as pd
-
-    if not path.exists():
-        return []
-    text = read_text(path, "--table")
-    try:
-        frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(["key", "digest", "data"], str))
-        types = {"seed": int, "images": int} | dict.fromkeys(RESULTS, float)
-        return frame[COLUMNS].astype(types).to_dict("records")
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"--table: {path} is no table of trainings (use a new file)") from None
 
 
 def rank_correlations(frame: DataFrame) -> list[tuple[int, str, int, float, float]]:
