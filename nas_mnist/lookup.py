@@ -194,7 +194,7 @@ def _from_study(what: str, study: str, storage: str, trial: int | None) -> Named
         recipe = stored_recipe(chosen.recipe or usual, f"study {study!r}: recipe").with_epochs(
             usual["epochs"]
         )
-        dataset = metadata.get("dataset") or results.config.data.partition(" ")[0]  # else of an older study
+        dataset = results.dataset
         retrained, weights = retrained_of(metadata, chosen.key), None
         if retrained and (file := Path(retrained["folder"]) / RESULT).is_file():
             weights = _lowest_seed(file.parent, read_result(file))
@@ -203,7 +203,7 @@ def _from_study(what: str, study: str, storage: str, trial: int | None) -> Named
         architecture=Architecture.make(chosen.architecture),
         recipe=recipe,
         recipe_name=f"of study {study!r}",
-        dataset=str(dataset),
+        dataset=dataset,
         about=_about(what if trial is None else "one", results, chosen.trial),
         budget=results.config.max_params,
         weights=weights,

@@ -277,6 +277,7 @@ def test_own_colour_pictures_from_a_folder_to_a_prediction(work: Path, invoke: R
     assert Classifier.load(folder / "weights-seed-0.safetensors").class_names == ("leaf", "rose")
     page = (work / "reports" / "nas_mnist" / "report.html").read_text()
     assert "50 colour images" in page
+    assert "Search on folder:own for the best" in page
     for name in ("rose", "leaf"):
         ended = invoke("predict", f"own/{name}/3.png", "--network", "best")
         assert (ended.code, ended.out.splitlines()[0]) == (0, f"class {name}")

@@ -59,7 +59,7 @@ class ReportItem:
         if self.result:
             return str(self.result["data"]["name"])
         if self.study:
-            return self.study.config.data.partition(" ")[0]  # without the fingerprint
+            return self.study.dataset
         return "mnist" if self.zoo_accuracies else ""
 
     @property
@@ -87,7 +87,6 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
             result, exports = read_result(folder / RESULT), read_exports(folder)
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
     own_recipe = results.metadata["recipe"]
-    data = results.config.data.partition(" ")[0]  # without the fingerprint
     front = f", for every number of {COST_NAMES[results.cost_metric]}" if results.cost_metric else ""
     return ReportItem(
         name=results.name,
@@ -96,7 +95,7 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
         result=result,
         exports=exports,
         images=mistaken_images(result, data_dir) if result else None,
-        about=f"Search on {data} for the best all-convolutional network with at most "
+        about=f"Search on {results.dataset} for the best all-convolutional network with at most "
         f"{results.config.budget}{front}.",
         recipe_name=next((name for name, fields in recipes.items() if fields == own_recipe), ""),
     )

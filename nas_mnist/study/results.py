@@ -158,6 +158,12 @@ class StudyResults:
         return StudyConfig.from_metadata(self.metadata)
 
     @property
+    def dataset(self) -> str:
+        """The name of the data set, as ``--dataset`` takes it."""
+        stored = self.metadata.get("dataset")  # not in older studies
+        return str(stored or self.config.data.partition(" ")[0])
+
+    @property
     def answers(self) -> dict[str, Answer]:
         """The answers of the search, by name; empty before its finals."""
         return {name: Answer(**fields) for name, fields in self.metadata.get(ANSWERS, {}).items()}
