@@ -80,7 +80,8 @@ def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalis
     headings = ["Params", "MACs", "Seeds", "Accuracy", "Loss", "Verdict"]
     title = "Finalists with fresh seeds (validation images)"
     table = new_table(title, ["Candidate", "Origin"], headings, compact=True)
-    table.columns[0].no_wrap = True
+    table.columns[0].no_wrap, table.columns[-1].no_wrap = True, False
+    table.columns[1].min_width = len("Origin")
     for one in sorted(finalists, key=lambda one: scores.loss(one.key)):
         cost = cost_of(one.architecture)
         numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
