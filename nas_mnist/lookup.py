@@ -15,7 +15,7 @@ Loads torch only to read a FILE.safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,9 @@ from .training.run_store import RESULT, read_result, weights_file
 if TYPE_CHECKING:
     from .study.results import StudyResults
     from .training.classifier import Classifier
+
+
+LEADER = "leader"  # of a study without a winner
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,15 @@ class NamedNetwork:
 
 
 def resolve(
-    what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_STORAGE, trial: int | None = None
+    what: str,
+    study: str = DEFAULT_STUDY,
+    storage: str = DEFAULT_STORAGE,
+    trial: int | None = None,
+    others: Sequence[str] = tuple(ANSWERS),
 ) -> NamedNetwork:
     """The network called ``what``; ``study`` and ``storage`` count for answers, ``trial`` for ``best``.
+
+    ``others``: what the caller takes beside names of the zoo, for the advice.
 
     A name of the zoo goes before a folder of the same name. Raises `InputError`, and `NoResultError` if the
     study has no winner.
@@ -76,7 +85,7 @@ def resolve(
     if what.endswith(".safetensors"):
         return _from_weights(Path(what))
     more = ", a .json or .safetensors file, or a folder of results"
-    advice = choices(what, [*zoo.names(), *ANSWERS], more)
+    advice = choices(what, [*zoo.names(), *others], more)
     raise InputError(f"network: {what[:80]!r} is not known {advice}")
 
 
@@ -99,7 +108,8 @@ def find_weights(what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_S
     if found.weights is not None:
         return found.name, found.weights
     if what in ANSWERS:
-        raise NoResultError(f"{found.about}, is not trained yet (continue the search without --no-retrain)")
+        more = "to its end" if found.about.startswith(LEADER) else "without --no-retrain"
+        raise NoResultError(f"{found.about}, is not trained yet (continue the search {more})")
     train = f"python -m nas_mnist.reproduce {what}"
     raise InputError(f"weights: {what} has none (train it with {train}, then use the folder of results)")
 
@@ -163,7 +173,7 @@ def _lowest_seed(folder: Path, result: Mapping[str, Any]) -> Path | None:
 def _about(what: str, study: StudyResults, trial: int) -> str:
     """An answer of a study in words; before its finals ``best`` is its leader."""
     if what == "best" and study.winner is None:
-        return f"leader of study {study.name!r}, which has no winner yet: trial {trial}"
+        return f"{LEADER} of study {study.name!r}, which has no winner yet: trial {trial}"
     return f"{what} of study {study.name!r}, trial {trial}"
 
 

@@ -359,6 +359,13 @@ CASES = {
     "dataset: a file as idx": Case(
         "search", ["--dataset", "idx:data"], ["data is a file", "npz:FILE"], {"data": "x"}
     ),
+    "dataset: mistyped kind": search(["--dataset", "nzp:/home/me/own.npz"], "did you mean 'npz'?"),
+    "dataset: kind alone": search(["--dataset", "npz:"], "use npz:FILE or npz:FOLDER"),
+    "start: mistyped": search([*SMALL, "--start", "zo"], "--start: 'zo'", "did you mean 'zoo'?"),
+    "report: mistyped": Case("report", ["zooo"], ["'zooo'", "did you mean 'zoo'?"]),
+    "answer: mistyped": Case("describe", ["smalest", "--study", "s"], ["did you mean 'smallest'?"]),
+    "size: commas": search(["--max-ram", "20,00"], "--max-ram", "use a size such as 32KB"),
+    "size: a count": search(["--max-flash", "8k"], "--max-flash", "use a size such as 32KB"),
     "network: mistyped": Case("describe", ["refrence"], ["'refrence'", "did you mean 'reference'?"]),
     "architecture: mistyped key": architecture(
         json.dumps({"blocks": [{"kind": "residual", "body": [CONV | {"kernl": 3}]}]}),

@@ -139,8 +139,14 @@ def test_the_committed_table_counts_as_trained() -> None:
     assert load_recipe("tiny").digest in {row["digest"] for row in rows if row["recipe"] == "tiny"}
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.usefixtures("one_process")
-def test_trainings_are_compared_and_the_table_grows(work: Path, invoke: Runner) -> None:
+def test_trainings_are_compared_and_the_table_grows(
+    work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (work / "net.json").write_text('{"blocks": [{"kind": "conv", "channels": 2}, {"kind": "pool"}]}')
     common = ["net.json", "--dataset", "mnist-5k", "--table", "t/r.csv", "--workers", 1]
     common += ["--recipe", "published:epochs=1"]
@@ -169,6 +175,11 @@ def test_trainings_are_compared_and_the_table_grows(work: Path, invoke: Runner) 
     assert len(rows.splitlines()) == 6
     assert "Nothing to train" in invoke("bench train", *grown).out
     assert (work / "t" / "r.csv").read_text() == rows
+    with monkeypatch.context() as patched:
+        patched.setattr("nas_mnist.bench.trainings.run_workers", interrupted)
+        stopped = invoke("bench train", *common, "--max-params", 500, "--seeds", 2)
+    assert (stopped.code, stopped.err) == (130, "")
+    assert "Kept in t/r.csv: 0 of 2 trainings" in stopped.out
     wide = invoke("bench train", *common, "--max-params", 500, "--seeds", 1)
     assert wide.code == 0
     assert 400 < TABLE.read(work / "t" / "r.csv")[-1]["n_params"] <= 500

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nas_mnist.core.cli import real, whole
+from nas_mnist.core.cli import real, size, whole
 from nas_mnist.core.errors import InputError
 from nas_mnist.core.process_pool import MAX_WORKERS, parse_workers, threads_per_process
 
@@ -19,6 +19,17 @@ from nas_mnist.core.process_pool import MAX_WORKERS, parse_workers, threads_per_
 def test_whole_numbers_may_have_separators_a_factor_and_leading_zeros(text: str, number: int) -> None:
     assert whole(0, 10**9)(text) == number
     assert real(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("32KB", 32_768), ("1.5kb", 1_536), ("1 MB", 1_048_576), ("16384", 16_384), ("100B", 100)),
+        *(("20,000", 20_000), ("20_000", 20_000), ("1,024KB", 1_048_576), ("1_024 kB", 1_048_576)),
+    ],
+)
+def test_sizes_take_units_of_1024_bytes_and_separators(text: str, number: int) -> None:
+    assert size(1, 10**9)(text) == number
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,34 @@ def test_a_storage_that_is_moved_or_deleted_ends_the_search(url: str, how: str, 
     assert file.exists() == (how == "replaced")  # nothing was made in its place
 
 
+DAMAGE = {
+    "a page": lambda file: file.write_bytes(
+        file.read_bytes()[:8192] + bytes(4096) + file.read_bytes()[12288:]
+    ),
+    "a table": lambda file: changed(file, "ALTER TABLE trials RENAME COLUMN number TO nr"),
+    "an attribute": lambda file: changed(file, "UPDATE trial_user_attributes SET value_json = '{'"),
+    "another file": lambda file: file.write_text("no database" * 100),
+}
+
+
+def changed(file: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute(statement)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_database_is_called_damaged(what: str, tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    study = optuna.create_study(study_name="s", storage=f"sqlite:///{file}")
+    trial = study.ask()
+    trial.set_user_attr("verdict", "trained")
+    study.tell(trial, 0.5)
+    study._storage.remove_session()
+    DAMAGE[what](file)
+    with pytest.raises(InputError, match=r"^storage: .*study.db is damaged, or no database .*a copy"):
+        load_study(f"sqlite:///{file}", "s")
+
+
 def test_a_journal_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")

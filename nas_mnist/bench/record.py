@@ -106,7 +106,11 @@ def record(
         console.print(f"candidate {curve.candidate}: {reached}")
 
     if missing:
-        run_workers(job, processes or auto_workers(device_type), len(missing), {"curve": keep})
+        try:
+            run_workers(job, processes or auto_workers(device_type), len(missing), {"curve": keep})
+        except KeyboardInterrupt:
+            console.print(f"Kept in {path}: {len(known)} of {candidates} curves; the same command continues")
+            raise
     console.print(f"Written: {path}")
 
 

@@ -126,9 +126,16 @@ def train(
             if warning := stability_warning(architecture, used):
                 print_warning(console, f"{name}, {recipe_name}: {warning}")
     source = Source(dataset, as_path(data_dir), device_type)
-    for count, trainings in jobs.items():
-        part = None if count == len(train_data) else count
-        _train(trainings, wanted, rows, path, ValidateJob(trainings, source, part), processes)
+    begun, missing = len(rows), sum(map(len, jobs.values()))
+    try:
+        for count, trainings in jobs.items():
+            part = None if count == len(train_data) else count
+            _train(trainings, wanted, rows, path, ValidateJob(trainings, source, part), processes)
+    except KeyboardInterrupt:
+        console.print(
+            f"Kept in {path}: {len(rows) - begun} of {missing} trainings; the same command continues"
+        )
+        raise
     frame = TABLE.frame([one for one in rows if one["key"] in {row["key"] for row in wanted}])
     console.print(_means_table(frame[frame["data"] == fingerprint]))
     if ranks := rank_correlations(frame[frame["data"] == fingerprint]):

@@ -8,7 +8,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from decimal import Decimal
 from errno import ENAMETOOLONG
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ import typer
 import typer.core
 
 from .defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
-from .errors import InputError, NoResultError, choices
+from .errors import InputError, NoResultError, choices, closest
 from .fileio import check_new, expand_user
 from .numbers import parse_number, parse_whole
 from .signals import raise_on
@@ -157,10 +156,11 @@ def size(low: int, high: int) -> Callable[[str], int]:
     """A parser of bytes for an option: ``32KB`` (of 1,024 bytes), ``1.5MB`` or ``16384``."""
 
     def parse(text: str) -> int:
-        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?(|[kKmM]?[bB])", str(text))
-        unit = found[2].upper() if found else ""
-        number = Decimal(found[1]) * {"KB": 1 << 10, "MB": 1 << 20}.get(unit, 1) if found else low - 1
-        if not low <= number <= high or number != int(number):
+        found = re.fullmatch(r"([0-9.,_]{1,20}) ?(|[kKmM]?[bB])", str(text))
+        number = parse_number(found[1]) if found else None
+        if found and number is not None:
+            number *= {"KB": 1 << 10, "MB": 1 << 20}.get(found[2].upper(), 1)
+        if number is None or not low <= number <= high or number != int(number):
             raise typer.BadParameter(f"{_short(str(text))!r} (use a size such as 32KB, 1MB or 16384)")
         return int(number)
 
@@ -183,6 +183,10 @@ def check_in_use(option: str, given: object, default: object, used: bool, where:
 def check_lookup(what: str, study: str, storage: str) -> None:
     """Raise `InputError` for a bad study name, and for --study and --storage without ``best``."""
     check_name("--study", study)
+    of_study = (study, storage) != (DEFAULT_STUDY, DEFAULT_STORAGE)
+    if of_study and what not in ANSWERS and re.fullmatch(r"\w+", what) and closest(what, list(ANSWERS)):
+        advice = choices(what, ANSWERS, ", or a network without --study and --storage")
+        raise InputError(f"network: {what!r} is not known {advice}")
     check_in_use("--study", study, DEFAULT_STUDY, what in ANSWERS, "with best, smaller or smallest")
     check_in_use("--storage", storage, DEFAULT_STORAGE, what in ANSWERS, "with best, smaller or smallest")
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError, choices
+from ..core.errors import InputError, choices, closest
 from ..core.fileio import expand_user
 from .arrays import Array, Classes, RawData, is_grey
 from .cache import cache_folder, cached
@@ -136,8 +136,10 @@ def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSe
     if name in TORCHVISION:
         return _from_torchvision(name, data_dir, quiet)
     if name not in DATASETS[:2]:
-        if form := next((one for one in _OWN if one.startswith(f"{kind}:")), None):
-            raise InputError(f"dataset: {name!r} is not known (use {form})")
+        if forms := [one for one in _OWN if one.startswith(f"{kind}:")]:
+            raise InputError(f"dataset: {name!r} is not known (use {' or '.join(forms)})")
+        if ":" in name and (guess := closest(kind, [one.partition(":")[0] for one in _OWN])):
+            raise InputError(f"dataset: {name!r} is not known ({guess}use {', '.join(DATASETS)})")
         raise InputError(f"dataset: {name!r} is not known {choices(name, DATASETS)}")
     return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir, quiet)
 

@@ -105,7 +105,7 @@ def item_of_name(what: str, data_dir: Path | None) -> ReportItem:
     """A folder of results, a network of the zoo, or a network in a file; raises `InputError`."""
     if what in ANSWERS:
         raise InputError(f"report: {what!r} belongs to a study (use --study NAME)")
-    found = resolve(what)
+    found = resolve(what, others=["zoo"])
     if found.result is not None:
         return item_of_result(found.result, found.name, data_dir, found.folder)
     return ReportItem(

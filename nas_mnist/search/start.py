@@ -48,7 +48,10 @@ def given_networks(start: Sequence[str], budget: Budget, data: DataSet) -> tuple
 def _one(name: str, budget: Budget, data: DataSet) -> Given:
     if name in ANSWERS:
         raise InputError(f"--start: {name!r} (use a name of the zoo, a file, a folder of results, or zoo)")
-    network = resolve(name)
+    try:
+        network = resolve(name, others=[WHOLE_ZOO])
+    except InputError as error:
+        raise InputError(f"--start: {str(error).removeprefix('network: ')}") from None
     try:
         _check(network.architecture, budget, data)
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..core.errors import InputError
 from .presence import FilePresence
 
 LOCK_TIMEOUT = 60  # seconds that a process waits for its turn
+_SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such column", "no such table", "constraint failed")
 _OPTUNA_TABLES = ("stud", "trial", "version_info", "alembic_version")  # prefixes of their names
 
 
@@ -29,7 +31,9 @@ def check_database(file: Path, create: bool) -> None:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
     except sqlite3.Error as error:
-        raise InputError(f"storage: {file} is no readable SQLite database ({error})") from None
+        if is_damage(error):
+            raise InputError(damaged(file)) from None
+        raise InputError(f"storage: {file} cannot be read ({error})") from None
     tables = {name for name in tables if not name.startswith("sqlite_")}  # of SQLite itself
     others = [name for name in tables if not name.startswith(_OPTUNA_TABLES)]
     # Optuna makes `alembic_version` last; other programs make one, too.
@@ -37,6 +41,24 @@ def check_database(file: Path, create: bool) -> None:
         found = ", ".join(sorted(others)[:5]) or ("tables of another program" if tables else "")
         but = f", but {found}" if found else ""
         raise InputError(f"storage: {file} holds no studies{but} (use another file)")
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that the file's content is wrong: it is damaged.
+
+    A full disk and a lock that is held are no damage; the driver has one type of error for both.
+    """
+    while error is not None:
+        text = str(getattr(error, "orig", None) or error)
+        if isinstance(error, JSONDecodeError) or any(sign in text for sign in _SIGNS_OF_DAMAGE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def damaged(file: Path) -> str:
+    """What to do about a file that holds no proper database."""
+    return f"storage: {file} is damaged, or no database (restore it from a copy, or use another file)"
 
 
 def share_between_processes(engine: Engine, file: Path) -> None:

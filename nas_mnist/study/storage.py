@@ -13,6 +13,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Container, Iterator
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ..core.fileio import check_regular, check_writable
 from .journal import JOURNAL, check_journal, open_journal
 from .owner import OWNER, is_alive
 from .presence import moved
-from .sqlite import LOCK_TIMEOUT, check_database, share_between_processes
+from .sqlite import LOCK_TIMEOUT, check_database, damaged, is_damage, share_between_processes
 
 HEARTBEAT, GRACE = 10, 30  # seconds; a running trial without a heartbeat for GRACE is taken over
 CREATE_TIMEOUT = 10  # seconds in which another process makes the tables of a new database
@@ -128,12 +129,15 @@ def dashboard_command(url: str) -> str:
     return shlex.join(["optuna-dashboard", storage, "--artifact-dir", str(artifact_folder(url))])
 
 
-_LOST = (StorageLostError, SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError)
+_LOST = (StorageLostError, SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, JSONDecodeError)
 
 
 @contextlib.contextmanager
 def storage_guard(url: str) -> Iterator[None]:
-    """Raise `StorageLostError` where the storage is lost meanwhile: no server, no disk space."""
+    """Raise `StorageLostError` where the storage is lost meanwhile: no server, no disk space.
+
+    Raises `InputError` for a damaged database.
+    """
     file = storage_file(url)
     existed = file is not None and file.exists()
     try:
@@ -148,6 +152,8 @@ def storage_guard(url: str) -> Iterator[None]:
             raise lost from None
         if file is not None and existed and not file.exists():
             raise StorageLostError(moved(file)) from None
+        if file is not None and is_damage(lost):
+            raise InputError(damaged(file)) from None
         advice = "what is stored is kept, and the same command goes on"
         raise StorageLostError(f"storage: {hide_password(url)} failed ({_reason(lost)}); {advice}") from None
 
@@ -245,6 +251,8 @@ def _reason(error: BaseException) -> str:
     error = error.__cause__ or error
     lines = str(getattr(error, "orig", None) or error).splitlines()
     text = lines[0] if lines else type(error).__name__
+    if text == "disk I/O error":
+        return f"{text}: is the disk full?"
     if "pip install -U optuna" in text:  # also where another program has its tables in the same database
         return "its tables are of another program, or of a later version of Optuna; use another database"
     if isinstance(error, ModuleNotFoundError) and error.name in ("psycopg", "psycopg2"):

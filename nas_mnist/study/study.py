@@ -22,16 +22,17 @@ INITIALISE_TIMEOUT = 10  # seconds; then the process that made an incomplete stu
 
 
 def load_study(url: str, name: str) -> optuna.Study:
-    """An existing study, to read; raises `InputError`."""
+    """An existing study, to read; raises `InputError`, and `StorageLostError` where the storage fails."""
     storage = open_storage(url, requeue_once, create=False)
-    known = optuna.get_all_study_names(storage)
-    if name not in known:
-        others = " or ".join(f"--study {other}" for other in known) or "another --storage"
-        advice = f"({closest(name, known)}use {others})"
-        raise InputError(f"study: {name!r} is not in {hide_password(url)} {advice}")
-    study = optuna.load_study(study_name=name, storage=storage)
-    if not _is_readable(study):
-        raise InputError(_not_ours(url, name, "--study"))
+    with storage_guard(url):
+        known = optuna.get_all_study_names(storage)
+        if name not in known:
+            others = " or ".join(f"--study {other}" for other in known) or "another --storage"
+            advice = f"({closest(name, known)}use {others})"
+            raise InputError(f"study: {name!r} is not in {hide_password(url)} {advice}")
+        study = optuna.load_study(study_name=name, storage=storage)
+        if not _is_readable(study):
+            raise InputError(_not_ours(url, name, "another --study, or restore the storage from a copy"))
     return study
 
 
