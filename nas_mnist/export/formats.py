@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,10 @@ from torch import Tensor
 from ..models.cost import cost_of
 from ..training.classifier import Classifier, WithPreprocessing
 from ..training.evaluate import predict
-from .c_source import c_source, three_classes
+from .c_source import c_source, identifier, three_classes
 from .compilers import cortex_sizes, host_compiler, run_c
 from .folded import FoldedNetwork
-from .onnx_file import to_int8_onnx, to_onnx
+from .onnx_file import is_scaled, to_int8_onnx, to_onnx
 from .python_source import python_source
 from .quantise import quantise
 
@@ -82,7 +83,15 @@ def _c(classifier: Classifier, stem: str, data: ExportData) -> Format:
         return run_c(compiler, files, images)
 
     name = "no C compiler" if compiler is None else f"the compiled C ({Path(compiler).name})"
-    return Format(make, run if compiler else None, name, lambda files: [cortex_sizes(files)])
+    return Format(
+        make, run if compiler else None, name, lambda files: [_self_test(stem), cortex_sizes(files)]
+    )
+
+
+def _self_test(stem: str) -> str:
+    return (
+        f"Self-test: cc -Os -std=c99 -D{identifier(stem).upper()}_TEST {shlex.quote(f'{stem}.c')} && ./a.out"
+    )
 
 
 def _python(classifier: Classifier, stem: str) -> Format:
@@ -123,8 +132,8 @@ def _onnx(classifier: Classifier, stem: str, data: ExportData | None) -> Format:
     folded, about = FoldedNetwork(classifier), metadata(classifier)
     if data is None:
         content = to_onnx(folded, about)
-        shared = sum(call.layer.weights_of is not None for call in folded.calls)
-        repeats = f"; {shared} repeated convolutions have a scale and a bias each" if shared else ""
+        scaled = sum(is_scaled(folded, number) for number in folded.convolutions)
+        repeats = f"; {scaled} convolutions that share weights have a scale and a bias each" if scaled else ""
     else:
         content = to_int8_onnx(folded, about, data.training_images().images)
         repeats = "; repeated convolutions are copies"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -56,7 +57,8 @@ class _Plain(nn.Module):
             self.vectors[f"bias{number}"] = own.bias.detach()
             if network.is_shared(number) and not copies:
                 self.weights[f"shared{network.owners[number]}"] = weight
-                self.vectors[f"scale{number}"] = own.scale.detach().view(-1, 1, 1)
+                if is_scaled(network, number):
+                    self.vectors[f"scale{number}"] = own.scale.detach().view(-1, 1, 1)
             else:
                 self.weights[f"own{number}"] = weight * own.scale.detach().view(-1, 1, 1, 1)
             if own.after_scale is not None and own.after_bias is not None:
@@ -83,14 +85,21 @@ class _Plain(nn.Module):
             maps = F.conv2d(made[call.source], weight, bias, layer.stride, layer.padding, groups=layer.groups)
         else:
             weight = self.weights[f"shared{network.owners[number]}"]
-            maps = F.conv2d(made[call.source], weight, None, layer.stride, layer.padding, groups=layer.groups)
-            maps = maps * self.vectors[f"scale{number}"] + bias.view(-1, 1, 1)
+            scale = self.vectors.get(f"scale{number}")
+            own = bias if scale is None else None
+            maps = F.conv2d(made[call.source], weight, own, layer.stride, layer.padding, groups=layer.groups)
+            maps = maps if scale is None else maps * scale + bias.view(-1, 1, 1)
         maps = ACTIVATE[call.activation](maps)
         if f"after{number}" in self.weights:  # one multiply-add a value: a 1x1 convolution of every channel
             weight = self.weights[f"after{number}"]
             maps = F.conv2d(maps, weight, self.vectors[f"after{number}"], groups=maps.shape[1])
         maps = maps if call.other is None else maps + made[call.other]
         return ACTIVATE[call.last_activation](maps)
+
+
+def is_scaled(network: FoldedNetwork, number: int) -> bool:
+    """Whether a convolution shares its weights, and a normalisation scales its output."""
+    return network.is_shared(number) and not bool((network.of(number).scale == 1).all())
 
 
 def to_int8_onnx(network: FoldedNetwork, metadata: dict[str, str], images: Tensor) -> bytes:
@@ -105,6 +114,7 @@ def to_int8_onnx(network: FoldedNetwork, metadata: dict[str, str], images: Tenso
         floats, integers = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         floats.write_bytes(to_onnx(network, metadata, copies=True))
         options: dict[str, Any] = {"ActivationSymmetric": False, "WeightSymmetric": True}
+        logging.disable(logging.WARNING)  # advice to simplify the model before, which has nothing to simplify
         quantize_static(
             floats,
             integers,
@@ -117,6 +127,7 @@ def to_int8_onnx(network: FoldedNetwork, metadata: dict[str, str], images: Tenso
             op_types_to_quantize=["Conv", "MaxPool", "AveragePool", "Add"],
             extra_options=options,
         )
+        logging.disable(logging.NOTSET)
         model = onnx.load(integers)
     return bytes(model.SerializeToString())
 
