@@ -359,7 +359,7 @@ CASES = {
     "dataset: a file as idx": Case(
         "search", ["--dataset", "idx:data"], ["data is a file", "npz:FILE"], {"data": "x"}
     ),
-    "dataset: mistyped kind": search(["--dataset", "nzp:/home/me/own.npz"], "did you mean 'npz'?"),
+    "dataset: mistyped kind": search(["--dataset", "nzp:own/digits.npz"], "did you mean 'npz'?"),
     "dataset: kind alone": search(["--dataset", "npz:"], "use npz:FILE or npz:FOLDER"),
     "start: mistyped": search([*SMALL, "--start", "zo"], "--start: 'zo'", "did you mean 'zoo'?"),
     "report: mistyped": Case("report", ["zooo"], ["'zooo'", "did you mean 'zoo'?"]),

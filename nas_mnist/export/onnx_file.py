@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,17 @@ def is_scaled(network: FoldedNetwork, number: int) -> bool:
     return network.is_shared(number) and not bool((network.of(number).scale == 1).all())
 
 
+@contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """Without onnxruntime's advice to simplify the model before: there is nothing to simplify."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def to_int8_onnx(network: FoldedNetwork, metadata: dict[str, str], images: Tensor) -> bytes:
     """The ONNX model by onnxruntime's static quantiser: int8 weights, one scale a channel.
 
@@ -114,20 +127,19 @@ def to_int8_onnx(network: FoldedNetwork, metadata: dict[str, str], images: Tenso
         floats, integers = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         floats.write_bytes(to_onnx(network, metadata, copies=True))
         options: dict[str, Any] = {"ActivationSymmetric": False, "WeightSymmetric": True}
-        logging.disable(logging.WARNING)  # advice to simplify the model before, which has nothing to simplify
-        quantize_static(
-            floats,
-            integers,
-            _Images(sample(images, CALIBRATION_IMAGES)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=["Conv", "MaxPool", "AveragePool", "Add"],
-            extra_options=options,
-        )
-        logging.disable(logging.NOTSET)
+        with _no_advice():
+            quantize_static(
+                floats,
+                integers,
+                _Images(sample(images, CALIBRATION_IMAGES)),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                op_types_to_quantize=["Conv", "MaxPool", "AveragePool", "Add"],
+                extra_options=options,
+            )
         model = onnx.load(integers)
     return bytes(model.SerializeToString())
 
