@@ -31,11 +31,7 @@ from .training.requirements import required_accuracy
 from .training.run_store import RESULT, read_result, weights_file
 
 if TYPE_CHECKING:
-    from .study.results import StudyResults
     from .training.classifier import Classifier
-
-
-LEADER = "leader"  # of a study without a winner
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class NamedNetwork:
     recipe_name: str = "default"
     dataset: str = "mnist"  # unless another is asked for
     about: str = ""
+    is_leader: bool = False  # ``best`` of a study without a winner
     budget: int | None = None  # parameters: of the search that found it, of the zoo the exercise's
     test_accuracies: tuple[float, ...] = ()  # of the zoo: MNIST, this recipe, last epoch, one a seed; 0 to 1
     folder: Path | None = None  # of the results, for a FOLDER
@@ -108,7 +105,7 @@ def find_weights(what: str, study: str = DEFAULT_STUDY, storage: str = DEFAULT_S
     if found.weights is not None:
         return found.name, found.weights
     if what in ANSWERS:
-        more = "to its end" if found.about.startswith(LEADER) else "without --no-retrain"
+        more = "to its end" if found.is_leader else "without --no-retrain"
         raise NoResultError(f"{found.about}, is not trained yet (continue the search {more})")
     train = f"python -m nas_mnist.reproduce {what}"
     raise InputError(f"weights: {what} has none (train it with {train}, then use the folder of results)")
@@ -170,13 +167,6 @@ def _lowest_seed(folder: Path, result: Mapping[str, Any]) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _about(what: str, study: StudyResults, trial: int) -> str:
-    """An answer of a study in words; before its finals ``best`` is its leader."""
-    if what == "best" and study.winner is None:
-        return f"{LEADER} of study {study.name!r}, which has no winner yet: trial {trial}"
-    return f"{what} of study {study.name!r}, trial {trial}"
-
-
 def _from_study(what: str, study: str, storage: str, trial: int | None) -> NamedNetwork:
     """An answer of a study (before its finals ``best`` is the leader), or one of its trials."""
     from .study.results import StudyResults, retrained_of
@@ -208,13 +198,16 @@ def _from_study(what: str, study: str, storage: str, trial: int | None) -> Named
         retrained, weights = retrained_of(metadata, chosen.key), None
         if retrained and (file := Path(retrained["folder"]) / RESULT).is_file():
             weights = _lowest_seed(file.parent, read_result(file))
+    is_leader, said = trial is None and results.winner is None, what if trial is None else "one"
+    no_winner = f"leader of study {study!r}, which has no winner yet: trial {chosen.trial}"
     return NamedNetwork(
         name=f"{study}-{name}",
         architecture=Architecture.make(chosen.architecture),
         recipe=recipe,
         recipe_name=f"of study {study!r}",
         dataset=dataset,
-        about=_about(what if trial is None else "one", results, chosen.trial),
+        about=no_winner if is_leader else f"{said} of study {study!r}, trial {chosen.trial}",
+        is_leader=is_leader,
         budget=results.config.max_params,
         weights=weights,
     )
