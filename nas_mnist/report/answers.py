@@ -9,6 +9,7 @@ from ..models import zoo
 from ..models.cost import Budget, cost_of
 from ..study.race import Answer
 from ..study.results import Finals, TrialRow
+from .progress import counted
 
 TITLES = {
     "most_accurate": "Most accurate",
@@ -19,13 +20,11 @@ TITLES = {
 
 def answer_line(name: str, answer: Answer) -> str:
     """One answer in words."""
-    seeds = f"mean of {answer.seeds} fresh seeds" if answer.seeds > 1 else "one fresh seed"
-    scored = seeds if answer.seeds else "as a candidate"
-    margin = f", {100 * answer.margin:+.2f} points from the target" if answer.margin is not None else ""
+    scored = counted(answer.seeds, "fresh seed") if answer.seeds else "as a candidate"
+    margin = "" if answer.margin is None else f", {100 * answer.margin:+.2f} points from the target"
     return (
         f"{TITLES[name]}: {answer.name} ({answer.origin}), {answer.n_params:,} parameters, "
-        f"{answer.validation_accuracy:.2%} of the validation images, loss {answer.validation_loss:.4f} "
-        f"({scored}{margin})"
+        f"validation {answer.validation_accuracy:.2%}{margin}, loss {answer.validation_loss:.4f} ({scored})"
     )
 
 
@@ -51,7 +50,7 @@ def comparison_lines(
         entry = max(fitting, key=lambda one: fmean(one.test_accuracies))
         lines.append(
             f"Beside it, the zoo's best for this budget: {entry.name}, "
-            f"{cost_of(entry.architecture).params:,} parameters, {fmean(entry.test_accuracies):.2%} of the "
-            f"test images over {len(entry.test_accuracies)} seeds"
+            f"{cost_of(entry.architecture).params:,} parameters, test {fmean(entry.test_accuracies):.2%} "
+            f"({counted(len(entry.test_accuracies), 'seed')})"
         )
     return lines

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from ..core.defaults import ANSWERS, REPORTS
+from ..core.defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY, REPORTS
 from ..core.errors import InputError, NoResultError, StorageLostError
 from ..core.fileio import write_bytes
 from ..core.process_pool import Handlers, WorkersLostError, run_workers
@@ -132,7 +132,9 @@ class SearchPipeline:
         from ..study.storage import hide_password
 
         config = self.setup.config
-        options = ["--study", config.study, "--storage", hide_password(config.storage)]
+        options = ["--study", config.study] if config.study != DEFAULT_STUDY else []
+        if config.storage != DEFAULT_STORAGE:
+            options += ["--storage", hide_password(config.storage)]
         if config.data_dir is not None:
             options += ["--data-dir", str(config.data_dir)]
         return shlex.join(["python", "-m", "nas_mnist.reproduce", answer, "--seeds", "3", *options])
@@ -255,7 +257,7 @@ class SearchPipeline:
                 lines.append("As good, smaller: none of those tried")
                 continue
             accuracy = tested.get(answer.key)
-            test = "" if accuracy is None else f", {accuracy:.2%} of the test images (one seed)"
+            test = "" if accuracy is None else f", test {accuracy:.2%} (one seed)"
             lines.append(f"{answer_line(name, answer)}{test}\n    {self.reproduce_command(word)}")
         if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
             lines.append(f"No finalist reaches {self.setup.target:.1%} of the validation images")
