@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .replay import EffortToTarget, PrunedFront
 
-DEFAULT_TABLE = "reports/curves/tiny-1000-20-epochs.csv"  # of this repository
+DEFAULT_TABLE = "reports/curves/mixed-1000-20-epochs.csv"  # of this repository
 TARGET_QUANTILE = 0.95  # of the last accuracies: the target, unless one is given
 
 

@@ -1,7 +1,7 @@
 """Early stopping: one look at half of the schedule, by validation loss.
 
 A trial stops there if its loss is clearly above the median of the others. Earlier looks stop good candidates:
-in reports/curves/tiny-1000-20-epochs.csv, ranks correlate with the last ones by 0.4 after a fifth of the
+in reports/curves/mixed-1000-20-epochs.csv, ranks correlate with the last ones by 0.4 after a fifth of the
 schedule and by 0.86 after half of it.
 """
 
