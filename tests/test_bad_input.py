@@ -272,6 +272,15 @@ def test_every_option_refuses_bad_values(
     assert any(word in ended.err for word in named_by(option, value)), ended.err
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".png"])
+@pytest.mark.parametrize("stem", ["empty", "binary", "zeros", "loop", "unreadable", "file/x", "n" * 300])
+def test_a_picture_that_cannot_be_read_is_refused(
+    stem: str, suffix: str, wrong_files: Path, invoke: Runner
+) -> None:
+    before = contents(wrong_files)
+    check_refused(invoke("predict", f"{stem}{suffix}"), wrong_files, before, ["picture: ", stem[:20]])
+
+
 def named_by(option: Option, value: str) -> set[str]:
     """Texts of which an error message must have one: the option, its field, or the value."""
     start = " ".join(value.rpartition(":")[2].split())[:20]

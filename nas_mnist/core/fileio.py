@@ -55,12 +55,21 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def check_regular(path: Path, what: str) -> None:
-    """Raise `InputError` for a folder, a pipe or a device, `FileNotFoundError` for a missing file."""
-    mode = path.stat().st_mode
+    """Raise `InputError` unless ``path`` is a regular file; OSError's own types for one that is missing.
+
+    The message begins with ``what``, and with the path unless ``what`` ends with it.
+    """
+    where = what if what.endswith(str(path)) else f"{what}: {path}"
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({_reason(error)})") from None
     if stat.S_ISDIR(mode):
-        raise InputError(f"{what}: {path} is a folder (use a file)")
+        raise InputError(f"{where} is a folder (use a file)")
     if not stat.S_ISREG(mode):
-        raise InputError(f"{what}: {path} is no regular file")
+        raise InputError(f"{where} is no regular file")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -81,7 +81,7 @@ def check_path(where: str, path: Path) -> None:
     """Raise `InputError` unless ``path`` is a file of a size that is read."""
     try:
         check_regular(path, where)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{where} does not exist") from None
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{where} is larger than {MAX_BYTES:,} bytes")
@@ -100,6 +100,8 @@ def _columns(where: str, path: Path) -> _Columns:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(iter(lambda: file.readline(1_000_000), ""))
             first, second = next(lines, []), next(lines, [])
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({error.strerror or error})") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{where} is no CSV file ({short(error)})") from None
     if len(first) < 2 or not second:
