@@ -113,7 +113,7 @@ def search(
     ] = default("finalists"),
     finalist_seeds: Annotated[
         int | None,
-        field_option("finalist_seeds", HOW_WELL, "N", "Train them with up to N fresh seeds (1, 2, 5)."),
+        field_option("finalist_seeds", HOW_WELL, "N", "Train them with up to N fresh seeds (1, 2, 4)."),
     ] = default("finalist_seeds"),
     search_epochs: Annotated[
         int | None, field_option("search_epochs", HOW_WELL, "N", "Train candidates for fewer epochs.")

@@ -17,6 +17,6 @@ class Effort(NamedTuple):
 EFFORTS = {
     "quick": Effort(images=2_500, final_images=10_000, finalists=6, seeds=1),
     "normal": Effort(images=10_000, final_images=None, finalists=4, seeds=2),
-    "thorough": Effort(images=20_000, final_images=None, finalists=8, seeds=5),
+    "thorough": Effort(images=10_000, final_images=None, finalists=8, seeds=4),
 }
 DEFAULT_EFFORT = "normal"
