@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import hypot, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Self
@@ -21,9 +22,8 @@ from ..models.cost import cost_of
 from ..recipes.recipe import Recipe
 
 RACE, ANSWERS = "race", "answers"  # user attributes of a study
-# Of the one-sided paired t-test by which a finalist drops out. One seed may shift all losses of a network by
-# chance, which a test over images does not see: after a single seed the test is stricter.
-SIGNIFICANCE, SIGNIFICANCE_OF_ONE_SEED = 0.05, 0.001
+SIGNIFICANCE = 0.05  # of the one-sided test by which a finalist drops out
+SEED_SPREAD = 0.08  # standard deviation of a loss between seeds, as a share of it (reports/trainings)
 FAILED_LOSS = 100.0  # of every image, for a training that failed; nats
 
 
@@ -153,22 +153,28 @@ class FinalScores:
         )
         return np.asarray(mine - theirs)
 
-    def is_worse(self, key: str, best: str) -> bool:
-        """Whether a candidate is clearly worse than the best one: a one-sided paired t-test."""
-        from scipy.stats import ttest_1samp
+    def standard_error(self, key: str, best: str) -> float:
+        """Of the mean of `difference`: from the images, and from the seeds, which shift all losses of a network.
 
-        difference = self.difference(key, best)
-        if not difference.any() or len(difference) < 2:  # both are the same, or both failed
-            return False
-        level = SIGNIFICANCE_OF_ONE_SEED if len(self.seeds(key)) == 1 else SIGNIFICANCE
-        return bool(ttest_1samp(difference, 0, alternative="greater").pvalue < level)
-
-    def is_as_good(self, key: str, best: str) -> bool:
-        """Whether a candidate is within one standard error of the best one (Breiman et al. 1984)."""
+        Few seeds are too few to estimate their spread; it is `SEED_SPREAD`.
+        """
         from scipy.stats import sem
 
         difference = self.difference(key, best)
-        return bool(difference.mean() <= (sem(difference) if len(difference) > 1 else 0.0))
+        images = float(sem(difference)) if len(difference) > 1 else 0.0
+        inverse_seeds = 1 / len(self.seeds(key)) + 1 / len(self.seeds(best))
+        return hypot(images, SEED_SPREAD * self.loss(best) * sqrt(inverse_seeds))
+
+    def is_worse(self, key: str, best: str) -> bool:
+        """Whether a candidate is clearly worse than the best one: a one-sided z-test of the difference."""
+        from scipy.stats import norm
+
+        excess = float(self.difference(key, best).mean())
+        return bool(norm.sf(excess, scale=self.standard_error(key, best)) < SIGNIFICANCE)
+
+    def is_as_good(self, key: str, best: str) -> bool:
+        """Whether a candidate is within one standard error of the best one (Breiman et al. 1984)."""
+        return bool(self.difference(key, best).mean() <= self.standard_error(key, best))
 
     def _path(self, key: str, seed: int) -> Path:
         return self.folder / f"{key}-seed-{seed}.npy"
