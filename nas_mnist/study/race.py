@@ -154,7 +154,7 @@ class FinalScores:
         return np.asarray(mine - theirs)
 
     def standard_error(self, key: str, best: str) -> float:
-        """Of the mean of `difference`: from the images, and from the seeds, which shift all losses of a network.
+        """Of the mean of `difference`: of the images, and of the seeds, which shift all losses of a network.
 
         Few seeds are too few to estimate their spread; it is `SEED_SPREAD`.
         """
