@@ -102,6 +102,22 @@ def test_a_page_without_ink_is_empty(paper: np.ndarray | float, digits: list[np.
     assert find_ink(drawn(0 * digits[0], paper, 30), 28, 28).image is None
 
 
+@pytest.mark.parametrize("resampling", [Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
+def test_an_enlarged_soft_digit_is_ink(
+    resampling: Image.Resampling, digits: list[np.ndarray], classifier: Classifier
+) -> None:
+    large = [np.asarray(Image.fromarray(255 - digit).resize((280, 280), resampling)) for digit in digits]
+    found = ndarray_batch([find_ink(picture, 28, 28).image for picture in large])
+    assert classifier(found).argmax(1).tolist() == [*range(10)]
+
+
+@pytest.mark.parametrize("width", [30, 60, 90])
+def test_a_soft_shadow_inside_the_picture_is_no_ink(width: int, digits: list[np.ndarray]) -> None:
+    distance = np.hypot(ROWS - 150, COLUMNS - 200)
+    for shade in (np.exp(-((distance / width) ** 2) / 2), 1 / (1 + np.exp((distance - width) / 10))):
+        assert find_ink(drawn(0 * digits[0], 210 * (1 - 0.5 * shade), 30), 28, 28).image is None
+
+
 def test_marks_at_the_border_are_left_out_or_told(digits: list[np.ndarray], classifier: Classifier) -> None:
     page = drawn(digits[3], 235, 30)
     alone = find_ink(page, 28, 28)

@@ -28,6 +28,7 @@ GAP = 8  # marks that are twice as far apart are different marks
 MIN_MARK = 10  # the longer side; shorter marks are specks
 MARK_SHARE = 0.15  # of the largest mark's pixels; smaller marks are specks
 MIN_SLOPE = 0.2  # of the contrast, a pixel, outside a mark; shadows fade out more slowly
+SOFT_SIDE = 100  # of larger marks the slope may be smaller in proportion: an enlarged digit is soft
 DIGIT_SHARE = 20 / 28  # of an image: the longer side of a digit in MNIST
 STROKE_SHARE = 2.6 / 20  # of the digit's longer side; thinner strokes are thickened
 
@@ -140,13 +141,13 @@ def _sharp(mask: Mask, slope: Floats) -> Mask:
     """The mask without specks, and without marks that fade out as shadows do; close marks count as one."""
     labels, count = ndimage.label(ndimage.binary_dilation(mask, iterations=GAP), np.ones((3, 3)))
     sizes = ndimage.sum_labels(mask, labels, np.arange(count + 1))
-    kept = [
-        label
-        for label, box in enumerate(ndimage.find_objects(labels), 1)
-        if max(side.stop - side.start for side in box) >= MIN_MARK + 2 * GAP
-        and sizes[label] >= MARK_SHARE * sizes[1:].max()
-        and _sharpness(mask & (labels == label), slope) > MIN_SLOPE
-    ]
+    kept = []
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        side = max(part.stop - part.start for part in box) - 2 * GAP
+        if side >= MIN_MARK and sizes[label] >= MARK_SHARE * sizes[1:].max():
+            least = MIN_SLOPE * min(1, SOFT_SIDE / side)
+            if _sharpness(mask & (labels == label), slope) > least:
+                kept.append(label)
     return np.asarray(mask & np.isin(labels, kept))
 
 
