@@ -139,6 +139,12 @@ def stored(folder: Path, name: str = "nas_mnist") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/studies/nas_mnist.db")
 
 
+def best_folder(folder: Path) -> Path:
+    """The folder of the most accurate answer of the search in ``folder``."""
+    report = folder / "reports" / "nas_mnist"
+    return report / json.loads((report / "summary.json").read_text())["answers"]["most_accurate"]["name"]
+
+
 @pytest.fixture
 def copied(finished: tuple[Path, Ended], work: Path) -> Path:
     """The current folder, holding what a finished search left."""

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from conftest import COMMON, IDENTITY, STUDY_FACTS, Ended, Runner, stored
+from conftest import COMMON, IDENTITY, STUDY_FACTS, Ended, Runner, best_folder, stored
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
@@ -150,7 +150,7 @@ def test_a_report_is_made_anew_in_its_place_and_touches_nothing_else(copied: Pat
 
 
 def test_several_items_stand_side_by_side(copied: Path, invoke: Runner) -> None:
-    result = next((copied / "reports" / "nas_mnist").glob("trial-*")).relative_to(copied)
+    result = best_folder(copied).relative_to(copied)
     ended = invoke("report", result, result, "--study", "nas_mnist")
     assert (ended.code, ended.err) == (0, "")
     folder = copied / "reports" / f"{result.name}-and-{result.name}-and-nas_mnist"
@@ -207,8 +207,7 @@ def test_the_diagram_has_every_block_and_all_parameters(reference: Architecture)
 
 
 def test_an_older_result_with_runs_of_several_machines_is_shown(finished: tuple[Path, Ended]) -> None:
-    (folder,) = (finished[0] / "reports" / "nas_mnist").glob("trial-*")
-    result = read_result(folder / "result.json")
+    result = read_result(best_folder(finished[0]) / "result.json")
     run = result["runs"][0]
     added = run | {"seed": 1, "by": {"device": "cuda", "versions": {"torch": "1"}, "command": "x"}}
     (section,) = sections_of([item_of_result(result | {"runs": [run, added]}, "old", None)])

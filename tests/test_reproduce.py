@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COMMON, TINY_RECIPE, Runner, stored
+from conftest import COMMON, TINY_RECIPE, Runner, best_folder, stored
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -159,7 +159,7 @@ def test_more_seeds_continue_the_folder_of_a_shorter_run(mine: Path, invoke: Run
 
 
 def test_results_of_a_search_or_of_other_data_are_not_continued(copied: Path, invoke: Runner) -> None:
-    folder = next((copied / "reports" / "nas_mnist").glob("trial-*"))
+    folder = best_folder(copied)
     before = (folder / "result.json").read_bytes()
     assert invoke("reproduce", folder, "--device", "cpu", "--seeds", 2, "--workers", 1).code == 0
     assert (folder / "result.json").read_bytes() == before

@@ -26,7 +26,8 @@ def test_fewer_than_20000_is_asked_only_where_the_exercise_is() -> None:
     exercise = {"accuracy >= 99.4%": False, "parameters < 20,000": True}
     assert verdicts(0.99, "mnist", Budget(20_000)) == exercise | always
     own, tight = "parameters <= 20,000, the budget", f"parameters <= {PARAMS:,}, the budget"
-    assert verdicts(0.99, "fashion-mnist", Budget(20_000)) == {own: True} | always
+    assert verdicts(0.99, "fashion-mnist", Budget(20_000)) == {own: True}
+    assert verdicts(0.99, "folder:own", None) == {}
     assert verdicts(None, "mnist-5k", Budget(PARAMS)) == {tight: True} | always
     assert verdicts(None, "mnist", Budget(PARAMS - 1))[f"parameters <= {PARAMS - 1:,}, the budget"] is False
     assert verdicts(None, "mnist", None) == always  # of a network without a search

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import sqlite3
 import statistics
@@ -27,6 +28,7 @@ from conftest import (
     TRIALS,
     Ended,
     Runner,
+    best_folder,
     environment,
     furnish,
     stored,
@@ -39,7 +41,7 @@ from nas_mnist.data.normalize import Normalizer
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import Network
 from nas_mnist.search.effort import EFFORTS
-from nas_mnist.study.results import StudyResults, best_rows, retrained_of, trial_rows
+from nas_mnist.study.results import StudyResults, best_rows, trial_rows
 from nas_mnist.study.verdict import Verdict, verdict_of
 from nas_mnist.training.classifier import Classifier
 from nas_mnist.training.evaluate import evaluate
@@ -61,16 +63,9 @@ def listing(folder: Path) -> set[str]:
     return {name for name in names if not name.endswith(("-wal", "-shm", "-journal"))}
 
 
-def best_folder(study: optuna.Study) -> str:
-    """The folder of the most accurate answer."""
-    retrained = retrained_of(study.user_attrs, StudyResults.read(study).answers["most_accurate"].key)
-    assert retrained is not None
-    return str(retrained["folder"])
-
-
 @pytest.fixture(scope="module")
 def winner_folder(finished: tuple[Path, Ended]) -> Path:
-    return finished[0] / best_folder(stored(finished[0]))
+    return best_folder(finished[0])
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +89,10 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(
     assert ended.out.splitlines()[-1] == LOOK
     assert not {"\x1b", "\r"} & set(ended.out)  # no terminal: no escape codes, nothing that moves
     assert ended.out.count("NOT FULL MNIST") >= 2  # at the start and beside the verdict
-    winner = best_folder(stored(folder))
-    assert {name for name in listing(folder) if "artifacts/" not in name and "plots/" not in name} == {
+    winner = str(best_folder(folder).relative_to(folder))
+    names = {name for name in listing(folder) if "artifacts/" not in name and "plots/" not in name}
+    of_winner = re.compile(rf"{winner}(/|$)")  # not of a smaller answer
+    assert {name for name in names if "/trial-" not in name or of_winner.match(name)} == {
         "space.toml", "recipe.toml", "studies", "studies/nas_mnist.db", "studies/artifacts", "reports",
         "reports/nas_mnist", "reports/nas_mnist/report.html", "reports/nas_mnist/summary.json",
         "reports/nas_mnist/trials.csv", "reports/nas_mnist/plots", winner, f"{winner}/result.json",
@@ -220,7 +217,7 @@ def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_w
     summary = json.loads((reports / "summary.json").read_text())
     assert summary["winner"]["key"] == summary["answers"]["most_accurate"]["key"] == best.key
     assert set(summary["finals"]) == set(race)
-    result = json.loads((work / best_folder(study) / "result.json").read_text())
+    result = json.loads((best_folder(work) / "result.json").read_text())
     epochs = result["runs"][0]["epochs"]
     assert (result["recipe"]["epochs"], len(epochs)) == (2, 2)
     assert epochs[0]["images"] == 3900  # of 4,167, whole batches
@@ -369,7 +366,7 @@ def test_a_search_may_choose_the_recipe_too(work: Path, invoke: Runner) -> None:
         f"recipe.{name}" for name in ("learning_rate", "augmentation", "label_smoothing", "average")
     }
     winner = StudyResults.read(study).answers["most_accurate"]
-    assert json.loads((work / best_folder(study) / "result.json").read_text())["recipe"] == winner.recipe
+    assert json.loads((best_folder(work) / "result.json").read_text())["recipe"] == winner.recipe
     recipes = [row.recipe for row in trial_rows(study) if row.verdict.counts]
     assert any(one != recipes[0] for one in recipes)
 
@@ -436,7 +433,7 @@ def test_ctrl_c_and_the_same_command_again_reach_the_same_total(work: Path, invo
     ended = invoke("search", *command)
     assert (ended.code, ended.err) == (0, "")
     assert len(stored(work).trials) == len(study.trials)
-    assert len(list((work / "reports" / "nas_mnist").glob("trial-*/result.json"))) == 1
+    assert (best_folder(work) / "result.json").exists()
     assert (first_err, second_err) == ("", "")
 
 

@@ -64,23 +64,24 @@ def export(
     from ..lookup import find_weights
     from ..training.classifier import Classifier
     from ..training.exports import add_export, read_exports
-    from ..training.run_store import RESULT
+    from ..training.run_store import RESULT, read_result
     from .export_data import ExportData
     from .formats import format_of
     from .measure import measure, size_lines
 
     name, weights = find_weights(network, study, storage)
     classifier = Classifier.load(weights)
-    check_data_dir(data_dir, classifier.data if dataset is None else dataset)
+    result = weights.parent / RESULT
+    usual = str(read_result(result)["data"]["name"]) if result.is_file() else classifier.data
+    check_data_dir(data_dir, usual if dataset is None else dataset)
     if target is None:  # the name of a module has no "-"
         target = Path((name.replace("-", "_") if to in ("python", "c") else name) + FORMATS[to][0])
     targets = [target, *(target.with_suffix(suffix) for suffix in FORMATS[to][1:])]
     for one in targets:
         check_new(one, "--output")
-    is_result = (weights.parent / RESULT).is_file()
-    if is_result:
+    if result.is_file():
         read_exports(weights.parent)  # refuses a damaged file before anything is written
-    data = ExportData(classifier, dataset, as_path(data_dir))
+    data = ExportData(classifier, usual, dataset, as_path(data_dir))
     made = format_of("onnx-int8" if int8 else to, classifier, target.name.removesuffix(target.suffix), data)
     sizes = size_lines(classifier)
     measured = measure(data, made)
@@ -90,7 +91,7 @@ def export(
         write_bytes(one, content)
         print(f"Written: {one}, {len(content):,} bytes")
     print(accuracy, *made.notes(files), *sizes, sep="\n")
-    if measured.images and is_result:
+    if measured.images and result.is_file():
         add_export(weights.parent, measured.record(f"{to} int8" if int8 else to, target.name, weights.name))
 
 

@@ -47,7 +47,7 @@ def c_source(
         "name": name,
         "macro": name.upper(),
         "header": f"{stem}.h",
-        "data": classifier.data,
+        "data": classifier.data_title,
         "polarity": ", light on dark" if classifier.data.startswith(("mnist", "qmnist", "emnist")) else "",
         "channels": channels,
         "height": height,

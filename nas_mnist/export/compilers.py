@@ -70,7 +70,7 @@ def cortex_sizes(files: Mapping[str, bytes]) -> str:
     elif found := shutil.which("arm-none-eabi-gcc"):
         title, command = "gcc", [found, "-mcpu=cortex-m4", "-mthumb"]
     else:
-        return "Cortex-M4: not compiled (pip install ziglang, or arm-none-eabi-gcc)"
+        return "Cortex-M4: not compiled (pip install 'nas-mnist[cortex]', or arm-none-eabi-gcc)"
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "network.o"
         _compile([*command, *STRICT, "-Os", "-c"], files, Path(folder), ["-o", str(compiled)])

@@ -12,13 +12,16 @@ from ..training.classifier import Classifier
 class ExportData:
     """Training and test images, or the reason why there are none."""
 
-    def __init__(self, classifier: Classifier, name: str | None, data_dir: Path | None) -> None:
-        """``name`` as `load` takes it; None: the network's. Raises `InputError` for data that was named."""
+    def __init__(self, classifier: Classifier, usual: str, name: str | None, data_dir: Path | None) -> None:
+        """``usual``: the network's data set, ``name``: another one, both as `load` takes them.
+
+        Raises `InputError` for data that was named and cannot be read.
+        """
         self.classifier = classifier
         self.train: Images | None = None
         self.test: Images | None = None
         self.missing = ""
-        wanted = classifier.data if name is None else name
+        wanted = usual if name is None else name
         try:
             data = load(wanted, data_dir)
         except InputError as error:

@@ -46,7 +46,7 @@ class FoldedNetwork(nn.Module):
         super().__init__()
         model = classifier.model.eval()
         layers = model.architecture.layers
-        self.architecture, self.data = model.architecture, classifier.data
+        self.architecture, self.data = model.architecture, classifier.data_title
         self.normalizer: Normalizer = classifier.normalizer
         self.calls = fuse(layers)
         self.owners = [  # by call: the layer whose weights it uses

@@ -61,7 +61,7 @@ def metadata(classifier: Classifier) -> dict[str, str]:
     architecture = classifier.model.architecture
     shape = ", ".join(map(str, architecture.input_shape))
     return {
-        "input": f"float32 (N, {shape}), pixels from 0 to 255, as in {classifier.data}",
+        "input": f"float32 (N, {shape}), pixels from 0 to 255, as in {classifier.data_title}",
         "output": f"float32 (N, {architecture.classes}), a score for every class; the largest one wins",
         "classes": json.dumps(classifier.class_names),
         "data": classifier.data,
@@ -96,7 +96,7 @@ def _self_test(stem: str) -> str:
 
 def _python(classifier: Classifier, stem: str) -> Format:
     params = cost_of(classifier.model.architecture).params
-    title = f"A convolutional network with {params:,} parameters for images of {classifier.data}."
+    title = f"A convolutional network with {params:,} parameters for images of {classifier.data_title}."
 
     def run(files: Files, images: Tensor) -> Tensor:
         with tempfile.TemporaryDirectory() as folder:

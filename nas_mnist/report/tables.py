@@ -195,7 +195,6 @@ def print_result(console: Console, item: ReportItem, result: Mapping[str, Any]) 
     console.print(runs_table(result["runs"]))
     summary = Summary(**result["test_accuracy"])
     of = "one seed" if summary.runs == 1 else "mean of the seeds"
-    console.print(
-        requirement_table(requirements_of(item), f"The requirements (test images, last epoch, {of})")
-    )
+    if asked := requirements_of(item):
+        console.print(requirement_table(asked, f"The requirements (test images, last epoch, {of})"))
     console.print(summary_line(summary))

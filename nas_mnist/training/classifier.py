@@ -30,6 +30,7 @@ from ..models.cost import cost_of
 from ..models.network import Network
 
 MAX_FILE_BYTES = 1 << 28  # 256 MiB
+OWN_KINDS = ("folder", "csv", "npz", "idx")  # of people's own data; their paths are not in weights
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Classifier:
     def class_names(self) -> tuple[str, ...]:
         """One name for each class."""
         return self.own_names or class_names(self.data, self.model.architecture.classes)
+
+    @property
+    def data_title(self) -> str:
+        """The data set of its training, for people."""
+        return "its training data" if self.data in OWN_KINDS else self.data
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

@@ -59,14 +59,17 @@ def exact_budget(budget: Budget, dataset: str) -> Budget:
 def requirements(
     architecture: Architecture, epochs: int, accuracy: float | None, dataset: str, budget: Budget | None
 ) -> list[Requirement]:
-    """The exercise's requirements and the limits of a search's own ``budget`` (None: no search).
+    """What was asked: on MNIST by the exercise, and by the ``budget`` of a search (None: no search).
 
-    ``accuracy`` is that of the test images (None: they are not read yet); it is required of MNIST only.
+    ``accuracy`` is that of the test images (None: they are not read yet).
     """
+    limits = [] if budget is None else _budget_rows(architecture, exact_budget(budget, dataset), dataset)
+    if required_accuracy(dataset) is None:
+        return limits
     all_convolutional = all(layer.kind != "Linear" for layer in architecture.layers)
     return [
-        *([] if accuracy is None or not required_accuracy(dataset) else [_accuracy_row(accuracy)]),
-        *([] if budget is None else _budget_rows(architecture, exact_budget(budget, dataset), dataset)),
+        *([] if accuracy is None else [_accuracy_row(accuracy)]),
+        *limits,
         Requirement(f"epochs <= {MAX_EPOCHS}", str(epochs), epochs <= MAX_EPOCHS),
         Requirement("no fully connected layer", "none" if all_convolutional else "some", all_convolutional),
     ]
