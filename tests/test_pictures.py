@@ -271,9 +271,7 @@ def test_own_colour_pictures_from_a_folder_to_a_prediction(work: Path, invoke: R
     ended = invoke("search", *asked, "--trials", 1, "--workers", 1, "--finalists", 1)
     assert (ended.code, ended.err) == (0, "")
     assert "folder:own: 50 colour images of 12x10 pixels to train, 2 classes" in ended.out
-    assert not [
-        asked for asked in ("99.4%", "epochs <=", "fully connected") if asked in ended.out
-    ]
+    assert not [asked for asked in ("99.4%", "epochs <=", "fully connected") if asked in ended.out]
     (folder,) = (work / "reports" / "nas_mnist").glob("trial-*")
     assert json.loads((folder / "result.json").read_text())["data"]["classes"] == ["leaf", "rose"]
     assert Classifier.load(folder / "weights-seed-0.safetensors").class_names == ("leaf", "rose")

@@ -129,6 +129,7 @@ def test_a_search_from_python_refuses_what_cannot_be_used(work: Path) -> None:
     for options, says in [
         ({"max_parms": 3}, "max_parms"),
         ({"sampler": "tpee"}, "did you mean 'tpe'"),
+        ({"sampler": "nomodule:Nope"}, "--sampler: 'nomodule:Nope' cannot be imported"),
         ({"sampler": 3}, "sampler: 3"),
         ({"sampler": "json:JSONDecoder"}, "is no sampler"),
         ({"pruner": "median"}, "pruner: 'median'"),

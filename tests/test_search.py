@@ -199,7 +199,7 @@ def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_w
     less = ["--search-epochs", 1, "--search-images", 600]
     ended = invoke("search", *asked, *less)
     assert (ended.code, ended.err) == (0, "")
-    assert "3 candidates, 1 epochs (finalists: 2) of 600 images (finalists: all)" in ended.out
+    assert "3 candidates, 1 epoch (finalists: 2) of 600 images (finalists: all)" in ended.out
     assert "Training the best 2 again" in ended.out
     assert {count for count in trained_on if count != 600} == {3473}
     study = stored(work)

@@ -187,8 +187,15 @@ def check_lookup(what: str, study: str, storage: str) -> None:
     if of_study and what not in ANSWERS and re.fullmatch(r"\w+", what) and closest(what, list(ANSWERS)):
         advice = choices(what, ANSWERS, ", or a network without --study and --storage")
         raise InputError(f"network: {what!r} is not known {advice}")
-    check_in_use("--study", study, DEFAULT_STUDY, what in ANSWERS, "with best, smaller or smallest")
-    check_in_use("--storage", storage, DEFAULT_STORAGE, what in ANSWERS, "with best, smaller or smallest")
+    for option, given, default in (
+        ("--study", study, DEFAULT_STUDY),
+        ("--storage", storage, DEFAULT_STORAGE),
+    ):
+        if given != default and what not in ANSWERS:
+            raise InputError(
+                f"{option}: {_short(given)!r} counts only with best, smaller or smallest "
+                f"(the network is {_short(what)})"
+            )
 
 
 def check_data_dir(data_dir: str | None, dataset: str) -> None:

@@ -100,6 +100,8 @@ def explain(error: ValidationError, model: type[BaseModel], tags: frozenset[str]
     reason = _ALLOWED.get(first["type"], _OTHERWISE).format_map(
         {name: _shown(context[name]) for name in context}
     )
+    if first["type"] == "value_error" and where and reason.startswith(f"{where}: "):
+        return reason
     if first["type"] == "value_error" and re.match(r"\S+: ", reason):
         return f"{where}.{reason}" if where else reason  # a validator of several fields names them itself
     if first["type"] == "value_error" and not where:

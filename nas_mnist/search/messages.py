@@ -81,10 +81,11 @@ class SearchMessages:
 
     def _training(self, study: optuna.Study) -> str:
         """Epochs and images of candidates and finalists, in words."""
+        from ..report.progress import counted
         from ..study.results import FINAL_IMAGES
 
         few, many = self.setup.candidate_recipe.epochs, self.setup.recipe.epochs
-        epochs = f"{few} epochs" + (f" (finalists: {many})" if few < many else "")
+        epochs = counted(few, "epoch") + (f" (finalists: {many})" if few < many else "")
         if self.setup.images is None:
             return epochs
         images = study.user_attrs.get(FINAL_IMAGES)
