@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_folders_of_parts(work: Path, parts: tuple[str, ...], counts: tuple[int,
     data = load("folder:.")
     assert (len(data.train), len(data.read_test())) == counts
     assert note in data.source
+
+
+def test_a_class_without_test_images_is_told(work: Path) -> None:
+    for part in ("train", "test"):
+        save_classes(work / part)
+    assert "no test image" not in load("folder:.").source
+    shutil.rmtree(work / "test" / "rose")
+    assert load("folder:.").source.endswith("; no test image of rose")
 
 
 def test_other_sizes_are_resized_and_pictures_without_colour_are_grey(work: Path) -> None:

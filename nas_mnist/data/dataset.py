@@ -195,6 +195,9 @@ def _assemble(name: str, raw: RawData) -> DataSet:
         notes.append(f"{len(held_out):,} more are held out for the test: there is no test part")
     else:
         test_numbers = classes.numbers(where, raw.test_labels)
+    tested = {*test_numbers.tolist()}
+    if untested := [name for number, name in enumerate(classes.names) if number not in tested]:
+        notes.append(f"no test image of {', '.join(untested[:5])}{'...' if len(untested) > 5 else ''}")
     images = raw.read(kept)
     images = images[:, :1] if images.shape[1] == 3 and is_grey(images) else images
     if min(len(kept) // HELD_OUT, len(test_numbers)) < 1:
