@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from .defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY
+from .defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY, OWN_KINDS
 from .errors import InputError, NoResultError, choices, closest
 from .fileio import check_new, expand_user
 from .numbers import parse_number, parse_whole
@@ -200,7 +200,7 @@ def check_lookup(what: str, study: str, storage: str) -> None:
 
 def check_data_dir(data_dir: str | None, dataset: str) -> None:
     """Raise `InputError` for --data-dir with a data set that lies elsewhere."""
-    elsewhere = dataset.partition(":")[0] in ("mnist-5k", "folder", "csv", "npz", "idx")
+    elsewhere = dataset.partition(":")[0] in ("mnist-5k", *OWN_KINDS)
     check_in_use("--data-dir", data_dir, None, not elsewhere, "with sets that torchvision downloads")
 
 

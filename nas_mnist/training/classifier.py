@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..core.defaults import OWN_KINDS
 from ..core.errors import InputError, explain
 from ..core.fileio import MAX_TEXT_BYTES
 from ..data.arrays import MAX_CLASSES, MAX_NAME
@@ -30,7 +31,6 @@ from ..models.cost import cost_of
 from ..models.network import Network
 
 MAX_FILE_BYTES = 1 << 28  # 256 MiB
-OWN_KINDS = ("folder", "csv", "npz", "idx")  # of people's own data; their paths are not in weights
 
 
 @dataclass(frozen=True)
