@@ -20,6 +20,11 @@ def run() -> None:
     if command in COMMANDS:
         del sys.argv[1]
         runpy.run_module(f"nas_mnist.{command}", run_name="__main__", alter_sys=True)
+    elif command == "--version":
+        from .core.versions import versions
+
+        for name, version in versions().items():
+            print(name, version)
     elif command in ("--help", "-h"):
         for name, purpose in COMMANDS.items():
             print(f"nas-mnist {name:<10} {purpose}")

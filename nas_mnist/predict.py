@@ -75,7 +75,7 @@ def predict(
 
     from .lookup import find_classifier
 
-    _, classifier = find_classifier(network, study, storage)
+    name, classifier = find_classifier(network, study, storage)
     if images is not None:
         taken = _rows(str(table), images, classifier)
     else:
@@ -87,9 +87,12 @@ def predict(
     if target is not None:
         write_bytes(target, _to_csv(found, names, "file" if images is None else "row"))
     _print(found, names, "file" if images is None else "row", as_json, written=target)
-    if labels is not None and not as_json:
+    if as_json:
+        return
+    if labels is not None:
         right = sum(_is(one.best, label, names) for one, label in zip(found, labels, strict=True))
         print(f"Right: {right:,} of {len(found):,} ({right / len(found):.2%})")
+    print(f"Network: {name}")
 
 
 def classify(picture: Path | str, classifier: Classifier) -> list[float]:

@@ -122,7 +122,7 @@ def test_a_sampler_and_a_pruner_of_ones_own_decide(found: nm.Found) -> None:
         low = {name: trial.distributions[name].low for name in first if name in trial.distributions}
         assert all(trial.params[name] == low[name] + trial.number % 3 for name in low)
     assert found.trials["verdict"].tolist().count("trained") == 2
-    assert found.study.user_attrs["sampler"] == "an object"
+    assert found.config.sampler == found.study.user_attrs["sampler"] == f"{__name__}:Smallest"
 
 
 def test_a_search_from_python_refuses_what_cannot_be_used(work: Path) -> None:
@@ -192,6 +192,8 @@ def test_the_console_script_is_the_command(tmp_path: Path) -> None:
     code = f"import sys; sys.argv[0] = 'nas-mnist'; from {module} import {function}; {function}()"
     ended = run_python(["-c", code, "describe", "mnist-500", "--json"], tmp_path)
     assert (ended.code, json.loads(ended.out)["cost"]["params"]) == (0, 498)
+    ended = run_python(["-c", code, "--version"], tmp_path)
+    assert (ended.code, ended.out.startswith("python 3.")) == (0, True)
 
 
 def test_a_notebook_shows_one_bar_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:

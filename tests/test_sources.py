@@ -240,6 +240,16 @@ def test_a_missing_data_set_is_refused_in_one_line(work: Path, name: str, says: 
     assert list(work.iterdir()) == []
 
 
+def test_the_kind_of_own_data_is_suggested(work: Path) -> None:
+    write_idx(work / "bytes")
+    for folder, file in (("pictures", "cat/1.png"), ("arrays", "train_images.npz"), ("", "rows.csv")):
+        (work / folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (work / folder / file).touch()
+    for form in ("idx:bytes", "folder:pictures", "npz:arrays", "csv:rows.csv"):
+        with pytest.raises(InputError, match=f"did you mean '{form}'"):
+            load(form.partition(":")[2])
+
+
 def test_a_missing_file_or_array_is_named(work: Path) -> None:
     (write_idx(work / "own") / "t10k-images-idx3-ubyte").unlink()
     with pytest.raises(InputError, match="t10k-images-idx3-ubyte is missing"):

@@ -37,6 +37,7 @@ _READERS: dict[str, Callable[[Path], RawData]] = {
     "idx": read_idx,
 }
 _OWN = ("folder:DIR", "csv:FILE", "npz:FILE", "npz:FOLDER", "idx:FOLDER")
+_FILES = {"idx": "*-idx3-ubyte*", "npz": "*.npz"}  # in a folder of this kind
 DATASETS = ("mnist", "mnist-5k", *TORCHVISION, *_OWN)
 
 # MD5 of the four uncompressed files of the original distribution, in MNIST/raw.
@@ -140,8 +141,20 @@ def load(name: str, data_dir: Path | None = None, quiet: bool = False) -> DataSe
             raise InputError(f"dataset: {name!r} is not known (use {' or '.join(forms)})")
         if ":" in name and (guess := closest(kind, [one.partition(":")[0] for one in _OWN])):
             raise InputError(f"dataset: {name!r} is not known ({guess}use {', '.join(DATASETS)})")
+        if own := _form_of(name):
+            raise InputError(f"dataset: {name!r} is not known (did you mean '{own}:{name}'?)")
         raise InputError(f"dataset: {name!r} is not known {choices(name, DATASETS)}")
     return _mnist_5k() if name == "mnist-5k" else _mnist(data_dir, quiet)
+
+
+def _form_of(name: str) -> str:
+    """The kind of own data that a folder or file of this name holds; empty for another name."""
+    try:
+        if Path(name).is_dir():
+            return next((kind for kind, file in _FILES.items() if any(Path(name).glob(file))), "folder")
+        return Path(name).suffix[1:] if Path(name).suffix in (".csv", ".npz") and Path(name).is_file() else ""
+    except OSError:  # a name that is too long
+        return ""
 
 
 def _mnist(data_dir: Path | None, quiet: bool) -> DataSet:

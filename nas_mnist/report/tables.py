@@ -78,7 +78,7 @@ def candidates_table(rows: Sequence[TrialRow], title: str) -> Table:
 def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalist) -> Table:
     """The finalists and their means over fresh seeds on the validation images, the lowest loss first."""
     headings = ["Params", "MACs", "Seeds", "Accuracy", "Loss", "Verdict"]
-    title = "Finalists with fresh seeds (validation images)"
+    title = "Finalists with fresh seeds (validation images); best is the lowest loss"
     table = new_table(title, ["Candidate", "Origin"], headings, compact=True)
     table.columns[0].no_wrap, table.columns[-1].no_wrap = True, False
     table.columns[1].min_width = len("Origin")

@@ -66,7 +66,7 @@ class SearchConfig(BaseModel):
     start: tuple[str, ...] = ()  # networks to try first: of the zoo, files, or "zoo" for all of the zoo
 
     effort: str = DEFAULT_EFFORT  # one of `EFFORTS`: the defaults of images, finalists and their seeds
-    sampler: str = SAMPLERS[0]  # one of `SAMPLERS`, or MODULE:CLASS
+    sampler: str = SAMPLERS[0]  # one of `SAMPLERS`, or MODULE:CLASS; that of an object, too
     recipe: str | None = (
         None  # packaged, or a TOML file; fields that differ behind a colon; None: see `recipe_name`
     )

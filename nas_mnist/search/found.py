@@ -194,4 +194,6 @@ def run_search(
     from .pipeline import run_search as run
 
     own = Tuning(sampler, pruner) if sampler is not None or pruner is not None else None
+    if own and own.sampler_name:
+        config = config.model_copy(update={"sampler": own.sampler_name})  # it need not be importable
     return Found(run(config, tuning=own), config)

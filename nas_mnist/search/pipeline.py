@@ -111,9 +111,7 @@ class SearchPipeline:
             with storage_guard(storage):
                 study.set_user_attr("command", again)
                 study.set_user_attr("dataset", self.data.name)
-                study.set_user_attr(
-                    "sampler", "an object" if self.setup.tuning else self.setup.config.sampler
-                )
+                study.set_user_attr("sampler", self.setup.config.sampler)
                 study.set_user_attr("reproduce", self.reproduce_command("best"))
                 self.messages.announce(study, survey)
                 train = self._narrow if self.setup.config.narrows else self._train_candidates

@@ -37,6 +37,14 @@ class Tuning(NamedTuple):
     sampler: BaseSampler | type[BaseSampler] | None = None
     pruner: BasePruner | None = None
 
+    @property
+    def sampler_name(self) -> str | None:
+        """MODULE:CLASS of the sampler; None: that of the search."""
+        if self.sampler is None:
+            return None
+        found = self.sampler if isinstance(self.sampler, type) else type(self.sampler)
+        return f"{found.__module__}:{found.__qualname__}"
+
     def pickled(self) -> bytes:
         """For worker processes, with classes that a notebook or a script defines.
 
