@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nas_mnist.study.race import FAILED_LOSS, SEED_SPREAD, SIGNIFICANCE, FinalScores
+from nas_mnist.models import zoo
+from nas_mnist.recipes.recipe import load_recipe
+from nas_mnist.search.finals import Finals
+from nas_mnist.study.race import FAILED_LOSS, SEED_SPREAD, SIGNIFICANCE, Finalist, FinalScores
 
 IMAGES = 2_000
 
@@ -123,3 +128,33 @@ def test_fresh_seeds_alone_make_the_mean_and_no_right_answer_is_no_failure(score
     scores.add("none right", 1, 0.0, images(1)[:1])
     scores.add("failed", 1, 0.0, None)
     assert [scores.has_failed(key) for key in ("a", "none right", "failed")] == [False, False, True]
+
+
+@pytest.mark.parametrize(("as_good", "enough"), [(7_000, 3_000), (12_000, 2_600), (3_000, 7_000), (100, 100)])
+def test_the_smallest_copies_that_are_good_enough_are_looked_for(
+    scores: FinalScores, monkeypatch: pytest.MonkeyPatch, as_good: int, enough: int
+) -> None:
+    tried: list[Finalist] = []
+
+    def train(_: Finals, __: Any, ___: Any, finalists: list[Finalist], _seeds: list[int]) -> None:
+        for one in finalists:
+            tried.append(one)
+            worse = np.float32(1 if one.params >= as_good else 2)
+            scores.add(one.key, 1, 0.995 if one.params >= enough else 0.99, images(1) * worse)
+
+    monkeypatch.setattr(Finals, "_train", train)
+    entry = zoo.load("reference")
+    key, recipe = entry.architecture.key, load_recipe("small")
+    best = Finalist("best", key, entry.architecture, recipe, "found", 0)
+    setup: Any = SimpleNamespace(target=0.994)
+    finals, nothing = Finals(setup, setup, setup), SimpleNamespace()
+    train(finals, None, scores, [best], [1])
+    copies = finals._narrow(nothing, scores, best, [1])  # type: ignore[arg-type]
+    assert copies == tried[1:]
+    sizes = [one.params for one in tried]
+    assert len(set(sizes)) == len(sizes) <= 8
+    halves = [best.params // 2, best.params // 4, best.params // 8]
+    assert all(0.8 * half < size <= half for size, half in zip(sizes[1:4], halves, strict=True))
+    for limit in (as_good, enough):
+        found = min(size for size in sizes if size >= limit)
+        assert found < 1.25 * limit or limit < halves[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MOST_ACCURATE, SMALLER, SMALLEST = "most_accurate", "smaller", "smallest"
 DIVISORS = (2, 4, 8)  # of the winner's parameters, for the two smaller answers
-BISECTIONS = 2  # at most, between a size that meets the target and one that does not
+BISECTIONS = 2  # at most, between a size that is good enough for an answer and one that is not
 
 
 @dataclass(frozen=True)
@@ -155,23 +155,30 @@ class Finals:
     ) -> list[Finalist]:
         """Copies of the best finalist with fewer channels, trained with the same seeds.
 
-        They have a half, a quarter and an eighth of its parameters. Where one meets the target and a smaller
-        one does not, bisections look for the smallest that meets it.
+        They have a half, a quarter and an eighth of its parameters. Where one is as good as the best and a
+        smaller one is not, bisections look for the smallest that is; likewise for the target.
         """
         target = self.setup.target
+        wishes: list[Callable[[Finalist], bool]] = [lambda one: scores.is_as_good(one.key, best.key)]
+        if target is not None:
+            wishes.append(lambda one: scores.accuracy(one.key) >= target)
         halves = (self._copy(best, best.params // divisor) for divisor in DIVISORS)
         copies = list({copy.key: copy for copy in halves if copy is not None}.values())
         self._train(study, scores, copies, seeds)
-        for _ in range(BISECTIONS if target is not None else 0):
-            sizes = {one.params: scores.accuracy(one.key) >= (target or 0) for one in [best, *copies]}
-            meets = min((size for size, met in sizes.items() if met), default=0)
-            misses = max((size for size, met in sizes.items() if not met and size < meets), default=0)
-            copy = self._copy(best, round(sqrt(meets * misses))) if misses else None
-            if copy is None or copy.params in sizes:
-                break
-            copies.append(copy)
-            self._train(study, scores, [copy], seeds)
+        for meets in wishes:
+            for _ in range(BISECTIONS):
+                if (copy := self._between([best, *copies], meets)) is None:
+                    break
+                copies.append(copy)
+                self._train(study, scores, [copy], seeds)
         return copies
+
+    def _between(self, sizes: Sequence[Finalist], meets: Callable[[Finalist], bool]) -> Finalist | None:
+        """A copy between the smallest that meets a wish and the next smaller; None: there is no new one."""
+        low = min((one.params for one in sizes if meets(one)), default=0)
+        below = max((one.params for one in sizes if one.params < low), default=0)
+        copy = self._copy(sizes[0], round(sqrt(low * below))) if below else None
+        return None if copy is None or copy.params in {one.params for one in sizes} else copy
 
     def _copy(self, best: Finalist, params: int) -> Finalist | None:
         """The finalist with the largest width multiplier within ``params``; None if it has none."""
