@@ -245,30 +245,55 @@ def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_w
 
 
 @pytest.mark.parametrize(
-    ("options", "part"),
+    ("options", "part", "of_finalists"),
     [
-        ([], 1500),
-        (["--search-images", "all"], None),
-        (["--search-images", 700], 700),
-        (["--no-retrain"], 1500),
-        (["--search-epochs", 1], None),
-        (["--effort", "quick"], 1000),
-        (["--recipe", "large.toml"], None),  # a batch is more than the part
+        ([], 1500, None),
+        (["--search-images", "all"], None, None),
+        (["--search-images", 700], 700, None),
+        (["--no-retrain"], 1500, None),
+        (["--search-epochs", 1], None, None),
+        (["--effort", "quick"], 1000, 2000),
+        (["--effort", "quick", "--search-images", 2500], 2500, 2500),
+        (["--effort", "quick", "--objective", "params", "--target", 99], 1000, None),  # of all images
+        (["--recipe", "large.toml"], None, None),  # a batch is more than the part
     ],
 )
 def test_candidates_are_trained_on_a_part_where_there_is_plenty(
-    options: list[object], part: int | None, work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+    options: list[object],
+    part: int | None,
+    of_finalists: int | None,
+    work: Path,
+    invoke: Runner,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     furnish(work)
     (work / "recipe.toml").write_text("batch_size = 300\n")
     (work / "large.toml").write_text("batch_size = 1600\n")
     asked: list[object] = []
-    monkeypatch.setattr(RUN, lambda pipeline, *_: asked.append(pipeline.setup.images))
-    for name, images in (("normal", 1500), ("quick", 1000)):  # of 3,473 that train
-        monkeypatch.setitem(EFFORTS, name, EFFORTS[name]._replace(images=images))
+
+    def ask(pipeline: Any, *_: object) -> None:
+        asked.append((pipeline.setup.images, pipeline.setup.final_images(3473)))
+
+    monkeypatch.setattr(RUN, ask)
+    for name, images, final in (("normal", 1500, None), ("quick", 1000, 2000)):  # of 3,473 that train
+        monkeypatch.setitem(EFFORTS, name, EFFORTS[name]._replace(images=images, final_images=final))
     for _ in range(1 if options else 2):
         assert invoke("search", *SEARCH, *options).code == 0
-    assert set(asked) == {part}
+    assert set(asked) == {(part, of_finalists)}
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_target_that_no_finalist_meets_is_told_with_their_images(
+    work: Path, invoke: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(work)
+    small = EFFORTS["quick"]._replace(images=600, final_images=1200, finalists=2)
+    monkeypatch.setitem(EFFORTS, "quick", small)
+    asked = ["--effort", "quick", "--target", 99.95, "--trials", 2, "--workers", 1, "--no-retrain"]
+    ended = invoke("search", *SEARCH, *asked)
+    assert (ended.code, ended.err) == (0, "")
+    says = "No finalist reaches 99.95% of the validation images; they trained on 1,200 images"
+    assert says in ended.out
 
 
 @pytest.mark.usefixtures("one_process")

@@ -229,7 +229,7 @@ class SearchPipeline:
         """Choose the answers, retrain them, read the test images once for each, and report."""
         from ..report.answers import answer_line, comparison_lines
         from ..report.notes import add_answers, mark_answers
-        from ..study.results import StudyResults, best_rows
+        from ..study.results import FINAL_IMAGES, StudyResults, best_rows
         from ..training.loop import TrainingError
 
         finals, say = Finals(self.setup, self.data, self.console), self.console.print
@@ -258,7 +258,10 @@ class SearchPipeline:
             test = "" if accuracy is None else f", test {accuracy:.2%} (one seed)"
             lines.append(f"{answer_line(name, answer)}{test}\n    {self.reproduce_command(word)}")
         if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
-            lines.append(f"No finalist reaches {self.setup.target:.1%} of the validation images")
+            few = study.user_attrs.get(FINAL_IMAGES)
+            why = f"; they trained on {few:,} images (--effort normal: on all)" if few else ""
+            target = f"{100 * self.setup.target:g}%"
+            lines.append(f"No finalist reaches {target} of the validation images{why}")
         results = StudyResults.read(study)
         rows, budget = best_rows(results.rows, len(results.rows)), self.setup.budget
         lines += comparison_lines(answers, rows, results.finals, budget, self.data.name)

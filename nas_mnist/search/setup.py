@@ -59,8 +59,11 @@ class SearchSetup:
         return self.step_trials or self.config.trials
 
     def final_images(self, train_images: int) -> int | None:
-        """Images of finalists, an epoch; None: all ``train_images`` of the training split."""
-        images = EFFORTS[self.config.effort].final_images
+        """Images of finalists, an epoch; None: all ``train_images`` of the training split.
+
+        A search that narrows its budget holds finalists against its target, which is meant for all images.
+        """
+        images = None if self.config.narrows else EFFORTS[self.config.effort].final_images
         if self.images is None or images is None or max(images, self.images) >= train_images:
             return None
         return max(images, self.images)
