@@ -66,6 +66,10 @@ __all__ = [*_PLACES]  # noqa: PLE0604
 
 def __getattr__(name: str) -> Any:
     """Import a public name, and with some of them torch, on its first use."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nas-mnist")
     if name in _PLACES:
         module, _, attribute = _PLACES[name].partition(":")
         found = getattr(import_module(f".{module}", __name__), attribute or name)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DIGITS = ("mnist", "qmnist", "emnist")  # data sets of ink on paper begin with these words
 ASIS = ("folder", "csv", "npz")  # own data: pictures are taken as those of the training
+UNLIKE = 1.5  # standard deviations of the training pixels, between a picture's mean and theirs
 PLAIN_BORDER = 0.75  # of a border's pixels that are black, or white: the picture is in the data set's form
 MIDDLE = 127.5  # between dark and light bytes
 BATCH = 512  # images at once
@@ -81,7 +82,7 @@ def predict(
     else:
         taken = [take(file, classifier) for file in files]
     if len(pictures) == len(taken) == 1 and images is None and taken[0].image is None:
-        raise InputError(f"picture: {files[0]} shows nothing")
+        raise InputError(_empty(taken[0]))
     found = ask(taken, classifier)
     names = classifier.class_names
     if target is not None:
@@ -102,7 +103,7 @@ def classify(picture: Path | str, classifier: Classifier) -> list[float]:
     """
     taken = take(Path(picture), classifier)
     if taken.image is None:
-        raise InputError(f"picture: {picture} shows nothing")
+        raise InputError(_empty(taken))
     return ask([taken], classifier)[0].probabilities
 
 
@@ -112,7 +113,7 @@ def take(picture: Path, classifier: Classifier) -> Taken:
     * Digits and letters: the ink on the paper, as `find_ink` finds it. A picture in the form of the data set
       (its size, its border black or white) stays as it is.
     * Fashion-MNIST and other packaged sets: resized, and inverted if its border is light and theirs is dark.
-    * Own data, and all colour: resized.
+    * Own data, and all colour: resized, with a warning where it is much lighter or darker than they are.
     """
     from .data.pictures import read_grey, read_picture
 
@@ -121,7 +122,9 @@ def take(picture: Path, classifier: Classifier) -> Taken:
     if channels not in (1, 3):
         raise InputError(f"network: takes {channels} channels (use one for grey images, or three)")
     if channels == 3 or classifier.data.startswith(ASIS):
-        image: Array | None = read_picture(picture, height, width, channels)
+        resized = read_picture(picture, height, width, channels)
+        image: Array | None = resized
+        warning = _unlike(resized, classifier)
     else:
         grey = read_grey(picture)
         if not classifier.data.startswith(DIGITS):
@@ -133,8 +136,20 @@ def take(picture: Path, classifier: Classifier) -> Taken:
 
             image, warning = find_ink(grey, height, width)
     if image is None or image.min() == image.max():
-        return Taken(str(picture), None)
+        return Taken(str(picture), None, warning)
     return Taken(str(picture), image.reshape(channels, height, width), warning)
+
+
+def _empty(taken: Taken) -> str:
+    return f"picture: {taken.name} shows nothing" + (f" ({taken.warning})" if taken.warning else "")
+
+
+def _unlike(image: Array, classifier: Classifier) -> str:
+    """A warning for an image that is much lighter or darker than the training images; else nothing."""
+    mean, usual = float(image.mean()), classifier.normalizer
+    if abs(mean - usual.mean) <= UNLIKE * usual.std:
+        return ""
+    return f"unlike the training images: its mean is {mean:.0f}, theirs {usual.mean:.0f} (0 is black)"
 
 
 def ask(taken: Sequence[Taken], classifier: Classifier) -> list[Prediction]:
@@ -161,7 +176,8 @@ def _files(pictures: Sequence[str]) -> list[Path]:
         if not _is_folder(path):
             files.append(path)
             continue
-        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        below = sorted(file for file in found if file.name[0] != ".")
         if not below:
             raise InputError(f"picture: {path} holds no pictures (use a folder of PNG or JPEG files)")
         files += below

@@ -144,7 +144,12 @@ BAD_FOLDERS = {
     "empty": (lambda own: own.mkdir(), "holds no folder of pictures (use DIR/train/CLASS/*.png"),
     "a file": (lambda own: own.write_bytes(b""), "is a file"),
     "loose pictures": (lambda own: save(own / "1.png"), "holds no folder of pictures"),
-    "one class": (lambda own: [save(own / "a" / f"{n}.png") for n in range(9)], "one class only"),
+    "one class": (lambda own: [save(own / "a" / f"{n}.png") for n in range(9)], "one class, 'a' (use"),
+    "one folder too many": (lambda own: save_classes(own / "all"), "did you mean 'folder:own/all'?"),
+    "a class called train": (
+        lambda own: [save(own / name / "1.png") for name in ("train", "car")],
+        "own/train holds no folder of pictures ('train' is read as a part; use DIR/train/",
+    ),
     "a class without pictures": (lambda own: (save_classes(own) / "empty").mkdir(), "holds no picture"),
     "only a test part": (lambda own: save_classes(own / "test"), "has no folder 'train'"),
     "another class in the test": (
@@ -252,7 +257,14 @@ BAD_CSV = {
         "line 2: pixel 'x' (use a number)",
     ),
     "a hole": ("label," + ",".join(["p1"] * 64) + "\n" + "1," * 63 + ",1\n", "line 2: an empty pixel"),
-    "no square": ("label," + ",".join(["p1"] * 63) + "\n" + "1," * 63 + "1\n", "images are uint8 [1, 63]"),
+    "no square": (
+        "label," + ",".join(["p1"] * 63) + "\n" + "1," * 63 + "1\n",
+        "uint8 [1, 63] (use a square number",
+    ),
+    "an empty label": (
+        "label," + ",".join(["p1"] * 64) + "\n" + "1," * 64 + "1\n" + ",1" * 64 + "\n",
+        "line 3: an empty label",
+    ),
     "a longer row": (
         "label," + ",".join(["p1"] * 64) + "\n" + ("1," * 64 + "1\n") * 2 + "1," * 99,
         "no CSV file",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,23 @@ def ndarray_batch(images: list[np.ndarray | None]) -> torch.Tensor:
     return torch.from_numpy(np.stack([image for image in images if image is not None])[:, None])
 
 
+def test_a_digit_that_is_cropped_to_its_ink_is_read(digits: list[np.ndarray], classifier: Classifier) -> None:
+    found = []
+    for label in (0, 2, 3, 4, 6, 8):
+        page = drawn(digits[label], 235, 30)
+        rows, columns = np.nonzero(page < 150)
+        found.append(find_ink(page[rows.min() : rows.max(), columns.min() : columns.max()], 28, 28))
+    assert {one.warning for one in found} == {TOUCHES}
+    assert classifier(ndarray_batch([one.image for one in found])).argmax(1).tolist() == [0, 2, 3, 4, 6, 8]
+
+
+def test_a_crop_of_a_page_without_ink_is_empty(digits: list[np.ndarray]) -> None:
+    for paper in (235.0, RULED, SQUARED, SHADOW, TABLE, DESK):
+        page = drawn(0 * digits[0], paper, 30)
+        for top, left in ((30, 40), (120, 190), (100, 0)):
+            assert find_ink(page[top : top + 130, left : left + 170], 28, 28).image is None
+
+
 def test_ink_has_the_form_of_mnist() -> None:
     page = np.full((300, 200), 180, np.uint8)
     page[20:90, 30:60] = 40  # far from the middle
@@ -159,12 +177,23 @@ def test_a_turned_photograph_gets_the_same_answer(
     assert [one["name"] for one in json.loads(ended.out)] == ["6", "6"]
 
 
+def test_a_picture_unlike_the_own_data_of_a_network_is_warned_of(
+    digits: list[np.ndarray], classifier: Classifier, work: Path
+) -> None:
+    own = replace(classifier, data="csv")
+    Image.fromarray(drawn(digits[2], 235, 30)).save(work / "paper.png")
+    Image.fromarray(digits[2]).save(work / "digit.png")
+    assert take(work / "paper.png", own).warning.startswith("unlike the training images: its mean is 2")
+    assert take(work / "digit.png", own).warning == ""
+
+
 def test_a_folder_becomes_a_table(digits: list[np.ndarray], work: Path, invoke: Runner) -> None:
     (work / "photos" / "more").mkdir(parents=True)
     Image.fromarray(drawn(digits[2], 115, 20)).save(work / "photos" / "b.png")
     Image.fromarray(drawn(digits[4], RULED, 30)).save(work / "photos" / "more" / "c.png")
     Image.new("L", (90, 90), 200).save(work / "photos" / "a.png")
     (work / "photos" / "notes.txt").write_text("no picture")
+    (work / "photos" / "._b.png").write_text("of another system")
     ended = invoke("predict", "photos", "--network", "mnist-4k", "--csv", "out.csv")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == "Written: out.csv, 3 predictions\nNetwork: mnist-4k\n"

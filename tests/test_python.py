@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 import torch
-from conftest import TINY_RECIPE, TINY_SPACE, empty_figure, run_in_one, run_python
+from conftest import SEARCH, TINY_RECIPE, TINY_SPACE, Runner, empty_figure, furnish, run_in_one, run_python
 
 import nas_mnist as nm
 from nas_mnist.study.samplers import Tuning, make_sampler
@@ -22,6 +23,7 @@ import sys, nas_mnist as nm
 assert not {'torch', 'optuna', 'numpy', 'pandas'} & set(sys.modules), 'heavy'
 assert dir(nm) == sorted(nm.__all__)
 assert all(getattr(nm, name).__doc__ for name in dir(nm))
+assert nm.__version__
 """
 SCRIPT = """
 from operator import methodcaller
@@ -125,6 +127,31 @@ def test_a_sampler_and_a_pruner_of_ones_own_decide(found: nm.Found) -> None:
     assert found.config.sampler == found.study.user_attrs["sampler"] == f"{__name__}:Smallest"
 
 
+def test_the_study_keeps_the_call_that_continues_it(found: nm.Found) -> None:
+    call = found.study.user_attrs["command"]
+    assert call.startswith("nm.run_search(trials=3, max_params=15000, ")
+    assert call.endswith("sampler=Smallest(...), pruner=EveryTrial(...))")
+    assert "quiet" not in call
+    assert repr(found).startswith("<study 'nas_mnist': most_accurate trial-")
+    own = {"Smallest": Smallest, "EveryTrial": EveryTrial, "nm": SimpleNamespace(run_search=dict)}
+    again = eval(call.replace("(...)", "()"), own)
+    assert again.items() >= {name: OPTIONS[name] for name in OPTIONS if name != "quiet"}.items()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_sampler_that_fails_is_told_with_its_line(work: Path, invoke: Runner) -> None:
+    furnish(work)
+    (work / "failing.py").write_text(
+        "import optuna\n\n\nclass Failing(optuna.samplers.RandomSampler):\n"
+        "    def sample_independent(self, *_):\n        raise KeyError('my choice')\n"
+    )
+    ended = invoke("search", *SEARCH, "--sampler", "failing:Failing", "--trials", 1, "--workers", 1)
+    assert ended.code == 1
+    assert "the sampler or pruner failed: KeyError: 'my choice'" in ended.err
+    assert "failing.py, line 6)" in ended.err
+    assert "Traceback" not in ended.out + ended.err
+
+
 def test_a_search_from_python_refuses_what_cannot_be_used(work: Path) -> None:
     for options, says in [
         ({"max_parms": 3}, "max_parms"),
@@ -133,6 +160,8 @@ def test_a_search_from_python_refuses_what_cannot_be_used(work: Path) -> None:
         ({"sampler": 3}, "sampler: 3"),
         ({"sampler": "json:JSONDecoder"}, "is no sampler"),
         ({"pruner": "median"}, "pruner: 'median'"),
+        ({"pruner": EveryTrial}, r"use an object, as optuna.pruners.MedianPruner\(\)"),
+        ({"config": "mnist"}, "config: 'mnist' "),
         ({"pruner": EveryTrial(), "objective": "macs"}, "one objective"),
     ]:
         with pytest.raises(nm.InputError, match=says):
@@ -197,7 +226,7 @@ def test_the_console_script_is_the_command(tmp_path: Path) -> None:
 
 
 def test_a_notebook_shows_one_bar_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import ModuleType, SimpleNamespace
+    from types import ModuleType
 
     from nas_mnist.report.progress import LiveDisplay, make_console
 

@@ -129,7 +129,7 @@ def test_npy_files_and_a_folder_of_several_sets(work: Path) -> None:
         np.save(work / f"{name}.npy", array)
     assert len(load("npz:x_train.npy").read_test()) == len(load("npz:.").read_test()) == 12
     write_npz(work / "own.npz")
-    with pytest.raises(InputError, match=r"holds several data sets: , own \(use one"):
+    with pytest.raises(InputError, match=r"holds several data sets: x_test.npy, own.npz \(use one"):
         load("npz:.")
 
 
@@ -156,7 +156,7 @@ BAD_NPZ = {
     ),
     "no images": ({"x_train": IMAGES[:0], "y_train": LABELS[:0]}, "0 images"),
     "five images": ({"x_train": IMAGES[:5], "y_train": LABELS[:5]}, "has 5 images (use at least 8, or 6"),
-    "one class": ({"y_train": LABELS * 0}, "one class only"),
+    "one class": ({"y_train": LABELS * 0}, "has one class, '0' (use at least two)"),
     "another class in the test": ({"y_test": LABELS[:10] + 5}, "test images of class '5', which no training"),
     "another size in the test": (
         {"x_test": np.zeros((10, 9, 9), np.uint8)},

@@ -79,6 +79,8 @@ def _channels_first(where: str, images: Array, colours_beside: bool) -> Array:
     how = f"use {_FORMS}"
     if len(shape) == 4 and 4 in (shape[1], shape[3]):
         how += "; images[..., :3] leaves transparency out"
+    elif len(shape) == 2 and colours_beside:
+        how = "use a square number of pixels a row, or three times as many values for colour"
     elif len(shape) == 2:
         how += "; images.reshape(-1, H, W, 3) for red, green and blue side by side"
     raise InputError(f"{where}: images are {_kind(images)} ({how})")
@@ -131,7 +133,7 @@ class Classes(NamedTuple):
         if labels.dtype.kind == "U" and all(map(_WHOLE.fullmatch, found)):
             found.sort(key=float)
         if len(found) < 2:
-            raise InputError(f"{where} has labels of one class only (use at least two)")
+            raise InputError(f"{where} has one class, {', '.join(found)[:20]!r} (use at least two)")
         if len(found) > MAX_CLASSES:
             raise InputError(f"{where} has {len(found):,} classes (use at most {MAX_CLASSES:,})")
         for name in found:

@@ -78,7 +78,12 @@ def _pictures(where: str, parents: Sequence[Path]) -> tuple[list[Path], Array]:
     for parent in parents:
         classes = _folders(parent)
         if not classes:
-            raise InputError(f"{where}: {parent} holds no folder of pictures ({_LAYOUT})")
+            is_part = f"'{parent.name}' is read as a part; " if parent.name.lower() in PARTS else ""
+            raise InputError(f"{where}: {parent} holds no folder of pictures ({is_part}{_LAYOUT})")
+        if len(classes) == 1 and len(_folders(classes[0])) > 1:
+            raise InputError(
+                f"{where} has one class, {classes[0].name!r} (did you mean 'folder:{classes[0]}'? {_LAYOUT})"
+            )
         for class_ in classes:
             found = [Path(root, name) for root, _, names in os.walk(class_) for name in names]
             found = [one for one in found if one.suffix.lower() in SUFFIXES and one.name[0] != "."]

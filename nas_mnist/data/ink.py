@@ -29,11 +29,14 @@ MIN_MARK = 10  # the longer side; shorter marks are specks
 MARK_SHARE = 0.15  # of the largest mark's pixels; smaller marks are specks
 MIN_SLOPE = 0.2  # of the contrast, a pixel, outside a mark; shadows fade out more slowly
 SOFT_SIDE = 100  # of larger marks the slope may be smaller in proportion: an enlarged digit is soft
+CROSSED, MAX_CROSSINGS = 3, 2  # sides that the ink of a cropped digit crosses, at least; how often, at most
+MAX_ALONG, MAX_INKED = 0.9, 0.5  # the most ink on one side, and on all
 DIGIT_SHARE = 20 / 28  # of an image: the longer side of a digit in MNIST
 STROKE_SHARE = 2.6 / 20  # of the digit's longer side; thinner strokes are thickened
 
 LEFT_OUT = "a line, a shadow or an edge at the border was left out"
 TOUCHES = "the ink touches the border"
+NO_INK = "lines, shadows and specks were left out; ink needs some paper around it"
 
 
 class Ink(NamedTuple):
@@ -65,40 +68,68 @@ def find_ink(grey: Bytes, height: int, width: int) -> Ink:
     """The digit on a picture (H, W) as in MNIST: on black, 20/28 long, its centre of mass in the middle."""
     small, paper = _paper(grey)
     found = _found(small, paper)
-    if not found:  # ink may fill the picture; then the paper is as at the border
+    if not found.marks:  # ink may fill the picture; then the paper is as at the border
         border = np.concatenate([paper[0], paper[-1], paper[:, 0], paper[:, -1]])
         found = _found(small, paper.clip(*np.percentile(border, (5, 95))))
-    if not found:
-        return Ink(None)
-    marks = max(found, key=lambda one: (one.warning != TOUCHES, one.strength * one.sharpness))
+    if all(one.warning for one in found.marks) and (whole := _with_paper(grey)) is not None:
+        image, _ = find_ink(whole, height, width)
+        if image is not None:
+            return Ink(image, TOUCHES)
+    if not found.marks:
+        return Ink(None, NO_INK if found.contrast else "")
+    marks = max(found.marks, key=lambda one: (one.warning != TOUCHES, one.strength * one.sharpness))
     near = ndimage.binary_dilation(marks.mask, iterations=2)
     ink = np.where(near, np.clip(marks.contrast / marks.strength, 0, 1), 0)
     return Ink(_centred(_thickened(ink[marks.box], marks.mask[marks.box]), height, width), marks.warning)
 
 
+def _with_paper(grey: Bytes) -> Bytes | None:
+    """A picture that was cropped to its ink, with paper around it; None for another picture.
+
+    Ink crosses three or four sides, as a digit does: not often, nor along a whole side, as lines and edges.
+    """
+    small = _small(grey, SIDE)
+    sides = [small[0], small[-1], small[:, 0], small[:, -1]]
+    paper = np.median(np.concatenate(sides))
+    contrast = float(np.percentile(np.abs(small - paper), 95))
+    inked = [np.abs(side - paper) > max(INK_SHARE * contrast, MIN_CONTRAST) for side in sides]
+    crossings = [ndimage.label(side)[1] for side in inked]
+    along = max(side.mean() for side in inked)
+    if np.count_nonzero(crossings) < CROSSED or max(crossings) > MAX_CROSSINGS or along > MAX_ALONG:
+        return None
+    if np.concatenate(inked).mean() > MAX_INKED:
+        return None
+    return np.pad(grey, max(grey.shape) // 4, constant_values=round(paper))
+
+
+def _small(grey: Bytes, side: int) -> Floats:
+    """A picture (H, W) with ``side`` pixels on the longer side."""
+    picture = Image.fromarray(grey)
+    width, height = (max(1, round(length * side / max(picture.size))) for length in picture.size)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX), np.float64)
+
+
 def _paper(grey: Bytes) -> tuple[Floats, Floats]:
     """The picture with `SIDE` pixels, and its paper: the median around a pixel, which has its shadows."""
-    picture = Image.fromarray(grey)
-    small, tiny = (picture.resize(_size(picture, side), Image.Resampling.BOX) for side in (SIDE, PAPER_SIDE))
-    median = ndimage.median_filter(np.asarray(tiny, np.float64), PAPER_WINDOW, mode="nearest")
-    paper = Image.fromarray(median).resize(small.size, Image.Resampling.BICUBIC)
-    return np.asarray(small, np.float64), np.asarray(paper, np.float64)
+    small, tiny = _small(grey, SIDE), _small(grey, PAPER_SIDE)
+    median = ndimage.median_filter(tiny, PAPER_WINDOW, mode="nearest")
+    paper = Image.fromarray(median).resize(small.shape[::-1], Image.Resampling.BICUBIC)
+    return small, np.asarray(paper, np.float64)
 
 
-def _size(picture: Image.Image, side: int) -> tuple[int, int]:
-    """Width and height of a picture whose longer side is ``side``."""
-    width, height = (max(1, round(length * side / max(picture.size))) for length in picture.size)
-    return width, height
+class _Found(NamedTuple):
+    marks: list[_Marks]  # dark marks and light marks, as far as there are any
+    contrast: bool  # whether something stands out from the paper
 
 
-def _found(small: Floats, paper: Floats) -> list[_Marks]:
-    """Dark marks and light marks, as far as there are any."""
+def _found(small: Floats, paper: Floats) -> _Found:
     smooth = ndimage.gaussian_filter(small, 1)
     noise = 1.4826 * float(np.median(np.abs(smooth - ndimage.gaussian_filter(smooth, 4))))
     limit = max(MIN_CONTRAST, MIN_SIGNAL * noise)
     dark, light = ndimage.grey_erosion(paper, EDGE) - smooth, smooth - ndimage.grey_dilation(paper, EDGE)
     both = (_marks(contrast.clip(0), limit) for contrast in (dark, light))
-    return [marks for marks in both if marks is not None]
+    found = [marks for marks in both if marks is not None]
+    return _Found(found, bool(max(dark.max(), light.max()) > limit))
 
 
 def _marks(contrast: Floats, limit: float) -> _Marks | None:

@@ -120,10 +120,9 @@ def _entries(path: Path, where: str) -> Iterator[_Entry]:
             )
         sets = sorted({_Role.of(file.stem).rest for file in files})
         if len(sets) > 1:
-            example = path / next(file.name for file in files if _Role.of(file.stem).rest == sets[0])
-            raise InputError(
-                f"{where} holds several data sets: {', '.join(sets)} (use one, as npz:{example})"
-            )
+            firsts = [next(file for file in files if _Role.of(file.stem).rest == name) for name in sets]
+            names = ", ".join(file.name for file in firsts)
+            raise InputError(f"{where} holds several data sets: {names} (use one, as npz:{firsts[0]})")
     elif path.is_file():
         files, own, keys = [path], _Role.of(path.stem), _headers(path)
         contents, parts = ({one.role.content for one in keys} - {""}, {one.role.part for one in keys} - {""})

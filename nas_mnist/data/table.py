@@ -151,7 +151,7 @@ def _parse(where: str, path: Path, columns: _Columns) -> tuple[Array, Array | No
             for part in rows:
                 parts.append(_pixels(where, part[columns.pixels].to_numpy(), done + 1 + columns.header))
                 if columns.label is not None:
-                    words.append(part[columns.label].to_numpy(dtype=str))
+                    words.append(_words(where, part[columns.label], done + 1 + columns.header))
                 done += len(part)
     except InputError:
         raise
@@ -160,6 +160,14 @@ def _parse(where: str, path: Path, columns: _Columns) -> tuple[Array, Array | No
     if not parts:
         raise InputError(f"{where} has no rows")
     return np.concatenate(parts), np.concatenate(words) if words else None
+
+
+def _words(where: str, labels: Any, line: int) -> Array:
+    """A column of labels as words; ``line``: of the first row in the file."""
+    words: Array = labels.to_numpy(dtype=str)
+    if (blank := np.flatnonzero(np.char.strip(words) == "")).size:
+        raise InputError(f"{where}, line {line + blank[0]}: an empty label (use a number or a word)")
+    return words
 
 
 def _pixels(where: str, values: Array, line: int) -> Array:

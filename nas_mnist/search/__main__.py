@@ -27,6 +27,7 @@ from ..core.cli import (
 )
 from ..core.process_pool import parse_workers
 from .config import MAX_IMAGES, SearchConfig
+from .effort import EFFORTS
 
 
 def field_option(field: str, group: str, metavar: str, sentence: str, name: str = "", **more: Any) -> Any:
@@ -57,6 +58,10 @@ def _images(text: str) -> int:
 
 
 _size = size(1, 10**12)
+
+
+def _by_effort(field: str) -> str:
+    return ", ".join(str(getattr(effort, field)) for effort in EFFORTS.values())
 
 
 def search(
@@ -109,11 +114,15 @@ def search(
     ] = default("epochs"),
     finalists: Annotated[
         int | None,
-        field_option("finalists", HOW_WELL, "N", "Train the best N again (by effort: 3, 4, 8)."),
+        field_option(
+            "finalists", HOW_WELL, "N", f"Train the best N again (by effort: {_by_effort('finalists')})."
+        ),
     ] = default("finalists"),
     finalist_seeds: Annotated[
         int | None,
-        field_option("finalist_seeds", HOW_WELL, "N", "Train them with up to N fresh seeds (1, 2, 4)."),
+        field_option(
+            "finalist_seeds", HOW_WELL, "N", f"Train them with up to N fresh seeds ({_by_effort('seeds')})."
+        ),
     ] = default("finalist_seeds"),
     search_epochs: Annotated[
         int | None, field_option("search_epochs", HOW_WELL, "N", "Train candidates for fewer epochs.")

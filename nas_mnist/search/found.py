@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..study.results import StudyResults
+    from ..study.samplers import Tuning
     from ..training.classifier import Classifier
 
 
@@ -79,7 +80,7 @@ class FoundNetwork:
         return self.weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """The result of a search; returned by `run_search`."""
 
@@ -149,6 +150,11 @@ class Found:
         folder = study_folder(REPORTS, self.study)
         return write_report(folder, sections_of([item_of_study(self.study, self.config.data_dir)]))
 
+    def __repr__(self) -> str:
+        """The study and its answers."""
+        answers = ", ".join(f"{name} {one.name}" for name, one in self.results.answers.items())
+        return f"<study {self.study.study_name!r}: {answers or 'no answer'}>"
+
     def _answer(self, word: str) -> FoundNetwork | None:
         from ..lookup import resolve
         from ..study.results import retrained_of
@@ -175,7 +181,8 @@ def run_search(
 
     Args:
         config: all options; or give them by name, as `SearchConfig` has them:
-            ``run_search(max_params=5_000, trials=20, dataset="mnist", study="small")``.
+            ``run_search(max_params=5_000, trials=20, dataset="mnist", study="small")``. They are those of
+            ``python -m nas_mnist.search --help``.
         sampler: a name as ``--sampler`` takes it, an Optuna sampler, or a class of one, which gets ``seed=``.
         pruner: an Optuna pruner instead of the search's own.
 
@@ -187,6 +194,8 @@ def run_search(
         options["sampler"], sampler = sampler, None
     if config is None:
         config = SearchConfig.make(**options)
+    elif not isinstance(config, SearchConfig):
+        raise InputError(f"config: {config!r:.40} (use a SearchConfig, or options by name)")
     elif options:
         raise InputError(f"{min(options)}: given beside a config (use config.model_copy, or options alone)")
 
@@ -194,6 +203,26 @@ def run_search(
     from .pipeline import run_search as run
 
     own = Tuning(sampler, pruner) if sampler is not None or pruner is not None else None
+    call = _call(config, own)
     if own and own.sampler_name:
         config = config.model_copy(update={"sampler": own.sampler_name})  # it need not be importable
-    return Found(run(config, tuning=own), config)
+    return Found(run(config, call, own), config)
+
+
+def _call(config: SearchConfig, tuning: Tuning | None) -> str:
+    """The call that continues a search; own objects by the names of their classes."""
+    from ..study.storage import hide_password
+
+    fields = type(config).model_fields
+    given = {name: value for name in fields if (value := getattr(config, name)) != fields[name].default}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    if "storage" in given:
+        given["storage"] = hide_password(config.storage)
+    words = [f"{name}={value!r}" for name, value in given.items() if name not in ("quiet", "json_file")]
+    own = tuning._asdict() if tuning else {}
+    words += [
+        f"{name}={one.__name__ if isinstance(one, type) else f'{type(one).__name__}(...)'}"
+        for name, one in own.items()
+        if one is not None
+    ]
+    return f"nm.run_search({', '.join(words)})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..core.errors import InputError, NoResultError
 from ..core.process_pool import WorkerContext
 from ..models.cost import Cost
 from .setup import SearchSetup
@@ -33,7 +34,7 @@ class SearchJob:
         from ..study.candidate import CandidateSpace
         from ..study.objective import Callbacks, Objective
         from ..study.results import trial_row
-        from ..study.samplers import Tuning
+        from ..study.samplers import Tuning, own_failure
         from ..study.search_loop import search
         from ..study.storage import artifact_folder, storage_guard
         from ..study.study import load_study
@@ -64,15 +65,23 @@ class SearchJob:
             engine=setup.source.engine,
         )
         tuning = Tuning() if setup.tuning is None else pickle.loads(setup.tuning)
-        with storage_guard(config.storage):
-            search(
-                load_study(config.storage, config.study),
-                objective,
-                setup.trials,
-                seed=f"{config.seed}-{context.number}",
-                sampler=tuning.sampler or config.sampler,
-                pruner=tuning.pruner,
-                deadline=setup.deadline,
-                on_trial_end=lambda trial: context.send("ended", trial_row(trial)),
-                on_idle=context.set_idle,
-            )
+        try:
+            with storage_guard(config.storage):
+                search(
+                    load_study(config.storage, config.study),
+                    objective,
+                    setup.trials,
+                    seed=f"{config.seed}-{context.number}",
+                    sampler=tuning.sampler or config.sampler,
+                    pruner=tuning.pruner,
+                    deadline=setup.deadline,
+                    on_trial_end=lambda trial: context.send("ended", trial_row(trial)),
+                    on_idle=context.set_idle,
+                )
+        except (InputError, NoResultError):
+            raise
+        except Exception as error:
+            is_own = setup.tuning is not None or ":" in config.sampler
+            if is_own and (failure := own_failure(error)):
+                raise NoResultError(failure) from error
+            raise

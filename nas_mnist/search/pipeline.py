@@ -31,12 +31,12 @@ DASHBOARD_HINT = "from afar: ssh -L 8080:localhost:8080 HOST; behind a prefix, a
 STEPS = 6  # of a search that narrows its budget
 
 
-def run_search(config: SearchConfig, command: str = "", tuning: Tuning | None = None) -> optuna.Study:
+def run_search(config: SearchConfig, command: str, tuning: Tuning | None = None) -> optuna.Study:
     """Run or continue a search to its report; returns the study.
 
-    ``command`` is the command line that continues it, for the study's note and page. ``tuning`` has a sampler
-    or a pruner that the search takes instead of its own. Raises `InputError` for
-    options that cannot be used here, and `NoResultError` for a search that ends without a winner.
+    ``command`` is the command line or the call that continues it, for the study's note and page. ``tuning``
+    has a sampler or a pruner that the search takes instead of its own. Raises `InputError` for options that
+    cannot be used here, and `NoResultError` for a search that ends without a winner.
     """
     from ..report.progress import loading
 
@@ -59,7 +59,7 @@ def run_search(config: SearchConfig, command: str = "", tuning: Tuning | None = 
         with storage_guard(config.storage):
             study = open_study(config.storage, config.study, study_config, metadata)
             enqueue_given(study, setup.given)
-    pipeline.run(study, survey, command or f"python -m nas_mnist.search --study {config.study}")
+    pipeline.run(study, survey, command)
     return study
 
 
@@ -116,7 +116,7 @@ class SearchPipeline:
                 self.messages.announce(study, survey)
                 train = self._narrow if self.setup.config.narrows else self._train_candidates
                 ending = train(study)
-                self._finish(study)
+                self._finish(study, ending)
                 self._check_total(study, ending)
         except KeyboardInterrupt:
             self.messages.kept(study)
@@ -225,7 +225,7 @@ class SearchPipeline:
         if count < total:
             raise NoResultError(f"the study has {count} of {total} candidates: {ending}")
 
-    def _finish(self, study: optuna.Study) -> None:
+    def _finish(self, study: optuna.Study, ending: str) -> None:
         """Choose the answers, retrain them, read the test images once for each, and report."""
         from ..report.answers import answer_line, comparison_lines
         from ..report.notes import add_answers, mark_answers
@@ -236,9 +236,8 @@ class SearchPipeline:
         answers = (finals.choose_smallest if self.setup.config.narrows else finals.choose)(study)
         if not answers:
             self._report(study)
-            raise NoResultError(
-                "no candidate was trained to the last epoch, also as a finalist (raise --trials or --timeout)"
-            )
+            why = f": {ending}" if ending else ", also as a finalist (raise --trials or --timeout)"
+            raise NoResultError(f"no candidate was trained to the last epoch{why}")
         tested: dict[str, float] = {}  # test accuracies by key
         if self.setup.config.retrain:
             for key, one in {answer.key: answer for answer in answers.values()}.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from ..models.blocks import (
     MAX_CHANNELS,
@@ -59,7 +59,7 @@ class OwnBlock(Frozen):
     with a kernel above 1 has that stride, or else the first layer.
     """
 
-    shortcut: bool = False
+    shortcut: StrictBool = False
     layers: Annotated[tuple[OwnLayer, ...], Field(min_length=1, max_length=8)]
 
     @model_validator(mode="after")

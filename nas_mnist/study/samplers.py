@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -56,12 +58,25 @@ class Tuning(NamedTuple):
         if self.sampler is not None and not is_class and not isinstance(self.sampler, BaseSampler):
             raise InputError(f"sampler: {self.sampler!r:.60} (use a name or a sampler of Optuna)")
         if self.pruner is not None and not isinstance(self.pruner, BasePruner):
-            raise InputError(f"pruner: {self.pruner!r:.60} (use a pruner of Optuna)")
+            raise InputError(f"pruner: {self.pruner!r:.60} (use an object, as optuna.pruners.MedianPruner())")
         try:
             return bytes(cloudpickle.dumps(self))
         except Exception as error:  # of any library in the object
             reason = " ".join(str(error).split())[:80]
             raise InputError(f"sampler: it cannot be sent to worker processes ({reason})") from None
+
+
+def own_failure(error: BaseException) -> str | None:
+    """An exception in a sampler or pruner of one's own, with its line, in words; None: it has none there."""
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    places = (str(Path(__file__).parents[1]), *libraries, "<frozen")
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(places)
+    ]
+    if not own:
+        return None
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
+    return f"the sampler or pruner failed: {reason} ({own[-1].filename}, line {own[-1].lineno})"
 
 
 def make_sampler(what: str | BaseSampler | type[BaseSampler], seed: int) -> BaseSampler:
