@@ -40,11 +40,16 @@ from nas_mnist.data.dataset import DataSet, Images
 from nas_mnist.data.normalize import Normalizer
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import Network
+from nas_mnist.search.config import SearchConfig
 from nas_mnist.search.effort import EFFORTS
+from nas_mnist.search.finals import Finals
+from nas_mnist.search.pipeline import SearchPipeline
+from nas_mnist.search.setup import SearchSetup
 from nas_mnist.study.results import StudyResults, best_rows, trial_rows
 from nas_mnist.study.verdict import Verdict, verdict_of
 from nas_mnist.training.classifier import Classifier
 from nas_mnist.training.evaluate import evaluate
+from nas_mnist.training.jobs import Source
 from nas_mnist.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -483,6 +488,27 @@ def test_a_search_for_the_smallest_network_narrows_its_budget(work: Path, invoke
     assert (again.code, again.err) == (0, "")
     assert len(trial_rows(stored(work))) == len(trial_rows(study))
     assert StudyResults.read(stored(work)).answers == answers
+
+
+def test_the_first_steps_of_a_narrowing_search_have_few_candidates(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[int | None, int | None]] = []
+
+    def draw(pipeline: SearchPipeline, _: Any) -> str:
+        steps.append((pipeline.setup.step_params, pipeline.setup.step_trials))
+        return ""
+
+    monkeypatch.setattr(SearchPipeline, "_train_candidates", draw)
+    monkeypatch.setattr(Finals, "meets_target", lambda *asked: asked[2] if asked[2] >= 2_300 else None)
+    config = SearchConfig.make(objective="params", target=99.4, trials=48, max_params=20_000)
+    nothing: Any = None
+    setup = SearchSetup(config, Source("mnist-5k", None, "cpu"), nothing, nothing, 1, None)
+    assert SearchPipeline(setup, nothing)._narrow(nothing) == ""
+    budgets, totals = zip(*steps, strict=True)
+    assert budgets == (19_999, 9_999, 4_999, 2_499, 1_249, 1_767)
+    assert totals == (3, 6, 12, 24, 36, 48)
+    assert list(work.iterdir()) == []
 
 
 @pytest.mark.usefixtures("one_process")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ..study.samplers import Tuning
 
 DASHBOARD_HINT = "from afar: ssh -L 8080:localhost:8080 HOST; behind a prefix, as of Jupyter, it stays blank"
-STEPS = 6  # of a search that narrows its budget
+STEPS = (1, 1, 2, 4, 4, 4)  # of a search that narrows its budget: candidates, relative; the last ones decide
 
 
 def run_search(config: SearchConfig, command: str, tuning: Tuning | None = None) -> optuna.Study:
@@ -140,16 +141,16 @@ class SearchPipeline:
     def _narrow(self, study: optuna.Study) -> str:
         """Train candidates step by step, each step at a smaller budget while the target is met.
 
-        The budget is halved until no candidate of a step meets the target, and then bisected. Returns how the
-        last step ended that lacks candidates.
+        The budget is halved until no candidate of a step meets the target, and then bisected. The first steps
+        ask little and have few candidates. Returns how the last step ended that lacks candidates.
         """
         ending = ""
         finals, config = Finals(self.setup, self.data, self.console), self.setup.config
         params, meets, misses = self.setup.budget.max_params, 0, 0
         given = min(len(self.setup.given), config.trials)  # the first step tries them all
-        for step in range(1, STEPS + 1):
-            total = max(round(config.trials * step / STEPS), given, 1)
-            self.console.print(f"Step {step} of {STEPS}: at most {params:,} parameters")
+        for step, part in enumerate(accumulate(STEPS), 1):
+            total = min(max(round(config.trials * part / sum(STEPS)), given, step), config.trials)
+            self.console.print(f"Step {step} of {len(STEPS)}: at most {params:,} parameters")
             pipeline = replace(self, setup=replace(self.setup, step_params=params, step_trials=total))
             ending = pipeline._train_candidates(study) or ending
             if (found := finals.meets_target(study, params)) is not None:
