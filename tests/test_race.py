@@ -151,10 +151,12 @@ def test_the_smallest_copies_that_are_good_enough_are_looked_for(
     train(finals, None, scores, [best], [1])
     copies = finals._narrow(nothing, scores, best, [1])  # type: ignore[arg-type]
     assert copies == tried[1:]
-    sizes = [one.params for one in tried]
+    sizes, least = [one.params for one in tried], min(as_good, enough)
     assert len(set(sizes)) == len(sizes) <= 8
     halves = [best.params // 2, best.params // 4, best.params // 8]
-    assert all(0.8 * half < size <= half for size, half in zip(sizes[1:4], halves, strict=True))
+    useful = [half for half, before in zip(halves, [best.params, *halves], strict=False) if before >= least]
+    assert all(0.8 * half < size <= half for size, half in zip(sizes[1:], useful, strict=False))
+    assert not any(size < 0.8 * useful[-1] for size in sizes)
     for limit in (as_good, enough):
         found = min(size for size in sizes if size >= limit)
         assert found < 1.25 * limit or limit < halves[2]

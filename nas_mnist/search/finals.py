@@ -155,16 +155,23 @@ class Finals:
     ) -> list[Finalist]:
         """Copies of the best finalist with fewer channels, trained with the same seeds.
 
-        They have a half, a quarter and an eighth of its parameters. Where one is as good as the best and a
-        smaller one is not, bisections look for the smallest that is; likewise for the target.
+        They have a half, a quarter and an eighth of its parameters, until one is neither as good as
+        the best nor meets the target. Bisections look for the smallest that is as good, and for the smallest
+        that meets the target.
         """
         target = self.setup.target
         wishes: list[Callable[[Finalist], bool]] = [lambda one: scores.is_as_good(one.key, best.key)]
         if target is not None:
             wishes.append(lambda one: scores.accuracy(one.key) >= target)
-        halves = (self._copy(best, best.params // divisor) for divisor in DIVISORS)
-        copies = list({copy.key: copy for copy in halves if copy is not None}.values())
-        self._train(study, scores, copies, seeds)
+        copies: list[Finalist] = []
+        for divisor in DIVISORS:
+            copy = self._copy(best, best.params // divisor)
+            if copy is None or copy.key in {one.key for one in copies}:
+                break
+            copies.append(copy)
+            self._train(study, scores, [copy], seeds)
+            if not any(meets(copy) for meets in wishes):
+                break
         for meets in wishes:
             for _ in range(BISECTIONS):
                 if (copy := self._between([best, *copies], meets)) is None:
