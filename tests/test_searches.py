@@ -35,7 +35,7 @@ def searched(work: Path, finished: tuple[Path, Ended], monkeypatch: pytest.Monke
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("subprocess.run", run)
-    monkeypatch.setattr(searches, "TEST_SEEDS", (1000, 1001))
+    monkeypatch.setattr(searches, "TEST_SEEDS", range(1000, 1002))
     return commands
 
 
@@ -60,6 +60,17 @@ def test_the_answers_of_a_search_are_tested_once(
     again = invoke("bench searches", *COMMAND)
     assert (again.code, again.err, len(searched)) == (0, "", 1)
     assert (work / "t.csv").read_bytes() == before
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_search_with_a_target_has_no_other_answer_tested(invoke: Runner, work: Path) -> None:
+    assert searches.Kind(20_000, "quick", 50, target=99.4).asked_for == "smallest"
+    ended = invoke("bench searches", *COMMAND, "--target", 99.9)  # no answer meets it
+    assert (ended.code, ended.err) == (0, "")
+    table = pd.read_csv(work / "t.csv")
+    assert "smallest" not in set(table["answer"])
+    assert set(table["objective"]) == {"params 99.9"}
+    assert table["seeds"].isna().all()
 
 
 @pytest.mark.parametrize("kind", [KIND, searches.Kind(20_000, "normal", 50, target=99.4)])

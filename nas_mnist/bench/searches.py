@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TABLE = "reports/searches/searches.csv"
 FOLDER = Path("studies/searches")  # of the searches' own files
-TEST_SEEDS = (1000, 1001, 1002)  # of no search and no final
-ALL_ANSWERS = 3  # searches of each kind whose three answers are all tested; of others the most accurate
+TEST_SEEDS, NEAR_TARGET = range(1000, 1003), range(1000, 1005)  # of tests; of no search and no final
+ALL_ANSWERS = 3  # searches of each kind whose three answers are tested; of others the one asked for is
 # User attributes of a study: the seconds of its search so far; test accuracies by key, by seed.
 SECONDS, TESTED = "search_seconds", "tested"
 SEARCH = ["max_params", "seed", "effort", "objective", "seconds", "trials", "trained", "stopped", "rejected"]
@@ -73,6 +73,16 @@ class Kind:
     effort: str
     trials: int
     target: float | None = None  # percent, of a search that narrows its budget
+
+    @property
+    def asked_for(self) -> str:
+        """The answer that is tested in any case; of a search that narrows its budget no other one is."""
+        return "smallest" if self.target else "most_accurate"
+
+    @property
+    def test_seeds(self) -> range:
+        """The seeds of the tests: more near a target."""
+        return NEAR_TARGET if self.target else TEST_SEEDS
 
     @property
     def objective(self) -> str:
@@ -118,7 +128,7 @@ def searches(
     device: Device = "auto",
     workers: Workers = "auto",
 ) -> None:
-    """Run whole searches, and test the answers with three fresh seeds.
+    """Run whole searches, and test the answers with fresh seeds.
 
     The same command continues. Searches that the table has are not repeated.
     """
@@ -144,7 +154,7 @@ def searches(
             kind = Kind(budget, effort, trials, target)
             if any(kind.is_row(row, number) for row in rows):
                 continue
-            rows += bench.run(kind, number, all_answers=number < ALL_ANSWERS)
+            rows += bench.run(kind, number, all_answers=number < ALL_ANSWERS and target is None)
             TABLE.write(path, rows)
     console.print(_table(rows))
     console.print(f"Written: {path}")
@@ -176,7 +186,8 @@ class SearchBench:
         search: Row = dict(zip(SEARCH, [*asked, round(study.user_attrs[SECONDS]), *ended], strict=True))
         rows = []
         for name, answer in results.answers.items():
-            tested = self._test(study, answer) if all_answers or name == "most_accurate" else []
+            is_tested = all_answers or name == kind.asked_for
+            tested = self._test(study, answer, kind.test_seeds) if is_tested else []
             row = search | {"answer": name}
             row |= {column: getattr(answer, column) for column in ANSWER if column != "answer"}
             if tested:
@@ -210,13 +221,13 @@ class SearchBench:
         if ended.returncode:
             raise NoResultError(f"{kind.study(seed)}: the search ended with exit code {ended.returncode}")
 
-    def _test(self, study: optuna.Study, answer: Answer) -> list[float]:
+    def _test(self, study: optuna.Study, answer: Answer, seeds: Sequence[int]) -> list[float]:
         """Test accuracies (0 to 1) of an answer after trainings on all training images; kept in the study."""
         from ..report.epoch_log import EpochLog
 
         known: dict[str, dict[str, float]] = study.user_attrs.get(TESTED, {})
         own = known.setdefault(answer.key, {})
-        missing = [seed for seed in TEST_SEEDS if str(seed) not in own]
+        missing = [seed for seed in seeds if str(seed) not in own]
 
         def on_run(run: Run) -> None:
             own[str(run.seed)] = run.result.accuracy
@@ -228,7 +239,7 @@ class SearchBench:
             job = RetrainJob(architecture, recipe, missing, self.source, last_only=True)
             with EpochLog(self.console, recipe.epochs, len(missing), lines=False) as log:
                 retrain_seeds(job, self.data, self.workers, log, on_run)
-        return [own[str(seed)] for seed in TEST_SEEDS]
+        return [own[str(seed)] for seed in seeds]
 
 
 def _environment() -> dict[str, str]:
