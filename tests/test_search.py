@@ -33,6 +33,7 @@ from conftest import (
     furnish,
     stored,
 )
+from rich.console import Console
 
 from nas_mnist import Architecture
 from nas_mnist.core.errors import NoResultError, StorageLostError
@@ -40,11 +41,13 @@ from nas_mnist.data.dataset import DataSet, Images
 from nas_mnist.data.normalize import Normalizer
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import Network
+from nas_mnist.recipes.recipe import load_recipe
 from nas_mnist.search.config import SearchConfig
 from nas_mnist.search.effort import EFFORTS
 from nas_mnist.search.finals import Finals
 from nas_mnist.search.pipeline import SearchPipeline
 from nas_mnist.search.setup import SearchSetup
+from nas_mnist.study.race import Finalist, FinalScores
 from nas_mnist.study.results import StudyResults, best_rows, trial_rows
 from nas_mnist.study.verdict import Verdict, verdict_of
 from nas_mnist.training.classifier import Classifier
@@ -509,6 +512,28 @@ def test_the_first_steps_of_a_narrowing_search_have_few_candidates(
     assert budgets == (19_999, 9_999, 4_999, 2_499, 1_249, 1_767)
     assert totals == (3, 6, 12, 24, 36, 48)
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_a_step_of_a_narrowing_search_tries_as_many_as_there_are_workers(
+    finished: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    tried: list[list[int]] = []
+
+    def score(_: Finals, __: Any, scores: FinalScores, finalists: list[Finalist], seeds: list[int]) -> None:
+        tried.append([one.params for one in finalists])
+        for one in finalists:
+            scores.scores[one.key] = {seeds[0]: (0.5, 1.0)}
+
+    monkeypatch.setattr(Finals, "_train", score)
+    config = SearchConfig.make(objective="params", target=50, max_params=15_000)
+    nothing: Any = None
+    setup = SearchSetup(config, Source("mnist-5k", None, "cpu"), nothing, load_recipe("tiny"), workers, None)
+    finals, study = Finals(setup, nothing, Console(quiet=True)), stored(finished[0])
+    sizes = [row.n_params for row in best_rows(trial_rows(study), 9)]
+    assert finals.meets_target(study, 15_000) == min(sizes[:workers][:4])
+    assert finals.meets_target(study, min(sizes) - 1) is None
+    assert tried == [sizes[:workers][:4], []]
 
 
 @pytest.mark.usefixtures("one_process")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MOST_ACCURATE, SMALLER, SMALLEST = "most_accurate", "smaller", "smallest"
 DIVISORS = (2, 4, 8)  # of the winner's parameters, for the two smaller answers
+AT_ONCE = 4  # finalists of a step of a search that narrows its budget, at most
 BISECTIONS = 2  # at most, between a size that is good enough for an answer and one that is not
 
 
@@ -116,20 +117,20 @@ class Finals:
         return FinalScores(study.user_attrs.get(RACE, {}), folder)
 
     def meets_target(self, study: optuna.Study, params: int) -> int | None:
-        """The parameters of the best candidate of at most ``params``, if it meets the target; else None.
+        """The parameters of the smallest of the best candidates of at most ``params`` that meets the target.
 
-        It is trained as a finalist, with one seed. None also where there is no candidate.
+        They are trained as finalists, with one seed: as many as there are workers, up to `AT_ONCE`. None if no
+        candidate meets it, or there is none.
         """
         rows = [row for row in trial_rows(study) if (row.n_params or 0) <= params]
-        best, target = self._candidates(rows)[:1], self.setup.target
-        if not best or target is None:
-            return None
-        finalist, scores = self._finalist(best[0]), self._scores(study)
-        self._train(study, scores, [finalist], [self.setup.config.seed + 1])
-        accuracy = scores.accuracy(finalist.key)
-        what = f"{finalist.name}, {finalist.params:,} parameters"
-        self.console.print(f"{what}: {accuracy:.2%} of the validation images, the target is {target:.2%}")
-        return finalist.params if accuracy >= target else None
+        best = self._candidates(rows)[: min(self.setup.workers, AT_ONCE)]
+        target, scores = self.setup.target or 0.0, self._scores(study)
+        finalists = [self._finalist(row) for row in best]
+        self._train(study, scores, finalists, [self.setup.config.seed + 1])
+        for one in finalists:
+            accuracy = f"{scores.accuracy(one.key):.2%} of the validation images, the target is {target:.2%}"
+            self.console.print(f"{one.name}, {one.params:,} parameters: {accuracy}")
+        return min((one.params for one in finalists if scores.accuracy(one.key) >= target), default=None)
 
     def choose_smallest(self, study: optuna.Study) -> dict[str, Answer]:
         """The answers of a search that narrowed its budget: of those trained as finalists."""
