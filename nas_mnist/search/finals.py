@@ -119,8 +119,8 @@ class Finals:
     def meets_target(self, study: optuna.Study, params: int) -> int | None:
         """The parameters of the smallest of the best candidates of at most ``params`` that meets the target.
 
-        They are trained as finalists, with one seed: as many as there are workers, up to `AT_ONCE`. None if no
-        candidate meets it, or there is none.
+        They are trained as finalists, with one seed: as many as there are workers, up to `AT_ONCE`. None
+        if no candidate meets it, or there is none.
         """
         rows = [row for row in trial_rows(study) if (row.n_params or 0) <= params]
         best = self._candidates(rows)[: min(self.setup.workers, AT_ONCE)]
