@@ -54,8 +54,9 @@ METADATA = {"recipe": {}, "space": {}, "data": "some", "data_note": "", "device"
 STUDY_FACTS: dict[str, Any] = {"identity": IDENTITY, **METADATA}  # what every study of this program has
 TRIALS, EPOCHS = 3, 2
 COMMON = ["--dataset", "mnist-5k", "--device", "cpu"]
-NO_FINALS = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
-NO_FINALS += ["--finalists", 1, "--max-params", 15_000]  # less than the reference has
+FILES = [*COMMON, "--space", "space.toml", "--recipe", "recipe.toml", "--epochs", EPOCHS]
+FILES += ["--max-params", 15_000]  # less than the reference has
+NO_FINALS = [*FILES, "--finalists", 1]
 SEARCH = [*NO_FINALS, "--finalists", 2, "--finalist-seeds", 1]  # of an option given twice the last counts
 
 

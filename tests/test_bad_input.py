@@ -396,6 +396,9 @@ CASES = {
         "batch_size = 30\n", "batch_size 30", "20 images", more=["--search-images", 20]
     ),
     "unknown effort": search(["--effort", "lazy"], "--effort: 'lazy'", "quick, normal, thorough"),
+    "effort: an old objective": search(
+        ["--effort", "memory"], "--effort: 'memory'", "quick, normal, thorough"
+    ),
     "a target above all": search(["--target", 100], "--target: 100"),
     "a start above the budget": search(
         [*SMALL, "--max-params", 5_000, "--start", "reference"], "--start: reference", "14,122 parameters"

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -110,6 +111,15 @@ def test_the_whole_benchmark_is_written_as_json(
     assert found["training"]["reference"]["params"] == SMALL_PARAMS
     assert found["seeds"].keys() >= {"one after the other", "2 at once"}
     assert "time" not in found
+
+
+def test_images_that_the_measured_networks_do_not_take_are_refused(work: Path, invoke: Runner) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (60, 28, 28, 3), np.uint8)
+    np.savez(work / "own.npz", images=colour, labels=np.arange(60) % 10)
+    ended = invoke("bench", "--dataset", "npz:own.npz", "--json", "found.json")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "input_shape 1 x 28 x 28 does not fit" in ended.err
+    assert not (work / "found.json").exists()
 
 
 def test_timed_commands_leave_nothing_and_may_not_fail(work: Path) -> None:

@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -23,6 +25,7 @@ from nas_mnist.data.dataset import DataSet
 from nas_mnist.models.cost import Budget
 from nas_mnist.recipes.recipe import Recipe
 from nas_mnist.search.__main__ import search
+from nas_mnist.search.finals import Finals
 from nas_mnist.space.space import SearchSpace
 from nas_mnist.study.candidate import CandidateSpace
 from nas_mnist.study.curve import Point, curve_of, store_point
@@ -152,3 +155,14 @@ def test_trials_that_fail_or_are_stopped_leave_a_study_in_which_the_sampler_draw
     for row, trial in zip(rows, study.trials, strict=True):
         stopped = row.verdict is Verdict.STOPPED
         assert trial.values == ([row.validation_accuracy, row.n_params] if stopped else None)
+
+
+def test_the_smallest_candidate_that_meets_the_target_is_a_finalist_of_a_front() -> None:
+    front: Any = [
+        SimpleNamespace(n_params=size, validation_accuracy=accuracy)
+        for size, accuracy in ((900, 0.98), (2_000, 0.994), (5_000, 0.995), (9_000, 0.997))
+    ]
+    cases: Any = (("macs", 0.994, [2_000]), ("macs", 0.999, []), ("macs", None, []), (None, 0.9, []))
+    for metric, target, chosen in cases:
+        setup: Any = SimpleNamespace(target=target, config=SimpleNamespace(cost_metric=metric))
+        assert [row.n_params for row in Finals(setup, front, front)._cheapest(front)] == chosen

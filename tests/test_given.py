@@ -10,13 +10,15 @@ import pytest
 from conftest import SEARCH, Runner, furnish, stored
 from optuna.trial import TrialState
 
-from nas_mnist import Architecture, Budget
+from nas_mnist import Architecture, Budget, SearchSpace
 from nas_mnist.core.errors import InputError
 from nas_mnist.data.dataset import DataSet, load
 from nas_mnist.models.cost import cost_of
 from nas_mnist.recipes.recipe import load_recipe
 from nas_mnist.search.start import given_networks
+from nas_mnist.study.candidate import CandidateSpace
 from nas_mnist.study.given import ORIGIN, enqueue_given, given_to
+from nas_mnist.study.objective import Objective
 from nas_mnist.study.recovery import requeue
 from nas_mnist.study.results import trial_rows
 from nas_mnist.study.verdict import Verdict
@@ -87,6 +89,21 @@ def test_a_given_network_is_queued_once_and_again_after_an_interruption() -> Non
     _, again = study.trials
     assert (again.state, given_to(again)) == (TrialState.WAITING, (SMALL, RECIPE))
     assert again.user_attrs[ORIGIN] == "given: small"
+
+
+def test_a_given_network_may_have_the_whole_budget_of_a_search_that_narrows_it(data: DataSet) -> None:
+    study, cost = optuna.create_study(), cost_of(SMALL)
+    candidates = CandidateSpace(SearchSpace.load("tiny"), Budget(cost.params - 1), RECIPE)
+    for budget in (None, Budget(cost.params)):
+        objective = Objective(candidates, *data.split(), seed=0, given_budget=budget)
+        enqueue_given(study, [("small", SMALL, RECIPE.with_epochs(3 if budget else 2))])
+        trial = study.ask()
+        if budget is None:
+            with pytest.raises(optuna.TrialPruned, match="1 parameters too many"):
+                objective._check_budget(trial, cost)
+        else:
+            objective._check_budget(trial, cost)
+            assert trial.user_attrs["excess"] == 0
 
 
 @pytest.mark.usefixtures("one_process")

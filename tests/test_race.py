@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from nas_mnist.models import zoo
 from nas_mnist.recipes.recipe import load_recipe
 from nas_mnist.search.finals import Finals
-from nas_mnist.study.race import FAILED_LOSS, SEED_SPREAD, SIGNIFICANCE, Finalist, FinalScores
+from nas_mnist.study.race import COPIES, FAILED_LOSS, SEED_SPREAD, SIGNIFICANCE, Finalist, FinalScores
 
 IMAGES = 2_000
 
@@ -39,7 +40,12 @@ def test_scores_are_read_again_and_a_training_without_its_file_is_not_done(tmp_p
     assert again.accuracy("a") == pytest.approx(0.85)
     assert again.loss("a") == pytest.approx((images(1).mean() + images(2).mean()) / 2)
     next(tmp_path.glob("a-*2*")).unlink()
-    assert FinalScores(scores.to_json(), tmp_path).seeds("a") == {1}
+    again = FinalScores(scores.to_json(), tmp_path)
+    assert again.seeds("a") == {1}
+    others = {"a": {"3": [0.5, 1.0]}, "d": {"1": [0.4, 2.0]}}  # of another process
+    both = again.to_json(others)
+    assert both["a"] == {"1": scores.to_json()["a"]["1"], "3": [0.5, 1.0]}
+    assert (both["b"], both["d"]) == (scores.to_json()["b"], others["d"])
 
 
 def test_a_clear_difference_is_seen_and_a_small_one_is_not(scores: FinalScores) -> None:
@@ -147,9 +153,10 @@ def test_the_smallest_copies_that_are_good_enough_are_looked_for(
     key, recipe = entry.architecture.key, load_recipe("small")
     best = Finalist("best", key, entry.architecture, recipe, "found", 0)
     setup: Any = SimpleNamespace(target=0.994)
-    finals, nothing = Finals(setup, setup, setup), SimpleNamespace()
+    finals, study = Finals(setup, setup, setup), optuna.create_study()
     train(finals, None, scores, [best], [1])
-    copies = finals._narrow(nothing, scores, best, [1])  # type: ignore[arg-type]
+    copies = finals._narrow(study, scores, best, [1])
+    assert study.user_attrs[COPIES] == {one.key: [0, one.params] for one in copies}
     assert copies == tried[1:]
     sizes, least = [one.params for one in tried], min(as_good, enough)
     assert len(set(sizes)) == len(sizes) <= 8

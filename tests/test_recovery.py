@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from optuna.trial import TrialState
 
 from nas_mnist.core.errors import InputError, NoResultError, StorageLostError
 from nas_mnist.recipes.recipe import load_recipe
+from nas_mnist.study.concurrency import FINALS_OWNER, finals_claimed, keep_claim
 from nas_mnist.study.config import StudyConfig
-from nas_mnist.study.owner import ABSENT_AFTER, OWNER, is_gone, this_process
+from nas_mnist.study.owner import ABSENT_AFTER, OWNER, _started, is_gone, this_process
 from nas_mnist.study.recovery import recover, requeue, requeue_once
 from nas_mnist.study.search_loop import search
 from nas_mnist.study.storage import dashboard_command, hide_password, open_storage, storage_guard
@@ -124,6 +126,23 @@ def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
     assert not is_gone(owner | {"place": "another machine"})
     assert is_gone(owner | {"place": "another machine", "seen": time.time() - ABSENT_AFTER - 1})
     assert not is_gone(this_process() | {"seen": 0})  # it lives, however long it was busy
+
+
+def test_one_living_process_trains_the_finalists(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db")
+    parent = this_process() | {"pid": os.getppid(), "started": _started(os.getppid())}
+    with finals_claimed(study), finals_claimed(study):  # this process may, again
+        keep_claim(study)
+    assert study.user_attrs[FINALS_OWNER] is None
+    study.set_user_attr(FINALS_OWNER, parent)
+    said = rf"process {os.getppid()} on .* trains the finalists of this study"
+    with pytest.raises(NoResultError, match=said), finals_claimed(study):
+        pass
+    assert study.user_attrs[FINALS_OWNER] == parent
+    study.set_user_attr(FINALS_OWNER, parent | {"started": "1"})  # its number is in use again
+    with pytest.raises(KeyboardInterrupt), finals_claimed(study):
+        raise KeyboardInterrupt
+    assert study.user_attrs[FINALS_OWNER] is None
 
 
 def test_a_dead_process_loses_its_trial_and_the_candidate_is_tried_again_once(

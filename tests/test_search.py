@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 from conftest import (
     COMMON,
     EPOCHS,
+    FILES,
     NO_FINALS,
     SEARCH,
     TINY_SPACE,
@@ -47,7 +49,7 @@ from nas_mnist.search.effort import EFFORTS
 from nas_mnist.search.finals import Finals
 from nas_mnist.search.pipeline import SearchPipeline
 from nas_mnist.search.setup import SearchSetup
-from nas_mnist.study.race import Finalist, FinalScores
+from nas_mnist.study.race import Answer, Finalist, FinalScores
 from nas_mnist.study.results import StudyResults, best_rows, trial_rows
 from nas_mnist.study.verdict import Verdict, verdict_of
 from nas_mnist.training.classifier import Classifier
@@ -208,7 +210,7 @@ def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_w
     ended = invoke("search", *asked, *less)
     assert (ended.code, ended.err) == (0, "")
     assert "3 candidates, 1 epoch (finalists: 2) of 600 images (finalists: all)" in ended.out
-    assert "Training the best 2 again" in ended.out
+    assert "Training 2 candidates again" in ended.out
     assert {count for count in trained_on if count != 600} == {3473}
     study = stored(work)
     rows, attrs = trial_rows(study), study.user_attrs
@@ -286,7 +288,7 @@ def test_candidates_are_trained_on_a_part_where_there_is_plenty(
     for name, images, final in (("normal", 1500, None), ("quick", 1000, 2000)):  # of 3,473 that train
         monkeypatch.setitem(EFFORTS, name, EFFORTS[name]._replace(images=images, final_images=final))
     for _ in range(1 if options else 2):
-        assert invoke("search", *SEARCH, *options).code == 0
+        assert invoke("search", *FILES, *options).code == 0
     assert set(asked) == {(part, of_finalists)}
 
 
@@ -302,6 +304,66 @@ def test_a_target_that_no_finalist_meets_is_told_with_their_images(
     assert (ended.code, ended.err) == (0, "")
     says = "No finalist reaches 99.95% of the validation images; they trained on 1,200 images"
     assert says in ended.out
+
+
+@pytest.mark.usefixtures("copied")
+def test_networks_that_raced_before_race_again_without_training(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = stored(work)
+    rows = best_rows(trial_rows(study), TRIALS)
+    trained: list[str] = []
+    better: set[str] = set()
+
+    def score(
+        _: Finals,
+        study: optuna.Study,
+        scores: FinalScores,
+        finalists: Iterable[Finalist],
+        seeds: Sequence[int],
+    ) -> None:
+        for one in finalists:
+            for seed in set(seeds) - scores.seeds(one.key):
+                trained.append(one.name)
+                loss = 0.05 if one.key in better else 0.1
+                scores.add(one.key, seed, 0.5, np.full(50, loss + 1e-4 * rng.random(50), np.float32))
+        study.set_user_attr("race", scores.to_json())
+
+    rng = np.random.default_rng(0)
+    study.set_user_attr("race", {})
+    study.set_user_attr("answers", {})
+    monkeypatch.setattr(Finals, "_train", score)
+
+    def choose(finalists: int) -> dict[str, Answer]:
+        options = {"dataset": "mnist-5k", "max_params": 15_000, "target": 40, "finalist_seeds": 1}
+        config = SearchConfig.make(**options, finalists=finalists)
+        nothing: Any = None
+        setup = SearchSetup(config, Source("mnist-5k", None, "cpu"), nothing, load_recipe("tiny"), 1, None)
+        return Finals(setup, nothing, Console(quiet=True)).choose(study)
+
+    first = choose(2)
+    assert {f"trial-{row.trial}" for row in rows[:2]} < set(trained)  # and copies
+    assert first["smallest"].n_params < min(row.n_params or 0 for row in rows)
+    trained.clear()
+    assert choose(2) == first
+    assert trained == []
+    better.add(rows[2].key or "")  # a candidate that was no finalist yet
+    again = choose(3)
+    number = rows[2].trial
+    assert trained
+    assert all(name == f"trial-{number}" or name.startswith(f"trial-{number}-") for name in trained)
+    assert again["most_accurate"].trial == number
+    assert again["smallest"].n_params <= first["smallest"].n_params
+    assert {one["key"] for one in study.user_attrs["answers"].values()} <= set(study.user_attrs["race"])
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_network_given_to_a_study_that_has_its_total_is_said_to_wait(invoke: Runner, work: Path) -> None:
+    architecture = {"blocks": [{"kind": "conv", "channels": 3}]}
+    (work / "mine.json").write_text(json.dumps(architecture))
+    ended = invoke("search", *SEARCH, "--trials", TRIALS, "--start", "mine.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Given, and not tried: the study has its candidates (--trials N: for more): mine" in ended.out
 
 
 @pytest.mark.usefixtures("one_process")
@@ -475,9 +537,13 @@ def test_a_search_for_the_smallest_network_narrows_its_budget(work: Path, invoke
     furnish(work)
     (work / "wide.toml").write_text("fill = 1.0\n" + TINY_SPACE)
     smallest = ["--space", "wide.toml", "--objective", "params", "--target", 15, "--max-params", 800]
-    command = [*SEARCH, *smallest, "--trials", 6, "--workers", 1, "--no-retrain"]
+    both = invoke("search", *SEARCH, *smallest)
+    assert both.code == 2
+    assert "--finalists: '2' counts only without --objective params --target" in both.err
+    command = [*FILES, "--finalist-seeds", 1, *smallest, "--trials", 6, "--workers", 1, "--no-retrain"]
     ended = invoke("search", *command)
     assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("Estimated minutes: at most") == 1
     assert ended.out.count("the target is 15.00%") >= 4  # a step may find no candidate so small
     study = stored(work)
     answers = StudyResults.read(study).answers
@@ -491,6 +557,10 @@ def test_a_search_for_the_smallest_network_narrows_its_budget(work: Path, invoke
     assert (again.code, again.err) == (0, "")
     assert len(trial_rows(stored(work))) == len(trial_rows(study))
     assert StudyResults.read(stored(work)).answers == answers
+    for other in (["--target", 16], ["--objective", "accuracy"]):  # the last of two counts
+        ended = invoke("search", *command, *other)
+        assert ended.code == 2
+        assert "was made with target 15.0, not " in ended.err
 
 
 def test_the_first_steps_of_a_narrowing_search_have_few_candidates(

@@ -82,6 +82,14 @@ def test_a_search_of_the_table_is_one_that_a_user_can_type(kind: searches.Kind) 
     assert (config.seed, config.narrows) == (3, kind.target is not None)
 
 
+def test_searches_of_other_data_are_others() -> None:
+    own = searches.Kind(20_000, "quick", 50, dataset="idx:/usr/share/fashion mnist")
+    assert own.study(1) == "idx-usr-share-fashion-mnist-accuracy-20000-quick-50-seed-1"
+    row = dict(zip(searches.ASKED, ["mnist", 20_000, 1, "quick", "accuracy"], strict=True)) | {"trials": 50}
+    assert not own.is_row(row, 1)
+    assert own.is_row(row | {"dataset": own.dataset}, 1)
+
+
 def test_another_table_is_refused(invoke: Runner, work: Path) -> None:
     (work / "t.csv").write_text("a,b\n1,2\n")
     ended = invoke("bench searches", *COMMAND)

@@ -207,12 +207,37 @@ def test_digest_sees_every_change(change: str) -> None:
 def test_survey_counts_what_fits() -> None:
     space = SearchSpace.from_toml("[[stages]]\nblocks = 1\nchannels = [1, 2]\n")
     # 9 + 2 + 20 and 18 + 4 + 30 parameters
-    assert space.survey(Budget(30), 200, random.Random(0)) == (200, 0, {"parameters": 31})
-    assert space.survey(Budget(52), 200, random.Random(0)) == (200, 200, {"parameters": 31})
+    assert space.survey(Budget(30), 200, random.Random(0)) == (200, 0, 0, {"parameters": 31})
+    assert space.survey(Budget(52), 200, random.Random(0)) == (200, 200, 31, {"parameters": 31})
     least = {"parameters": 31, "multiply-adds": 14_896, "bytes of RAM": 1_568}
-    assert space.survey(Budget(52, 1, max_ram=1), 200, random.Random(0)) == (200, 0, least)
+    assert space.survey(Budget(52, 1, max_ram=1), 200, random.Random(0)) == (200, 0, 0, least)
     half = space.survey(Budget(31), 200, random.Random(0))
     assert 60 < half.feasible < 140
+    assert half.median_params == 31
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget", "max_macs"),
+    [
+        ((1, 28, 28), Budget(20_000), 5_000_000),
+        ((1, 16, 16), Budget(500), 5_000_000),
+        ((3, 64, 64), Budget(20_000), 26_122_449),  # 5,000,000 * 64 * 64 / (28 * 28)
+        ((1, 28, 28), Budget(200_000), 50_000_000),
+        ((1, 28, 28), Budget(20_000, max_macs=1_000_000), 5_000_000),
+        ((1, 28, 28), Budget(20_000, max_macs=6_000_000), None),  # the budget's own counts
+    ],
+)
+def test_draws_fill_the_budget_for_larger_images_and_budgets(
+    shape: tuple[int, int, int], budget: Budget, max_macs: int | None
+) -> None:
+    for name in ("default", "tiny"):
+        space = SearchSpace.load_for(name, shape, 10, "own", budget)
+        assert space.max_macs == max_macs
+        survey = space.survey(budget, 10, random.Random(0))
+        assert survey.feasible == 10
+        if name == "default" and budget.max_macs is None:
+            assert survey.median_params > 0.9 * budget.max_params
+    assert SearchSpace.load_for("strided", shape, 10, "own", budget).max_macs is None
 
 
 def channels(value: str) -> str:

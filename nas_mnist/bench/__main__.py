@@ -66,11 +66,14 @@ def bench(
     from ..data.dataset import load
     from ..report.progress import make_console
     from ..training.device import describe_device, describe_processor, pick_device
+    from ..training.final import check_fits
     from . import speed
     from .networks import benchmark_networks
 
     console, torch_device = make_console(), pick_device(device)
-    data = load(dataset, as_path(data_dir))
+    data, networks = load(dataset, as_path(data_dir)), benchmark_networks()
+    for architecture in networks.values():
+        check_fits(architecture, data)
     train_data, val_data = (part.to(torch_device) for part in data.split())
     train_data = train_data.take(torch.arange(min(images, len(train_data)), device=torch_device))
     machine = {"device": describe_device(torch_device), "processor": describe_processor()} | versions()
@@ -81,7 +84,6 @@ def bench(
         console.print(warning, style="yellow")
     results: dict[str, Any] = {"machine": machine, "load_before": load_before}
     results |= {"images": len(train_data), "repeats": repeats, "training": {}}
-    networks = benchmark_networks()
     for name, architecture in networks.items():
         results["training"][name] = speed.measure_training(architecture, train_data, val_data, repeats)
         console.print(_speed_table(name, results["training"][name]))

@@ -83,8 +83,8 @@ def record(
 
     device_type = pick_device(device).type
     data = load(dataset, as_path(data_dir))
-    fitted_space = SearchSpace.load_for(space, data.shape, data.classes, data.name)
     budget, train_data = Budget(max_params), data.split()[0]
+    fitted_space = SearchSpace.load_for(space, data.shape, data.classes, data.name, budget)
     count = len(train_data) if images is None else images
     if count > len(train_data):
         raise InputError(f"--images: {count:,} (use at most {len(train_data):,})")

@@ -6,10 +6,12 @@ Each search is the command that a user types, in a folder of its own. An interru
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -51,17 +53,27 @@ if TYPE_CHECKING:
 
 DEFAULT_TABLE = "reports/searches/searches.csv"
 FOLDER = Path("studies/searches")  # of the searches' own files
+STORAGE = f"sqlite:///{FOLDER}/searches.db"
 TEST_SEEDS, NEAR_TARGET = range(1000, 1003), range(1000, 1005)  # of tests; of no search and no final
 ALL_ANSWERS = 3  # searches of each kind whose three answers are tested; of others the one asked for is
 # User attributes of a study: the seconds of its search so far; test accuracies by key, by seed.
 SECONDS, TESTED = "search_seconds", "tested"
-SEARCH = ["max_params", "seed", "effort", "objective", "seconds", "trials", "trained", "stopped", "rejected"]
+ASKED = ["dataset", "max_params", "seed", "effort", "objective"]
+SEARCH = [*ASKED, "seconds", "trials", "trained", "stopped", "rejected"]
 ANSWER = ["origin", "answer", "n_params", "macs", "validation_accuracy", "validation_loss"]
 COLUMNS = [*SEARCH, *ANSWER, "test_mean", "test_std", "seeds"]
 TABLE = TableFormat(
     "searches",
     COLUMNS,
-    {"max_params": int, "seed": int, "trials": int, "objective": str, "effort": str, "seeds": "Int64"},
+    {
+        "dataset": str,
+        "max_params": int,
+        "seed": int,
+        "trials": int,
+        "objective": str,
+        "effort": str,
+        "seeds": "Int64",
+    },
 )
 
 
@@ -73,6 +85,7 @@ class Kind:
     effort: str
     trials: int
     target: float | None = None  # percent, of a search that narrows its budget
+    dataset: str = "mnist"
 
     @property
     def asked_for(self) -> str:
@@ -92,7 +105,8 @@ class Kind:
     def study(self, seed: int) -> str:
         """The name of the study of one search."""
         aim = self.objective.replace(" ", "-")
-        return f"{aim}-{self.max_params}-{self.effort}-{self.trials}-seed-{seed}"
+        data = "" if self.dataset == "mnist" else re.sub(r"\W+", "-", self.dataset) + "-"
+        return f"{data}{aim}-{self.max_params}-{self.effort}-{self.trials}-seed-{seed}"
 
     def command(self, seed: int) -> list[str]:
         """The options of ``python -m nas_mnist.search`` for one search."""
@@ -102,8 +116,8 @@ class Kind:
 
     def is_row(self, row: Row, seed: int) -> bool:
         """Whether a row of the table is of the search with this seed."""
-        own = self.max_params, seed, self.effort, self.objective, self.trials
-        return tuple(row[name] for name in ("max_params", "seed", "effort", "objective", "trials")) == own
+        own = [self.dataset, self.max_params, seed, self.effort, self.objective, self.trials]
+        return [row[name] for name in (*ASKED, "trials")] == own
 
 
 def searches(
@@ -151,7 +165,7 @@ def searches(
     bench = SearchBench(data, source, processes or auto_workers(source.device), console)
     for number in range(seed, seed + seeds):
         for budget in max_params or [MAX_PARAMS]:
-            kind = Kind(budget, effort, trials, target)
+            kind = Kind(budget, effort, trials, target, dataset)
             if any(kind.is_row(row, number) for row in rows):
                 continue
             rows += bench.run(kind, number, all_answers=number < ALL_ANSWERS and target is None)
@@ -177,11 +191,11 @@ class SearchBench:
 
         self.console.rule(kind.study(seed))
         self._search(kind, seed)
-        study = load_study(f"sqlite:///{FOLDER}/searches.db", kind.study(seed))
+        study = load_study(STORAGE, kind.study(seed))
         results = StudyResults.read(study)
         counts = results.counts
         rejected = counts[Verdict.OVER_BUDGET] + counts[Verdict.IMPOSSIBLE]
-        asked = [kind.max_params, seed, kind.effort, kind.objective]
+        asked = [kind.dataset, kind.max_params, seed, kind.effort, kind.objective]
         ended = [kind.trials, counts[Verdict.TRAINED], counts[Verdict.STOPPED], rejected]
         search: Row = dict(zip(SEARCH, [*asked, round(study.user_attrs[SECONDS]), *ended], strict=True))
         rows = []
@@ -214,8 +228,8 @@ class SearchBench:
                 check=False,
             )
         finally:
-            if (FOLDER / "searches.db").exists():
-                study = load_study(f"sqlite:///{FOLDER}/searches.db", kind.study(seed))
+            with suppress(InputError):  # it ended before it made its study
+                study = load_study(STORAGE, kind.study(seed))
                 before = study.user_attrs.get(SECONDS, 0.0)
                 study.set_user_attr(SECONDS, before + time.monotonic() - start)
         if ended.returncode:

@@ -46,6 +46,9 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
             f"values are its accuracy on the validation images after its last epoch and its "
             f"{COST_NAMES[config.cost_metric]}: the search looks for the Pareto front of both."
         )
+    aim = "most accurate all-convolutional network (no fully connected layer) within this budget"
+    if config.target is not None:
+        aim = f"smallest all-convolutional network with {config.target:g}% of the validation images"
     is_mnist = required_accuracy(config.data) is not None
     required = f" {MIN_ACCURACY:.1%} of the test images are required." if is_mnist else ""
     save_note(
@@ -53,7 +56,7 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
         f"""\
 # At most {config.budget}
 
-Goal: the most accurate all-convolutional network (no fully connected layer) within this budget,
+Goal: the {aim},
 trained for {counted(config.epochs, "epoch")}.{required} The test images are read once for each answer.
 
 A trial's {values} The user attribute `verdict` says how a trial ended.

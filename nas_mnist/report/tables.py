@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -75,8 +75,14 @@ def candidates_table(rows: Sequence[TrialRow], title: str) -> Table:
     return table
 
 
-def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalist) -> Table:
-    """The finalists and their means over fresh seeds on the validation images, the lowest loss first."""
+def race_table(
+    finalists: Sequence[Finalist], scores: FinalScores, best: Finalist, close: Sequence[Finalist]
+) -> Table:
+    """The finalists and their means over fresh seeds on the validation images, the lowest loss first.
+
+    ``close``: those that did not drop out.
+    """
+    left = {one.key for one in close}
     headings = ["Params", "MACs", "Seeds", "Accuracy", "Loss", "Verdict"]
     title = "Finalists with fresh seeds (validation images); best is the lowest loss"
     table = new_table(title, ["Candidate", "Origin"], headings, compact=True)
@@ -86,14 +92,14 @@ def race_table(finalists: Sequence[Finalist], scores: FinalScores, best: Finalis
         cost = cost_of(one.architecture)
         numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
         means = f"{scores.accuracy(one.key):.3%}", f"{scores.loss(one.key):.4f}"
-        table.add_row(one.name, escape(one.origin), *numbers, *means, _verdict(one, scores, best))
+        table.add_row(one.name, escape(one.origin), *numbers, *means, _verdict(one, scores, best, left))
     return table
 
 
-def _verdict(one: Finalist, scores: FinalScores, best: Finalist) -> str:
-    if one == best:
+def _verdict(one: Finalist, scores: FinalScores, best: Finalist, left: Collection[str]) -> str:
+    if one.key == best.key:
         return "best"
-    if len(scores.seeds(one.key)) < len(scores.seeds(best.key)):
+    if one.key not in left:
         return "dropped out"  # its means are of fewer seeds
     if scores.is_as_good(one.key, best.key):
         return "as good"

@@ -106,8 +106,9 @@ class SearchConfig(BaseModel):
     @field_validator("objective", "effort")
     @classmethod
     def _known_name(cls, name: str, info: ValidationInfo) -> str:
-        known = EFFORTS if info.field_name == "effort" else OBJECTIVES
-        if name not in known and name not in OLD_OBJECTIVES:
+        is_effort = info.field_name == "effort"
+        known, old = (EFFORTS, ()) if is_effort else (OBJECTIVES, OLD_OBJECTIVES)
+        if name not in known and name not in old:
             raise ValueError(choices(name, known)[1:-1])
         return name
 
@@ -130,6 +131,8 @@ class SearchConfig(BaseModel):
             many = "with --finalists of 2 and more"
             check_in_use("--finalist-seeds", self.finalist_seeds, None, False, many)
             check_in_use("--target", self.target, None, False, many)
+        directly = "without --objective params --target: a step trains a finalist a worker"
+        check_in_use("--finalists", self.finalists, None, not self.narrows, directly)
         SearchSpace.load(self.space_name)
         epochs = self.epochs or load_recipe(self.recipe_name).epochs
         if self.search_epochs is not None and self.search_epochs >= epochs:

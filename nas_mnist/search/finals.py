@@ -1,4 +1,4 @@
-"""The end of a search: finalists race with fresh seeds, and the answers are retrained and tested."""
+"""The end of a search: finalists race with fresh seeds, and the answers are chosen."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.defaults import REPORTS
 from ..core.process_pool import Handlers, run_here, run_workers
 from ..models.architecture import Architecture
 from ..models.cost import Budget, cost_of
 from ..models.width import fit_width_multiplier
 from ..recipes.recipe import Recipe, stored_recipe
+from ..study.concurrency import keep_claim
 from ..study.given import FOUND
-from ..study.race import ANSWERS, RACE, Answer, Finalist, FinalScores
-from ..study.results import FINAL_IMAGES, RETRAINED, TrialRow, best_rows, retrained_of, trial_rows
-from ..training.jobs import RetrainJob, ValidateJob, Validation, retrain_seeds
+from ..study.race import ANSWERS, COPIES, RACE, Answer, Finalist, FinalScores
+from ..study.results import FINAL_IMAGES, StudyResults, TrialRow, best_rows, trial_rows
+from ..training.jobs import ValidateJob, Validation
 from .setup import SearchSetup
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..data.dataset import DataSet
-    from ..training.final import Run
 
 MOST_ACCURATE, SMALLER, SMALLEST = "most_accurate", "smaller", "smallest"
 DIVISORS = (2, 4, 8)  # of the winner's parameters, for the two smaller answers
@@ -37,7 +35,7 @@ BISECTIONS = 2  # at most, between a size that is good enough for an answer and 
 
 @dataclass(frozen=True)
 class Finals:
-    """Chooses the answers of a search, and trains them for the test images."""
+    """Chooses the answers of a search."""
 
     setup: SearchSetup
     data: DataSet
@@ -46,21 +44,29 @@ class Finals:
     def choose(self, study: optuna.Study) -> dict[str, Answer]:
         """The answers by name, stored in the study; empty if no candidate was trained to the end."""
         from ..report.tables import best_table, candidates_table
-        from ..study.results import StudyResults
 
         count, results = self.setup.config.finalist_count, StudyResults.read(study)
         rows = self._candidates(results.rows)
         if not rows:
             return {}
         self.console.print(best_table(rows))
+        raced = [row for row in rows if row.key in study.user_attrs.get(RACE, {})]  # by an earlier command
         if self.setup.config.cost_metric:
             self.console.print(candidates_table(results.front, "Pareto front"))
             rows = self._candidates(results.front)
-        if count == 1:
-            answers = {MOST_ACCURATE: self._untried(rows[0])}
-        else:
-            answers = self._race(study, [self._finalist(row) for row in _with_a_found_one(rows, count)])
-        return self._stored(study, answers)
+        if count == 1 and not raced:
+            return self._stored(study, {MOST_ACCURATE: self._untried(rows[0])})
+        chosen = [*_with_a_found_one(rows, count), *self._cheapest(rows), *raced]
+        finalists = {one.key: one for one in map(self._finalist, chosen)}
+        return self._stored(study, self._race(study, list(finalists.values())))
+
+    def _cheapest(self, front: Sequence[TrialRow]) -> list[TrialRow]:
+        """The smallest candidate of a front that meets the target by its own score."""
+        target = self.setup.target
+        if target is None or not self.setup.config.cost_metric:
+            return []
+        enough = [row for row in front if (row.validation_accuracy or 0.0) >= target]
+        return sorted(enough, key=lambda row: row.n_params or 0)[:1]
 
     def _candidates(self, rows: Sequence[TrialRow]) -> list[TrialRow]:
         """The trained candidates, the best first; without those that an earlier version let pass."""
@@ -93,7 +99,7 @@ class Finals:
 
         scores = self._scores(study)
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
-        self.console.print(f"Training the best {len(finalists)} again, each with up to {most} fresh seeds")
+        self.console.print(f"Training {len(finalists)} candidates again, each with up to {most} fresh seeds")
         left = finalists
         for seed in range(first, first + most):
             self._train(study, scores, left, [seed])
@@ -104,9 +110,11 @@ class Finals:
         if scores.has_failed(best.key):  # so have all
             return {}
         seeds = sorted(scores.seeds(best.key))
-        narrowed = self._narrow(study, scores, best, seeds)
-        self.console.print(race_table([*finalists, *narrowed], scores, best))
-        return self._answers(scores, best, [*left, *narrowed], [*finalists, *narrowed])
+        copies = {one.key: one for one in self._earlier_copies(study, scores)}
+        copies |= {one.key: one for one in self._narrow(study, scores, best, seeds)}
+        close, tried = [*left, *copies.values()], [*finalists, *copies.values()]
+        self.console.print(race_table(tried, scores, best, close))
+        return self._answers(scores, best, close, tried)
 
     def _scores(self, study: optuna.Study) -> FinalScores:
         from ..study.storage import artifact_folder
@@ -128,8 +136,9 @@ class Finals:
         finalists = [self._finalist(row) for row in best]
         self._train(study, scores, finalists, [self.setup.config.seed + 1])
         for one in finalists:
-            accuracy = f"{scores.accuracy(one.key):.2%} of the validation images, the target is {target:.2%}"
-            self.console.print(f"{one.name}, {one.params:,} parameters: {accuracy}")
+            accuracy = f"{scores.accuracy(one.key):.2%} of the validation images"
+            got = "the training failed" if scores.has_failed(one.key) else accuracy
+            self.console.print(f"{one.name}, {one.params:,} parameters: {got}, the target is {target:.2%}")
         return min((one.params for one in finalists if scores.accuracy(one.key) >= target), default=None)
 
     def choose_smallest(self, study: optuna.Study) -> dict[str, Answer]:
@@ -148,7 +157,7 @@ class Finals:
                 if scores.accuracy(one.key) >= target:
                     break
         best = min(tried, key=lambda one: scores.loss(one.key))
-        self.console.print(race_table(tried, scores, best))
+        self.console.print(race_table(tried, scores, best, tried))
         return self._stored(study, self._answers(scores, best, tried, tried))
 
     def _narrow(
@@ -165,20 +174,37 @@ class Finals:
         if target is not None:
             wishes.append(lambda one: scores.accuracy(one.key) >= target)
         copies: list[Finalist] = []
+
+        def train(copy: Finalist) -> None:
+            copies.append(copy)
+            known = study.user_attrs.get(COPIES, {})
+            study.set_user_attr(COPIES, known | {copy.key: [copy.trial, copy.params]})
+            self._train(study, scores, [copy], seeds)
+
         for divisor in DIVISORS:
             copy = self._copy(best, best.params // divisor)
             if copy is None or copy.key in {one.key for one in copies}:
                 break
-            copies.append(copy)
-            self._train(study, scores, [copy], seeds)
+            train(copy)
             if not any(meets(copy) for meets in wishes):
                 break
         for meets in wishes:
             for _ in range(BISECTIONS):
                 if (copy := self._between([best, *copies], meets)) is None:
                     break
-                copies.append(copy)
-                self._train(study, scores, [copy], seeds)
+                train(copy)
+        return copies
+
+    def _earlier_copies(self, study: optuna.Study, scores: FinalScores) -> list[Finalist]:
+        """The copies that an earlier command trained: they may be of another candidate."""
+        answers = StudyResults.read(study).answers.values()  # earlier versions stored no others
+        known = {one.key: (one.trial, one.n_params) for one in answers} | study.user_attrs.get(COPIES, {})
+        rows = {row.trial: row for row in self._candidates(trial_rows(study))}
+        copies = []
+        for key, (trial, params) in known.items():
+            if trial in rows and key != rows[trial].key and scores.seeds(key):
+                copy = self._copy(self._finalist(rows[trial]), params)
+                copies += [copy] if copy is not None and copy.key == key else []
         return copies
 
     def _between(self, sizes: Sequence[Finalist], meets: Callable[[Finalist], bool]) -> Finalist | None:
@@ -212,7 +238,8 @@ class Finals:
 
         def on_score(key: str, seed: int, accuracy: float, losses: np.ndarray | None) -> None:
             scores.add(key, seed, accuracy, losses)
-            study.set_user_attr(RACE, scores.to_json())
+            study.set_user_attr(RACE, scores.to_json(study.user_attrs.get(RACE, {})))
+            keep_claim(study)
 
         if trainings:
             job = ValidateJob(trainings, self.setup.source, study.user_attrs.get(FINAL_IMAGES))
@@ -244,43 +271,6 @@ class Finals:
                 smallest = min(enough, key=lambda one: one.params)
                 answers[SMALLEST] = answer(smallest, scores.accuracy(smallest.key) - target)
         return answers
-
-    def test(self, study: optuna.Study, answer: Answer) -> float:
-        """An answer's test accuracy (0 to 1) after training on all training images; kept in the study."""
-        import torch
-
-        from ..report.epoch_log import EpochLog
-        from ..report.write import study_folder
-        from ..training.device import describe_machine
-        from ..training.run_store import RunStore, metadata_of
-
-        setup, seed = self.setup, self.setup.config.seed
-        stored = retrained_of(study.user_attrs, answer.key)
-        if stored and stored["seed"] == seed and Path(stored["folder"]).is_dir():
-            self.console.print(f"Retrained before: {stored['folder']}")
-            return float(stored["test_accuracy"])
-        self.console.print(f"Retraining {answer.name} on all {len(self.data.train):,} training images")
-        job = RetrainJob(
-            architecture=Architecture.make(answer.architecture),
-            recipe=stored_recipe(answer.recipe, f"{answer.name}: recipe"),
-            seeds=(seed,),
-            source=setup.source,
-            last_only=True,
-        )
-        runs: list[Run] = []
-        with EpochLog(self.console, setup.recipe.epochs, 1) as log:
-            retrain_seeds(job, self.data, 1, log, runs.append)
-        (run,) = runs
-        device, limit = describe_machine(torch.device(setup.source.device)), setup.budget.max_params
-        metadata = metadata_of(answer.name, job.architecture, job.recipe, self.data, device, limit)
-        metadata |= {"trial": answer.trial, "plain": setup.source.engine == "torch"}
-        store = RunStore(study_folder(REPORTS, study), answer.name, metadata)
-        store.add(run)
-        result = {"seed": seed, "test_accuracy": run.result.accuracy, "folder": str(store.folder)}
-        known = study.user_attrs.get(RETRAINED, {})
-        study.set_user_attr(RETRAINED, known | {answer.key: result})
-        self.console.print(f"Written: {store.folder}")
-        return run.result.accuracy
 
     def recipe_of(self, row: TrialRow) -> Recipe:
         """The recipe of a candidate as finalist and winner."""

@@ -60,6 +60,7 @@ class SearchJob:
             config.seed,
             Callbacks(on_candidate, on_epoch, attach),
             total=setup.trials,
+            given_budget=setup.whole_budget,
             cost_metric=config.cost_metric,
             compare_by="n_params" if config.narrows else config.cost_metric,
             engine=setup.source.engine,

@@ -40,6 +40,7 @@ class SearchMessages:
 
         from ..report.progress import print_warning
         from ..study.given import waiting_names
+        from ..study.verdict import count_candidates
         from ..training.device import describe_device
         from ..training.stability import stability_warning
 
@@ -56,28 +57,35 @@ class SearchMessages:
         say(f"Data: {self.data.source}; one in six is held out for validation", markup=False)
         self.warn()
         share = survey.feasible / survey.tried
-        say(f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget")
+        say(
+            f"Space: {share:.1%} of {survey.tried:,} random draws fit the budget; "
+            f"their median has {survey.median_params:,} parameters"
+        )
         if share < RARE and setup.space.fill is None:
             say("Few draws fit: of the spaces 'default' and 'tiny' (--space) nearly every draw does")
         if names := waiting_names(study):
-            say(f"Given, and tried first: {', '.join(names)}", markup=False)
+            is_full = count_candidates(study) >= setup.config.trials
+            fate = "not tried: the study has its candidates (--trials N: for more)"
+            say(f"Given, and {fate if is_full else 'tried first'}: {', '.join(names)}", markup=False)
         for given in setup.given:
             warning = stability_warning(given.architecture, given.recipe or setup.recipe)
             print_warning(self.console, warning and f"{given.name}: {warning}")
         say(f"n/{setup.config.trials} counts trained candidates; trial numbers also count rejected draws")
 
-    def estimate(self, rows: Sequence[TrialRow]) -> None:
-        """Print how long the search will take, from its first candidates."""
+    def estimate(self, rows: Sequence[TrialRow], trainings: float) -> None:
+        """Print how long the search will take, from its first candidates and the finalists' ``trainings``.
+
+        A search that narrows its budget has smaller networks later, and takes less.
+        """
         config, setup, train = self.setup.config, self.setup, self.data.split()[0]
         speed = sum(row.images for row in rows) / sum(row.seconds for row in rows)  # of one worker
         candidates = config.trials * (setup.images or len(train)) * setup.candidate_recipe.epochs
-        # Finalists; copies of the best with a half, a quarter and an eighth of its parameters; bisections.
-        trainings = config.final_seeds * (config.finalist_count + 2) if config.finalist_count > 1 else 0
-        after: float = trainings * (setup.final_images(len(train)) or len(train))
+        after = trainings * (setup.final_images(len(train)) or len(train))
         after = setup.recipe.epochs * (after + (2.5 * len(self.data.train) if config.retrain else 0))
         minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
-        text = "Estimated minutes: {:.0f} for all candidates, {:.0f} for the finalists and their tests"
-        self.console.print(text.format(*minutes))
+        most = "at most " if config.narrows else ""
+        text = "Estimated minutes: {}{:.0f} for all candidates, {:.0f} for the finalists and their tests"
+        self.console.print(text.format(most, *minutes))
 
     def _training(self, study: optuna.Study) -> str:
         """Epochs and images of candidates and finalists, in words."""

@@ -14,9 +14,10 @@ from ..core.errors import InputError, NoResultError, StorageLostError
 from ..core.fileio import write_bytes
 from ..core.process_pool import Handlers, WorkersLostError, run_workers
 from .config import SearchConfig
-from .finals import Finals
+from .finals import AT_ONCE, Finals
 from .jobs import SearchJob
 from .messages import SearchMessages
+from .retrain import retrain_answer
 from .setup import SearchSetup, prepare
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class SearchPipeline:
 
     def run(self, study: optuna.Study, survey: Survey, again: str) -> None:
         """Run the search; ``again`` is the command line that continues it."""
+        from ..study.concurrency import finals_claimed
         from ..study.storage import dashboard_command, storage_guard
 
         storage = self.setup.config.storage
@@ -117,7 +119,8 @@ class SearchPipeline:
                 self.messages.announce(study, survey)
                 train = self._narrow if self.setup.config.narrows else self._train_candidates
                 ending = train(study)
-                self._finish(study, ending)
+                with finals_claimed(study):
+                    self._finish(study, ending)
                 self._check_total(study, ending)
         except KeyboardInterrupt:
             self.messages.kept(study)
@@ -137,6 +140,15 @@ class SearchPipeline:
         if config.data_dir is not None:
             options += ["--data-dir", str(config.data_dir)]
         return shlex.join(["python", "-m", "nas_mnist.reproduce", answer, "--seeds", "3", *options])
+
+    @property
+    def _final_trainings(self) -> float:
+        """About how often finalists and copies of the best one are trained, in a full budget's trainings."""
+        config = self.setup.config
+        if config.narrows:
+            return len(STEPS) * min(self.setup.workers, AT_ONCE) + config.final_seeds
+        # Copies have a half, a quarter and an eighth of the parameters, or lie between them.
+        return config.final_seeds * (config.finalist_count + 2) if config.finalist_count > 1 else 0
 
     def _narrow(self, study: optuna.Study) -> str:
         """Train candidates step by step, each step at a smaller budget while the target is met.
@@ -184,8 +196,8 @@ class SearchPipeline:
             display.ended(row)
             if row.verdict is Verdict.TRAINED and len(first) < setup.workers:
                 first.append(row)
-                if len(first) == setup.workers:
-                    self.messages.estimate(first)
+                if len(first) == setup.workers and setup.step_params in (None, setup.whole_budget.max_params):
+                    self.messages.estimate(first, self._final_trainings)
             write_study_note(study, dashboard_command(config.storage))
             write_trial_note(study, row.trial)
 
@@ -243,7 +255,7 @@ class SearchPipeline:
         if self.setup.config.retrain:
             for key, one in {answer.key: answer for answer in answers.values()}.items():
                 try:
-                    tested[key] = finals.test(study, one)
+                    tested[key] = retrain_answer(self.setup, self.data, self.console, study, one)
                 except TrainingError as error:
                     say(f"{one.name}: {error}", style="red", markup=False)
         self.messages.verdict(answers["most_accurate"], tested)
@@ -259,7 +271,7 @@ class SearchPipeline:
             lines.append(f"{answer_line(name, answer)}{test}\n    {self.reproduce_command(word)}")
         if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
             few = study.user_attrs.get(FINAL_IMAGES)
-            why = f"; they trained on {few:,} images (--effort normal: on all)" if few else ""
+            why = f"; they trained on {few:,} images (--effort normal in a new study: on all)" if few else ""
             target = f"{100 * self.setup.target:g}%"
             lines.append(f"No finalist reaches {target} of the validation images{why}")
         results = StudyResults.read(study)

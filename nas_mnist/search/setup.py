@@ -48,9 +48,14 @@ class SearchSetup:
         return self.recipe.with_epochs(self.config.search_epochs)
 
     @property
+    def whole_budget(self) -> Budget:
+        """The limits of the search, in every step."""
+        return exact_budget(self.config.budget, self.source.dataset)
+
+    @property
     def budget(self) -> Budget:
-        """The limits of a candidate's cost."""
-        budget = exact_budget(self.config.budget, self.source.dataset)
+        """The limits of a drawn candidate's cost."""
+        budget = self.whole_budget
         return budget if self.step_params is None else replace(budget, max_params=self.step_params)
 
     @property
@@ -90,6 +95,7 @@ class SearchSetup:
             search_images=self.images,
             search_recipe=config.search_recipe or None,
             objective=config.objective if config.cost_metric else None,
+            target=config.target if config.narrows else None,
             **asdict(config.budget),
         )
 
@@ -107,7 +113,7 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     device = pick_device(config.device)
     engine, note = resolve_engine(config.engine, device)
     data = load(config.dataset, config.data_dir, config.quiet)
-    space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name)
+    space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name, config.budget)
     if config.cost_metric and config.space_name in SPACES and space.fill:
         space = space.model_copy(update={"fill": FRONT_FILL})
     recipe = load_recipe(config.recipe_name).with_epochs(config.epochs)

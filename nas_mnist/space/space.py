@@ -10,10 +10,12 @@ import os
 import random
 from collections.abc import Sequence
 from importlib import resources
+from statistics import median_low
 from typing import NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
+from ..core.defaults import MAX_PARAMS
 from ..core.digest import digest
 from ..core.errors import InputError, choices, explain
 from ..core.fileio import expand_user, parse_toml, read_text
@@ -107,6 +109,7 @@ class Survey(NamedTuple):
 
     tried: int
     feasible: int  # draws that fit the budget
+    median_params: int  # of these; 0: there is none
     least: dict[str, int]  # the lowest cost among all draws, by the name of the limit
 
 
@@ -171,21 +174,34 @@ class SearchSpace(Frozen):
 
     @classmethod
     def load_for(
-        cls, name: str, input_shape: tuple[int, int, int], classes: int, dataset: str
+        cls, name: str, input_shape: tuple[int, int, int], classes: int, dataset: str, budget: Budget
     ) -> SearchSpace:
-        """A space for a data set: a preset takes its shape and classes, a file must already have them.
+        """A space for a data set and a budget: a preset is fitted to them, a file must already fit.
 
         Raises `InputError` naming ``dataset`` where a file does not fit.
         """
         space = cls.load(name)
         if name in SPACES:
-            return space.model_copy(update={"input_shape": input_shape, "classes": classes})
+            space = space.model_copy(update={"input_shape": input_shape, "classes": classes})
+            return space._with_max_macs_for(budget)
         found, wanted = list(space.input_shape), list(input_shape)
         if found != wanted:
             raise InputError(f"space: input_shape {found} does not fit {dataset} (use {wanted})")
         if space.classes != classes:
             raise InputError(f"space: classes {space.classes} does not fit {dataset} (use {classes})")
         return space
+
+    def _with_max_macs_for(self, budget: Budget) -> SearchSpace:
+        """A preset whose ``max_macs``, meant for 28 x 28 images and 20,000 parameters, leaves room for more.
+
+        It grows with the area of the images and with the budget. A higher limit of the budget replaces it.
+        """
+        if self.max_macs is None:
+            return self
+        area = self.input_shape[1] * self.input_shape[2] / 28**2
+        macs = round(self.max_macs * max(area, 1) * max(budget.max_params / MAX_PARAMS, 1))
+        is_replaced = budget.max_macs is not None and budget.max_macs >= macs
+        return self.model_copy(update={"max_macs": None if is_replaced else macs})
 
     @property
     def normalises(self) -> bool:
@@ -233,7 +249,7 @@ class SearchSpace(Frozen):
     def survey(self, budget: Budget, tries: int, rng: random.Random) -> Survey:
         """Count the costs of random draws, without building a network."""
         least: dict[str, int] = {}
-        feasible = 0
+        fitting: list[int] = []  # parameters
         for _ in range(tries):
             try:
                 cost = cost_of(self.draw(RandomSampler(rng), budget))
@@ -241,8 +257,9 @@ class SearchSpace(Frozen):
                 continue
             for name, value in budget.usage(cost).items():
                 least[name] = min(least.get(name, value), value)
-            feasible += budget.fits(cost)
-        return Survey(tries, feasible, least)
+            if budget.fits(cost):
+                fitting.append(cost.params)
+        return Survey(tries, len(fitting), median_low(fitting) if fitting else 0, least)
 
 
 def _draw(trial: TrialLike, prefix: str, keys: Frozen, names: Sequence[str]) -> Params:

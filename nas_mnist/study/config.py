@@ -41,6 +41,7 @@ class StudyConfig(BaseModel):
     max_ram: int | None = None  # bytes
     max_memory: int | None = None  # bytes, float32; of earlier versions
     objective: str | None = None  # one of `OBJECTIVES`; None: accuracy
+    target: float | None = None  # percent, of a search that narrows its budget; None: it does not
     search_epochs: int | None = None  # of candidates; None: as many as of finalists
     search_images: int | None = None  # training images of candidates, an epoch; None: as many as of finalists
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from ..core.compat import frozen, set_system_attr
 from ..core.errors import InputError
-from ..models.cost import Cost, cost_of
+from ..models.cost import Budget, Cost, cost_of
 from .candidate import Candidate, CandidateSpace
 from .concurrency import find_duplicate, is_surplus
 from .curve import Point, store_point
@@ -66,6 +66,7 @@ class Objective:
     seed: int  # of weights, order and augmentation
     callbacks: Callbacks = Callbacks()
     total: int | None = None  # candidates that the study is to have
+    given_budget: Budget | None = None  # limits of given networks; None: those of drawn ones
     cost_metric: str | None = None  # user attribute of a trial: the cost to minimise beside the accuracy
     compare_by: str | None = None  # user attribute: early stopping compares trials that have no more of it
     engine: Engine | None = None  # as in `training.loop.train`
@@ -101,6 +102,8 @@ class Objective:
     def _check_budget(self, trial: Trial, cost: Cost) -> None:
         """Store a constraint for each limit, cost / limit - 1; end the trial where one is broken."""
         budget = self.candidates.budget
+        if self.given_budget is not None and given_to(frozen(trial)) is not None:
+            budget = self.given_budget
         excess = budget.excess(cost)
         trial.set_user_attr("excess", excess["parameters"])
         for unit, over in excess.items():

@@ -29,6 +29,11 @@ def this_process() -> dict[str, Any]:
     }
 
 
+def same_process(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two stored processes are the same one, seen at any time."""
+    return all(one.get(name) == other.get(name) for name in ("place", "pid", "started"))
+
+
 def is_gone(owner: Mapping[str, Any]) -> bool:
     """Whether a stored process has ended.
 

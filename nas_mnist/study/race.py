@@ -21,7 +21,8 @@ from ..models.architecture import Architecture
 from ..models.cost import cost_of
 from ..recipes.recipe import Recipe
 
-RACE, ANSWERS = "race", "answers"  # user attributes of a study
+# User attributes of a study; `COPIES`: by key, the trial and the parameters of a narrowed copy.
+RACE, ANSWERS, COPIES = "race", "answers", "copies"
 SIGNIFICANCE = 0.05  # of the one-sided test by which a finalist drops out
 SEED_SPREAD = 0.08  # standard deviation of a loss between seeds, as a share of it (reports/trainings)
 FAILED_LOSS = 100.0  # of every image, for a training that failed; nats
@@ -120,12 +121,14 @@ class FinalScores:
         self.losses[key, seed] = losses
         self.scores.setdefault(key, {})[seed] = (accuracy, float(losses.mean(dtype=np.float64)))
 
-    def to_json(self) -> dict[str, dict[str, list[float]]]:
-        """The scores as the study stores them."""
-        return {
+    def to_json(self, stored: Mapping[str, Any] | None = None) -> dict[str, dict[str, list[float]]]:
+        """The scores as the study stores them, beside those that are ``stored``."""
+        mine = {
             key: {str(seed): list(score) for seed, score in sorted(scores.items())}
             for key, scores in self.scores.items()
         }
+        known = dict(stored or {})
+        return {key: known.get(key, {}) | mine.get(key, {}) for key in known | mine}
 
     def seeds(self, key: str) -> set[int]:
         """The seeds with which a candidate was trained."""
