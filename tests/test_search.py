@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -306,55 +305,66 @@ def test_a_target_that_no_finalist_meets_is_told_with_their_images(
     assert says in ended.out
 
 
-@pytest.mark.usefixtures("copied")
-def test_networks_that_raced_before_race_again_without_training(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = stored(work)
-    rows = best_rows(trial_rows(study), TRIALS)
-    trained: list[str] = []
-    better: set[str] = set()
+class Race:
+    """Finals of a finished study whose trainings end with given losses."""
 
-    def score(
-        _: Finals,
-        study: optuna.Study,
-        scores: FinalScores,
-        finalists: Iterable[Finalist],
-        seeds: Sequence[int],
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.study = stored(folder)
+        self.study.set_user_attr("race", {})
+        self.study.set_user_attr("answers", {})
+        self.rows = best_rows(trial_rows(self.study), TRIALS)
+        self.losses: dict[str, list[float]] = {}  # by key, of seed 1 and 2; 0.1 of all others
+        self.trained: list[str] = []
+
+    def train(self, study: optuna.Study, scores: FinalScores, finalists: Any, seeds: list[int]) -> None:
+        """Instead of `Finals._train`."""
         for one in finalists:
             for seed in set(seeds) - scores.seeds(one.key):
-                trained.append(one.name)
-                loss = 0.05 if one.key in better else 0.1
-                scores.add(one.key, seed, 0.5, np.full(50, loss + 1e-4 * rng.random(50), np.float32))
+                self.trained.append(one.name)
+                loss = self.losses.get(one.key, [0.1, 0.1])[seed - 1]
+                noise = np.random.default_rng(one.params + seed).random(50)
+                scores.add(one.key, seed, 0.5, (loss + 1e-4 * noise).astype(np.float32))
         study.set_user_attr("race", scores.to_json())
 
-    rng = np.random.default_rng(0)
-    study.set_user_attr("race", {})
-    study.set_user_attr("answers", {})
-    monkeypatch.setattr(Finals, "_train", score)
-
-    def choose(finalists: int) -> dict[str, Answer]:
-        options = {"dataset": "mnist-5k", "max_params": 15_000, "target": 40, "finalist_seeds": 1}
-        config = SearchConfig.make(**options, finalists=finalists)
+    def choose(self, finalists: int, seeds: int) -> dict[str, Answer]:
+        """The answers of one command."""
+        options = {"dataset": "mnist-5k", "max_params": 15_000, "target": 40, "finalists": finalists}
+        config = SearchConfig.make(**options, finalist_seeds=seeds)
         nothing: Any = None
         setup = SearchSetup(config, Source("mnist-5k", None, "cpu"), nothing, load_recipe("tiny"), 1, None)
-        return Finals(setup, nothing, Console(quiet=True)).choose(study)
+        return Finals(setup, nothing, Console(quiet=True)).choose(self.study)
 
-    first = choose(2)
-    assert {f"trial-{row.trial}" for row in rows[:2]} < set(trained)  # and copies
-    assert first["smallest"].n_params < min(row.n_params or 0 for row in rows)
-    trained.clear()
-    assert choose(2) == first
-    assert trained == []
-    better.add(rows[2].key or "")  # a candidate that was no finalist yet
-    again = choose(3)
-    number = rows[2].trial
-    assert trained
-    assert all(name == f"trial-{number}" or name.startswith(f"trial-{number}-") for name in trained)
-    assert again["most_accurate"].trial == number
+
+@pytest.fixture
+def race(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
+    race = Race(copied)
+    monkeypatch.setattr(Finals, "_train", lambda _, *how: race.train(*how))
+    return race
+
+
+def test_networks_that_raced_before_race_again_without_training(race: Race) -> None:
+    first = race.choose(2, seeds=1)
+    assert {f"trial-{row.trial}" for row in race.rows[:2]} < set(race.trained)  # and copies
+    assert first["smallest"].n_params < min(row.n_params or 0 for row in race.rows)
+    race.trained.clear()
+    other = race.rows[2]  # was no finalist yet
+    race.losses[other.key or ""] = [0.05, 0.05]
+    again = race.choose(3, seeds=1)
+    name = f"trial-{other.trial}"
+    assert race.trained
+    assert all(one == name or one.startswith(f"{name}-") for one in race.trained)
+    assert again["most_accurate"].trial == other.trial
     assert again["smallest"].n_params <= first["smallest"].n_params
-    assert {one["key"] for one in study.user_attrs["answers"].values()} <= set(study.user_attrs["race"])
+
+
+def test_the_same_finals_again_train_nothing_and_choose_the_same(race: Race) -> None:
+    first, second, third = (row.key or "" for row in race.rows)
+    race.losses = {first: [0.1, 0.3], second: [0.15, 0.1], third: [0.101, 0.3]}
+    answers = race.choose(3, seeds=2)
+    assert answers["most_accurate"].key in (first, third)  # the second one dropped out with its first seed
+    race.trained.clear()
+    assert race.choose(3, seeds=2) == answers
+    assert race.trained == []
 
 
 @pytest.mark.usefixtures("copied")

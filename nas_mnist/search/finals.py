@@ -103,8 +103,9 @@ class Finals:
         left = finalists
         for seed in range(first, first + most):
             self._train(study, scores, left, [seed])
-            best = min(left, key=lambda one: scores.loss(one.key))
-            left = [one for one in left if one is best or not scores.is_worse(one.key, best.key)]
+            so_far = scores.only(range(first, seed + 1))  # as if later seeds were not trained yet
+            best = min(left, key=lambda one: so_far.loss(one.key))
+            left = [one for one in left if one is best or not so_far.is_worse(one.key, best.key)]
             if len(left) == 1:
                 break
         if scores.has_failed(best.key):  # so have all

@@ -7,7 +7,7 @@ the images that are hard for both cancel out.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from math import hypot, sqrt
 from pathlib import Path
@@ -141,6 +141,15 @@ class FinalScores:
     def loss(self, key: str) -> float:
         """The mean validation loss over a candidate's seeds, nats an image."""
         return fmean(loss for _, loss in self.scores[key].values())
+
+    def only(self, seeds: Collection[int]) -> Self:
+        """The same scores without those of other seeds."""
+        part = type(self)({}, self.folder)
+        part.losses = self.losses
+        for key, by_seed in self.scores.items():
+            if known := {seed: score for seed, score in by_seed.items() if seed in seeds}:
+                part.scores[key] = known
+        return part
 
     def has_failed(self, key: str) -> bool:
         """Whether every training of a candidate failed; an accuracy of 0 alone does not say so."""
