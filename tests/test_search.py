@@ -314,6 +314,7 @@ class Race:
         self.study.set_user_attr("answers", {})
         self.rows = best_rows(trial_rows(self.study), TRIALS)
         self.losses: dict[str, list[float]] = {}  # by key, of seed 1 and 2; 0.1 of all others
+        self.enough = 0  # parameters, from which the target is met
         self.trained: list[str] = []
 
     def train(self, study: optuna.Study, scores: FinalScores, finalists: Any, seeds: list[int]) -> None:
@@ -323,16 +324,20 @@ class Race:
                 self.trained.append(one.name)
                 loss = self.losses.get(one.key, [0.1, 0.1])[seed - 1]
                 noise = np.random.default_rng(one.params + seed).random(50)
-                scores.add(one.key, seed, 0.5, (loss + 1e-4 * noise).astype(np.float32))
+                accuracy = 0.5 if one.params >= self.enough else 0.3
+                scores.add(one.key, seed, accuracy, (loss + 1e-4 * noise).astype(np.float32))
         study.set_user_attr("race", scores.to_json())
+
+    def finals(self, **options: Any) -> Finals:
+        """The finals of one command."""
+        config = SearchConfig.make(dataset="mnist-5k", max_params=15_000, target=40, **options)
+        nothing: Any = None
+        setup = SearchSetup(config, Source("mnist-5k", None, "cpu"), nothing, load_recipe("tiny"), 4, None)
+        return Finals(setup, nothing, Console(quiet=True))
 
     def choose(self, finalists: int, seeds: int) -> dict[str, Answer]:
         """The answers of one command."""
-        options = {"dataset": "mnist-5k", "max_params": 15_000, "target": 40, "finalists": finalists}
-        config = SearchConfig.make(**options, finalist_seeds=seeds)
-        nothing: Any = None
-        setup = SearchSetup(config, Source("mnist-5k", None, "cpu"), nothing, load_recipe("tiny"), 1, None)
-        return Finals(setup, nothing, Console(quiet=True)).choose(self.study)
+        return self.finals(finalists=finalists, finalist_seeds=seeds).choose(self.study)
 
 
 @pytest.fixture
@@ -364,6 +369,19 @@ def test_the_same_finals_again_train_nothing_and_choose_the_same(race: Race) -> 
     assert answers["most_accurate"].key in (first, third)  # the second one dropped out with its first seed
     race.trained.clear()
     assert race.choose(3, seeds=2) == answers
+    assert race.trained == []
+
+
+def test_the_smallest_network_of_a_search_that_narrows_its_budget_is_narrowed_further(race: Race) -> None:
+    least, enough, *_ = sorted(row.n_params or 0 for row in race.rows)
+    race.enough = (3 * least + enough) // 4
+    finals = race.finals(objective="params", finalist_seeds=1)
+    assert finals.meets_target(race.study, 15_000) == enough
+    answers = finals.choose_smallest(race.study)
+    assert race.enough <= answers["smallest"].n_params < enough
+    assert answers["smallest"].name.count("-") == 2
+    race.trained.clear()
+    assert finals.choose_smallest(race.study) == answers
     assert race.trained == []
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from math import sqrt
 from typing import TYPE_CHECKING
 
 from ..core.process_pool import Handlers, run_here, run_workers
 from ..models.architecture import Architecture
-from ..models.cost import Budget, cost_of
-from ..models.width import fit_width_multiplier
 from ..recipes.recipe import Recipe, stored_recipe
 from ..study.concurrency import keep_claim
 from ..study.given import FOUND
 from ..study.race import ANSWERS, COPIES, RACE, Answer, Finalist, FinalScores
 from ..study.results import FINAL_IMAGES, StudyResults, TrialRow, best_rows, trial_rows
 from ..training.jobs import ValidateJob, Validation
+from .narrow import between, narrow
 from .setup import SearchSetup
 
 if TYPE_CHECKING:
@@ -143,7 +141,10 @@ class Finals:
         return min((one.params for one in finalists if scores.accuracy(one.key) >= target), default=None)
 
     def choose_smallest(self, study: optuna.Study) -> dict[str, Answer]:
-        """The answers of a search that narrowed its budget: of those trained as finalists."""
+        """The answers of a search that narrowed its budget: of those trained as finalists, and of copies.
+
+        The copies are of the smallest that meets the target.
+        """
         from ..report.tables import race_table
 
         scores, target = self._scores(study), self.setup.target or 0.0
@@ -152,10 +153,18 @@ class Finals:
         if all(scores.has_failed(one.key) for one in tried):
             return {}
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
+        seeds = range(first, first + most)
+
+        def meets(one: Finalist) -> bool:
+            return scores.accuracy(one.key) >= target
+
         for one in sorted(tried, key=lambda one: one.params):
-            if scores.accuracy(one.key) >= target:
-                self._train(study, scores, [one], range(first, first + most))
-                if scores.accuracy(one.key) >= target:
+            if meets(one):
+                self._train(study, scores, [one], seeds)
+                if meets(one):
+                    copies = self._bisect(study, scores, [one, *tried], meets, seeds)
+                    copies += self._earlier_copies(study, scores)
+                    tried += {copy.key: copy for copy in copies}.values()
                     break
         best = min(tried, key=lambda one: scores.loss(one.key))
         self.console.print(race_table(tried, scores, best, tried))
@@ -175,54 +184,50 @@ class Finals:
         if target is not None:
             wishes.append(lambda one: scores.accuracy(one.key) >= target)
         copies: list[Finalist] = []
-
-        def train(copy: Finalist) -> None:
-            copies.append(copy)
-            known = study.user_attrs.get(COPIES, {})
-            study.set_user_attr(COPIES, known | {copy.key: [copy.trial, copy.params]})
-            self._train(study, scores, [copy], seeds)
-
         for divisor in DIVISORS:
-            copy = self._copy(best, best.params // divisor)
+            copy = narrow(best, best.params // divisor)
             if copy is None or copy.key in {one.key for one in copies}:
                 break
-            train(copy)
+            copies.append(copy)
+            self._train_copy(study, scores, copy, seeds)
             if not any(meets(copy) for meets in wishes):
                 break
         for meets in wishes:
-            for _ in range(BISECTIONS):
-                if (copy := self._between([best, *copies], meets)) is None:
-                    break
-                train(copy)
+            copies += self._bisect(study, scores, [best, *copies], meets, seeds)
         return copies
+
+    def _bisect(
+        self,
+        study: optuna.Study,
+        scores: FinalScores,
+        sizes: Sequence[Finalist],
+        meets: Callable[[Finalist], bool],
+        seeds: Sequence[int],
+    ) -> list[Finalist]:
+        """New copies of the first of ``sizes``, to find the smallest that meets a wish."""
+        copies: list[Finalist] = []
+        for _ in range(BISECTIONS):
+            if (copy := between([*sizes, *copies], meets)) is None:
+                break
+            copies.append(copy)
+            self._train_copy(study, scores, copy, seeds)
+        return copies
+
+    def _train_copy(
+        self, study: optuna.Study, scores: FinalScores, copy: Finalist, seeds: Sequence[int]
+    ) -> None:
+        known = study.user_attrs.get(COPIES, {})
+        study.set_user_attr(COPIES, known | {copy.key: [copy.trial, copy.params]})
+        self._train(study, scores, [copy], seeds)
 
     def _earlier_copies(self, study: optuna.Study, scores: FinalScores) -> list[Finalist]:
         """The copies that an earlier command trained: they may be of another candidate."""
         answers = StudyResults.read(study).answers.values()  # earlier versions stored no others
         known = {one.key: (one.trial, one.n_params) for one in answers} | study.user_attrs.get(COPIES, {})
-        rows = {row.trial: row for row in self._candidates(trial_rows(study))}
-        copies = []
-        for key, (trial, params) in known.items():
-            if trial in rows and key != rows[trial].key and scores.seeds(key):
-                copy = self._copy(self._finalist(rows[trial]), params)
-                copies += [copy] if copy is not None and copy.key == key else []
-        return copies
-
-    def _between(self, sizes: Sequence[Finalist], meets: Callable[[Finalist], bool]) -> Finalist | None:
-        """A copy between the smallest that meets a wish and the next smaller; None: there is no new one."""
-        low = min((one.params for one in sizes if meets(one)), default=0)
-        below = max((one.params for one in sizes if one.params < low), default=0)
-        copy = self._copy(sizes[0], round(sqrt(low * below))) if below else None
-        return None if copy is None or copy.params in {one.params for one in sizes} else copy
-
-    def _copy(self, best: Finalist, params: int) -> Finalist | None:
-        """The finalist with the largest width multiplier within ``params``; None if it has none."""
-        architecture = fit_width_multiplier(best.architecture, Budget(max(params, 1)))
-        size = cost_of(architecture).params
-        if size > params:
-            return None
-        key = architecture.key + best.key.removeprefix(best.architecture.key)
-        return best._replace(name=f"trial-{best.trial}-{size}", key=key, architecture=architecture)
+        finalists = {row.trial: self._finalist(row) for row in self._candidates(trial_rows(study))}
+        copies = [narrow(finalists[trial], params) for trial, params in known.values() if trial in finalists]
+        keys = known.keys() - {one.key for one in finalists.values()}
+        return [one for one in copies if one is not None and one.key in keys and scores.seeds(one.key)]
 
     def _train(
         self, study: optuna.Study, scores: FinalScores, finalists: Iterable[Finalist], seeds: Sequence[int]
