@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from .core.cli import OUTPUT, WHAT, Storage, Study, argument, as_path, as_table, check_lookup, option, run
-from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY
+from .core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, OWN_KINDS
 from .core.errors import InputError
 from .core.fileio import check_new, write_bytes
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .training.classifier import Classifier
 
 DIGITS = ("mnist", "qmnist", "emnist")  # data sets of ink on paper begin with these words
-ASIS = ("folder", "csv", "npz")  # own data: pictures are taken as those of the training
 UNLIKE = 1.5  # standard deviations of the training pixels, between a picture's mean and theirs
 PLAIN_BORDER = 0.75  # of a border's pixels that are black, or white: the picture is in the data set's form
 MIDDLE = 127.5  # between dark and light bytes
@@ -121,7 +120,7 @@ def take(picture: Path, classifier: Classifier) -> Taken:
     warning = ""
     if channels not in (1, 3):
         raise InputError(f"network: takes {channels} channels (use one for grey images, or three)")
-    if channels == 3 or classifier.data.startswith(ASIS):
+    if channels == 3 or classifier.data.startswith(OWN_KINDS):
         resized = read_picture(picture, height, width, channels)
         image: Array | None = resized
         warning = _unlike(resized, classifier)

@@ -89,6 +89,32 @@ def test_other_sizes_are_resized_and_pictures_without_colour_are_grey(work: Path
     assert data.train.images[data.train.labels == 1, 0, 2, 2].max() < 5
 
 
+def test_colour_pictures_in_the_test_part_of_grey_ones_become_grey(work: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "_other"):
+            for number in range(6):
+                tone = 20 * number + 10 * len(name)
+                save(work / "own" / part / name / f"{number}.png", (tone, tone, tone))
+    (work / "own" / "test" / "__MACOSX").mkdir()
+    loud = save(work / "own" / "test" / "a" / "loud.png", RED)
+    data = load("folder:own")
+    assert (data.shape, data.class_names) == ((1, 12, 10), ("_other", "a"))
+    test = data.read_test()
+    assert test.images.shape == (13, 1, 12, 10)
+    by_pillow = np.asarray(Image.open(loud).convert("L"))
+    assert (test.images[-1, 0].numpy() == by_pillow).all()
+    assert not (load("folder:own/train").read_test().images[0] == test.images[-1]).all()
+
+
+def test_the_size_of_test_pictures_follows_that_of_the_training_pictures(work: Path) -> None:
+    for part in ("train", "test"):
+        save_classes(work / "own" / part)
+    assert load("folder:own").read_test().images.shape[2:] == (12, 10)
+    save(work / "own" / "train" / "rose" / "large.png", size=(40, 40))
+    data = load("folder:own")
+    assert data.shape[1:] == data.read_test().images.shape[2:] == (32, 32)
+
+
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".pgm", ".pbm"}))
 def test_every_format_of_picture(work: Path, suffix: str) -> None:
     made = read_picture(save(work / f"one{suffix}", RED), 12, 10)
@@ -298,7 +324,7 @@ def test_own_colour_pictures_from_a_folder_to_a_prediction(work: Path, invoke: R
     assert Classifier.load(folder / "weights-seed-0.safetensors").class_names == ("leaf", "rose")
     page = (work / "reports" / "nas_mnist" / "report.html").read_text()
     assert "50 colour images" in page
-    assert "Search on folder:own for the best" in page
+    assert "Search on folder:own for the most accurate" in page
     for name in ("rose", "leaf"):
         ended = invoke("predict", f"own/{name}/3.png", "--network", "best")
         assert (ended.code, ended.out.splitlines()[0]) == (0, f"class {name}")

@@ -12,8 +12,10 @@ import optuna
 import pytest
 
 from nas_mnist.models import zoo
+from nas_mnist.models.architecture import Architecture
 from nas_mnist.recipes.recipe import load_recipe
 from nas_mnist.search.finals import Finals
+from nas_mnist.search.narrow import narrow
 from nas_mnist.study.race import COPIES, FAILED_LOSS, SEED_SPREAD, SIGNIFICANCE, Finalist, FinalScores
 
 IMAGES = 2_000
@@ -164,6 +166,9 @@ def test_the_smallest_copies_that_are_good_enough_are_looked_for(
     useful = [half for half, before in zip(halves, [best.params, *halves], strict=False) if before >= least]
     assert all(0.8 * half < size <= half for size, half in zip(sizes[1:], useful, strict=False))
     assert not any(size < 0.8 * useful[-1] for size in sizes)
+    stubborn = {"input_shape": [2, 9, 9], "blocks": [{"kind": "conv", "channels": 2}, {"kind": "repeat"}]}
+    architecture = Architecture.make(stubborn)
+    assert narrow(best._replace(architecture=architecture), 10) is None
     for limit in (as_good, enough):
         found = min(size for size in sizes if size >= limit)
         assert found < 1.25 * limit or limit < halves[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 from conftest import COMMON, IDENTITY, STUDY_FACTS, Ended, Runner, best_folder, stored
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from rich.console import Console
 
 from nas_mnist import Architecture
 from nas_mnist.data.class_names import class_names
+from nas_mnist.data.dataset import DataSet, Images
 from nas_mnist.models import zoo
 from nas_mnist.models.cost import Cost
 from nas_mnist.recipes.recipe import Recipe
@@ -31,9 +34,11 @@ from nas_mnist.report.items import (
     item_of_name,
     item_of_result,
     item_of_study,
+    mistaken_images,
     requirements_of,
 )
 from nas_mnist.report.notes import mark_answers, trial_note, write_missing_notes, write_trial_note
+from nas_mnist.report.page import render_page
 from nas_mnist.report.search_display import SearchDisplay
 from nas_mnist.report.sections import sections_of
 from nas_mnist.report.tables import comparison_table
@@ -159,6 +164,8 @@ def test_several_items_stand_side_by_side(copied: Path, invoke: Runner) -> None:
     assert 'data-figure="comparison"' in text
     table = text[: text.index("</table>")]
     assert table.count('<tr><td class="name">') == 3
+    assert f"reproduce {result} " in text
+    assert "reproduce '" not in text  # the title of the second one names nothing
     drawn = {path.name for path in (folder / "plots").iterdir()}
     assert {f"{result.name}-network.png", f"{result.name} (2)-network.png", "comparison.svg"} <= drawn
 
@@ -214,6 +221,44 @@ def test_an_older_result_with_runs_of_several_machines_is_shown(finished: tuple[
     assert section.metadata["seeds"] == "0, 1"
 
 
+def test_mistakes_are_not_shown_from_a_test_part_that_has_changed(
+    finished: tuple[Path, Ended], five_thousand: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = read_result(best_folder(finished[0]) / "result.json")
+    images = mistaken_images(result, None)
+    assert images is not None
+    assert len(images) == len(result["runs"][0]["mistakes"]) > 0
+    test = five_thousand.read_test()
+    for changed in (test.take(torch.arange(100)), Images(test.images, (test.labels + 1) % 10)):
+        other = replace(five_thousand, read_test=lambda changed=changed: changed)
+        monkeypatch.setattr("nas_mnist.data.dataset.load", lambda *_, other=other: other)
+        assert mistaken_images(result, None) is None
+
+
+def test_the_page_of_a_search_for_the_smallest_network_is_about_that(copied: Path) -> None:
+    study = stored(copied)
+    study.set_user_attr("identity", study.user_attrs["identity"] | {"target": 99.5})
+    answers = study.user_attrs["answers"]
+    study.set_user_attr("answers", {name: one for name, one in answers.items() if name != "smallest"})
+    text = render_page(sections_of([item_of_study(study, None)]))
+    assert "for the smallest all-convolutional network with 99.5% of the validation images, with" in text
+    assert "No finalist reaches 99.5% of the validation images." in text
+    study.set_user_attr("answers", answers | {"smallest": answers["most_accurate"]})
+    assert "No finalist reaches" not in render_page(sections_of([item_of_study(study, None)]))
+
+
+def test_a_test_accuracy_is_told_where_the_folder_of_the_result_is_not(copied: Path) -> None:
+    result = read_result(best_folder(copied) / "result.json")
+    shutil.rmtree(best_folder(copied))
+    item = item_of_study(stored(copied), None)
+    (section,) = sections_of([item])
+    assert item.result is None
+    assert section.headline == f"{result['test_accuracy']['mean']:.2%}"
+    assert section.sentence.startswith("Accuracy on the test images of mnist-5k")
+    assert "unread" not in render_page([section])
+    assert section.requirements[0].got == section.headline
+
+
 def row(trial: int, n_params: int, accuracy: float) -> TrialRow:
     return TrialRow(
         *(trial, Verdict.TRAINED, "", n_params, 0, 0, 0, 0, 0, 1, 1, accuracy, 0.0, 0.0, "found"),
@@ -245,6 +290,7 @@ def test_the_leader_has_the_lowest_loss_until_the_finals_name_the_winner() -> No
     assert (results.best, results.best_title) == (rows[1], "leader")  # of equal losses the more accurate
     metadata["finals"] = {"a": {"1": 0.98}, "c": {"1": 0.984}}  # of an earlier version: accuracies
     assert results.winner is rows[2]  # fresh seeds alone decide, not the 0.99 that made "a" a finalist
+    assert results.validation_accuracy == 0.984
     metadata["winner"] = {"key": "a"}  # whatever was retrained was the winner
     assert (results.winner, results.best, results.best_title) == (rows[0], rows[0], "winner")
     network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
@@ -371,7 +417,7 @@ def test_notes_name_the_answers_of_the_newest_finals_only() -> None:
 
     save_note(optuna.trial.Trial(study, study.trials[1]._trial_id), "mine\n\nmore")
     mark_answers(study, {"most_accurate": answer(1), "smaller": answer(1)})
-    first = "**Answer of the search: most accurate (trial-1), as good, smaller (trial-1)**\n\nmine\n\nmore"
+    first = "**Answer of the search: most accurate (trial-1)**\n\nmine\n\nmore"  # the smaller one is the same
     assert notes() == ["", first, ""]
     mark_answers(study, {"most_accurate": answer(2)})
     assert notes()[:2] == ["", "mine\n\nmore"]

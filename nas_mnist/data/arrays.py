@@ -105,6 +105,18 @@ def is_grey(images: Array) -> bool:
     return all(bool((part[:, :1] == part[:, 1:]).all()) for part in parts)
 
 
+def to_grey(images: Array) -> Array:
+    """Images (N, 3, H, W) uint8 as luma (N, 1, H, W) uint8, ITU-R 601, as Pillow rounds it.
+
+    Images without colour keep their values.
+    """
+    grey = np.empty_like(images[:, :1])
+    for start in range(0, len(images), _CHUNK):
+        red, green, blue = images[start : start + _CHUNK].astype(np.uint32).swapaxes(0, 1)
+        grey[start : start + _CHUNK, 0] = (19_595 * red + 38_470 * green + 7_471 * blue + 0x8000) >> 16
+    return grey
+
+
 def to_labels(where: str, labels: Array, count: int) -> Array:
     """Labels (N,) of ``count`` images, whole numbers (int64) or words; raises `InputError`."""
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels

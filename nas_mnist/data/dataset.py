@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.errors import InputError, choices, closest
 from ..core.fileio import expand_user
-from .arrays import Array, Classes, RawData, is_grey
+from .arrays import Array, Classes, RawData, is_grey, to_grey
 from .cache import cache_folder, cached
 from .class_names import class_names
 from .download import DownloadError
@@ -237,9 +237,9 @@ def _as_tensors(images: Array, labels: Array) -> Images:
 
 
 def _fitting(where: str, test: Array, shape: tuple[int, ...]) -> Array:
-    """Test images as ``shape``, (C, H, W) of the training images; raises `InputError` for other images."""
-    if test.shape[1] == 3 and shape[0] == 1 and is_grey(test):
-        test = test[:, :1]
+    """Test images as ``shape``, (C, H, W) of the training images; raises `InputError` for other sizes."""
+    if test.shape[1] == 3 and shape[0] == 1:
+        test = to_grey(test)
     if test.shape[1] == 1 and shape[0] == 3:
         test = np.repeat(test, 3, axis=1)
     if test.shape[1:] != shape:

@@ -46,13 +46,14 @@ def read_folder(folder: Path, quiet: bool = False) -> RawData:
     test_files, test_labels = _pictures(where, parts[TEST])
 
     def read_test() -> Array:
+        name = f"images-{height}x{width}"
         made = cached(
             folder / TEST,
             test_files,
-            ("images",),
-            lambda: {"images": _read(where, test_files, height, width, quiet)},
+            (name,),
+            lambda: {name: _read(where, test_files, height, width, quiet)},
         )
-        return made["images"]
+        return made[name]
 
     return RawData(labels, images.__getitem__, test_labels, read_test, tuple(notes))
 
@@ -99,7 +100,8 @@ def _pictures(where: str, parents: Sequence[Path]) -> tuple[list[Path], Array]:
 
 def _folders(parent: Path) -> list[Path]:
     """The folders in a folder, but hidden ones and those that archives of macOS add."""
-    return sorted(one for one in parent.iterdir() if one.is_dir() and one.name[0] not in "._")
+    folders = (one for one in parent.iterdir() if one.is_dir())
+    return sorted(one for one in folders if one.name[0] != "." and one.name != "__MACOSX")
 
 
 def _read_training(where: str, files: Sequence[Path], quiet: bool) -> dict[str, Array]:

@@ -18,6 +18,16 @@ TITLES = {
 }
 
 
+def told_answers(answers: Mapping[str, Answer]) -> list[tuple[str, Answer]]:
+    """The answers with their names, without a smaller one that is the most accurate one itself."""
+    best = answers.get("most_accurate")
+    return [
+        (name, answer)
+        for name, answer in answers.items()
+        if name != "smaller" or best is None or answer.key != best.key
+    ]
+
+
 def answer_line(name: str, answer: Answer) -> str:
     """One answer in words."""
     scored = counted(answer.seeds, "fresh seed") if answer.seeds else "as a candidate"

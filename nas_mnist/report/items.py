@@ -33,6 +33,7 @@ class ReportItem:
     result: Mapping[str, Any] | None = None  # the content of ``result.json``
     images: np.ndarray | None = None  # (N, C, H, W) uint8: the mistakes of the first run, in their order
     about: str = ""
+    elsewhere: float | None = None  # test accuracy of a study's winner whose result is not in this place
     zoo_accuracies: Sequence[float] = ()  # of a network of the zoo: test accuracies on MNIST, one per seed
     recipe_name: str = ""  # empty for a recipe without a name
     folder: Path | None = None  # of the result
@@ -67,7 +68,8 @@ class ReportItem:
         """The summary of the test accuracies, as in ``result.json``."""
         if self.result:
             return self.result["test_accuracy"]  # type: ignore[no-any-return]
-        return asdict(summarise(self.zoo_accuracies)) if self.zoo_accuracies else None
+        known = self.zoo_accuracies or ([] if self.elsewhere is None else [self.elsewhere])
+        return asdict(summarise(known)) if known else None
 
     @property
     def data_note(self) -> str:
@@ -80,9 +82,9 @@ class ReportItem:
 def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
     """A study, with the final result of its best network if that still lies where the study says."""
     results = StudyResults.read(study)
-    best, result, exports = results.best, None, []
+    best, result, exports, elsewhere = results.best, None, [], None
     if best and (stored := retrained_of(results.metadata, best.key)):
-        folder = Path(stored["folder"])
+        folder, elsewhere = Path(stored["folder"]), float(stored["test_accuracy"])
         if (folder / RESULT).is_file():
             result, exports = read_result(folder / RESULT), read_exports(folder)
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in RECIPES}
@@ -94,9 +96,10 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
         study=results,
         result=result,
         exports=exports,
+        elsewhere=elsewhere,
         images=mistaken_images(result, data_dir) if result else None,
-        about=f"Search on {results.dataset} for the best all-convolutional network with at most "
-        f"{results.config.budget}{front}.",
+        about=f"Search on {results.dataset} for the {results.config.aim}, "
+        f"with at most {results.config.budget}{front}.",
         recipe_name=next((name for name, fields in recipes.items() if fields == own_recipe), ""),
     )
 
@@ -167,7 +170,10 @@ def comparison_rows(items: Sequence[ReportItem]) -> list[dict[str, Any]]:
 
 
 def mistaken_images(result: Mapping[str, Any], data_dir: Path | None) -> np.ndarray | None:
-    """The misclassified images (N, C, H, W) of the first run; None if the data set is not on this machine."""
+    """The misclassified images (N, C, H, W) of the first run.
+
+    None if the data set cannot be loaded, or has changed.
+    """
     from ..data.dataset import load
 
     try:
@@ -176,5 +182,11 @@ def mistaken_images(result: Mapping[str, Any], data_dir: Path | None) -> np.ndar
         return None
     if data.fingerprint != result["data"]["fingerprint"]:
         return None
-    positions = [mistake["image"] for mistake in result["runs"][0].get("mistakes", [])]
-    return data.read_test().images[positions].numpy()
+    run, test = result["runs"][0], data.read_test()
+    mistakes = run.get("mistakes", [])
+    positions = [mistake["image"] for mistake in mistakes]
+    if len(test) != run["test_images"] or max(positions, default=0) >= len(test):
+        return None
+    if test.labels[positions].tolist() != [mistake["label"] for mistake in mistakes]:
+        return None
+    return test.images[positions].numpy()

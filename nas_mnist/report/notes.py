@@ -19,7 +19,7 @@ from ..study.objective import ARCHITECTURE
 from ..study.race import Answer
 from ..study.verdict import Verdict
 from ..training.requirements import MIN_ACCURACY, required_accuracy
-from .answers import TITLES
+from .answers import TITLES, told_answers
 from .layer_table import layer_table
 from .progress import counted
 
@@ -46,9 +46,6 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
             f"values are its accuracy on the validation images after its last epoch and its "
             f"{COST_NAMES[config.cost_metric]}: the search looks for the Pareto front of both."
         )
-    aim = "most accurate all-convolutional network (no fully connected layer) within this budget"
-    if config.target is not None:
-        aim = f"smallest all-convolutional network with {config.target:g}% of the validation images"
     is_mnist = required_accuracy(config.data) is not None
     required = f" {MIN_ACCURACY:.1%} of the test images are required." if is_mnist else ""
     save_note(
@@ -56,7 +53,7 @@ def write_study_note(study: optuna.Study, dashboard: str) -> None:
         f"""\
 # At most {config.budget}
 
-Goal: the {aim},
+Goal: the {config.aim} within this budget, without a fully connected layer,
 trained for {counted(config.epochs, "epoch")}.{required} The test images are read once for each answer.
 
 A trial's {values} The user attribute `verdict` says how a trial ended.
@@ -97,7 +94,7 @@ def mark_answers(study: optuna.Study, answers: Mapping[str, Answer]) -> None:
 
     titles: dict[int, list[str]] = {}
     marked = study.user_attrs.get(MARKED, [])
-    for name, answer in answers.items():
+    for name, answer in told_answers(answers):
         titles.setdefault(answer.trial, []).append(f"{TITLES[name].lower()} ({answer.name})")
     for trial in study.get_trials(deepcopy=False):
         handle = Trial(study, trial_id(trial))

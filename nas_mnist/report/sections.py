@@ -19,7 +19,7 @@ from ..models.zoo import names as zoo_names
 from ..study.race import Answer
 from ..study.results import TrialRow, best_rows
 from ..training.requirements import Requirement
-from .answers import TITLES
+from .answers import TITLES, told_answers
 from .diagram import draw_network
 from .items import ReportItem, comparison_rows, requirements_of
 from .result_plots import comparison, result_figures
@@ -51,8 +51,9 @@ def sections_of(items: Sequence[ReportItem]) -> list[Section]:
     sections = []
     for item in items:
         names[item.name] += 1
-        number = names[item.name]
-        sections.append(_section(item if number == 1 else replace(item, name=f"{item.name} ({number})")))
+        number, section = names[item.name], _section(item)
+        titled = item if number == 1 else replace(item, name=f"{item.name} ({number})")
+        sections.append(replace(section, item=titled))
     return sections
 
 
@@ -67,7 +68,7 @@ def _section(item: ReportItem) -> Section:
         requirements=requirements_of(item),
         best=best_rows(study.rows, BEST) if study else [],
         seed_means={key: fmean(found.values()) for key, found in study.finals.items()} if study else {},
-        answers={TITLES[name]: answer for name, answer in study.answers.items()} if study else {},
+        answers={TITLES[name]: answer for name, answer in told_answers(study.answers)} if study else {},
         cost=asdict(cost_of(item.architecture)) if item.architecture else {},
         commands=_commands(item),
         metadata=_metadata(item),
@@ -84,9 +85,10 @@ def _headline(item: ReportItem) -> tuple[str, str]:
     """The main figure of an item, and a sentence about it."""
     study, best = item.study, item.best
     if test := item.test_accuracy:
-        images = item.result["runs"][0]["test_images"] if item.result else 10_000
+        known = item.result["runs"][0]["test_images"] if item.result else 10_000
+        images = "" if item.elsewhere is not None and not item.result else f"{known:,} "
         seeds = "one seed" if test["runs"] == 1 else f"mean of {test['runs']} seeds"
-        sentence = f"Accuracy on the {images:,} test images of {item.data} after the last epoch, {seeds}."
+        sentence = f"Accuracy on the {images}test images of {item.data} after the last epoch, {seeds}."
         if test["interval"]:
             sentence += " 95 % interval of the mean: {:.2%} to {:.2%}.".format(*test["interval"])
         return f"{test['mean']:.2%}", sentence + (

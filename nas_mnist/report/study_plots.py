@@ -23,7 +23,8 @@ def study_figures(study: StudyResults) -> dict[str, Figure]:
     """The figures of a study by file name, as far as it has data for them."""
     figures: dict[str, Figure] = {}
     config, rows = study.config, study.rows
-    if curves := study.curves:
+    ended = {row.trial for row in rows if row.verdict in (Verdict.TRAINED, Verdict.STOPPED)}
+    if curves := {trial: curve for trial, curve in study.curves.items() if trial in ended}:
         ranked = [row.trial for row in best_rows(rows, len(rows))]
         best = study.best
         trained = sorted(ranked, key=lambda trial: best is None or trial != best.trial)

@@ -41,6 +41,7 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with $ is a name
     "legend.fontsize": 9,
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
 }

@@ -158,15 +158,15 @@ class Finals:
         def meets(one: Finalist) -> bool:
             return scores.accuracy(one.key) >= target
 
+        copies = self._earlier_copies(study, scores)
         for one in sorted(tried, key=lambda one: one.params):
             if meets(one):
                 self._train(study, scores, [one], seeds)
                 if meets(one):
-                    copies = self._bisect(study, scores, [one, *tried], meets, seeds)
-                    copies += self._earlier_copies(study, scores)
-                    tried += {copy.key: copy for copy in copies}.values()
+                    copies += self._bisect(study, scores, [one, *tried], meets, seeds)
                     break
         best = min(tried, key=lambda one: scores.loss(one.key))
+        tried += {copy.key: copy for copy in copies}.values()
         self.console.print(race_table(tried, scores, best, tried))
         return self._stored(study, self._answers(scores, best, tried, tried))
 

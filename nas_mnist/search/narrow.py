@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import sqrt
 
+from ..core.errors import InputError
 from ..models.cost import Budget, cost_of
 from ..models.width import fit_width_multiplier
 from ..study.race import Finalist
@@ -12,7 +13,10 @@ from ..study.race import Finalist
 
 def narrow(finalist: Finalist, params: int) -> Finalist | None:
     """The finalist with the largest width multiplier within ``params``; None if it has none."""
-    architecture = fit_width_multiplier(finalist.architecture, Budget(max(params, 1)))
+    try:
+        architecture = fit_width_multiplier(finalist.architecture, Budget(max(params, 1)))
+    except InputError:  # repeats of a given network that read the image's channels
+        return None
     size = cost_of(architecture).params
     if size > params:
         return None

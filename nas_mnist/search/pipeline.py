@@ -115,7 +115,8 @@ class SearchPipeline:
                 study.set_user_attr("command", again)
                 study.set_user_attr("dataset", self.data.name)
                 study.set_user_attr("sampler", self.setup.config.sampler)
-                study.set_user_attr("reproduce", self.reproduce_command("best"))
+                asked_for = "smallest" if self.setup.config.narrows else "best"
+                study.set_user_attr("reproduce", self.reproduce_command(asked_for))
                 self.messages.announce(study, survey)
                 train = self._narrow if self.setup.config.narrows else self._train_candidates
                 ending = train(study)

@@ -62,6 +62,13 @@ class StudyConfig(BaseModel):
         return cost_metric_of(self.objective)
 
     @property
+    def aim(self) -> str:
+        """What a search looks for, in words."""
+        if self.target is None:
+            return "most accurate all-convolutional network"
+        return f"smallest all-convolutional network with {self.target:g}% of the validation images"
+
+    @property
     def directions(self) -> list[StudyDirection]:
         """Of the accuracy, and of the cost metric."""
         return [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if self.objective else [])]

@@ -191,6 +191,8 @@ class StudyResults:
         answer, best = self.answers.get("most_accurate"), self.best
         if answer:
             return answer.validation_accuracy
+        if best and self.winner and (raced := self.finals.get(best.key or "")):  # of an earlier version
+            return fmean(raced.values())
         return best.validation_accuracy if best else None
 
     @property
