@@ -70,7 +70,8 @@ def predict(
     files = _files(pictures)
     table = files[0] if files[0].suffix.lower() == ".csv" else None
     images, labels = _read_table(table) if table else (None, None)
-    if images is None:
+    named = {as_path(text, "picture") for text in pictures}
+    if images is None and files[0] in named:
         _check_readable(files[0])  # before torch is loaded
 
     from .lookup import find_classifier
@@ -79,7 +80,7 @@ def predict(
     if images is not None:
         taken = _rows(str(table), images, classifier)
     else:
-        taken = [take(file, classifier) for file in files]
+        taken = [take(file, classifier) if file in named else _found(file, classifier) for file in files]
     if len(pictures) == len(taken) == 1 and images is None and taken[0].image is None:
         raise InputError(_empty(taken[0]))
     found = ask(taken, classifier)
@@ -137,6 +138,14 @@ def take(picture: Path, classifier: Classifier) -> Taken:
     if image is None or image.min() == image.max():
         return Taken(str(picture), None, warning)
     return Taken(str(picture), image.reshape(channels, height, width), warning)
+
+
+def _found(picture: Path, classifier: Classifier) -> Taken:
+    """A picture of a folder; of one that cannot be read, the reason."""
+    try:
+        return take(picture, classifier)
+    except InputError as error:
+        return Taken(str(picture), None, str(error).removeprefix(f"picture: {picture} "))
 
 
 def _empty(taken: Taken) -> str:

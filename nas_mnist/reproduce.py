@@ -132,7 +132,7 @@ def reproduce(
     metadata |= {"recipe_name": recipe_name, "plain": chosen == "torch", "first_seed": seed}
     metadata["command"] = command_line("reproduce", *shown)
     store = RunStore(REPORTS, found.name, metadata, found.folder)
-    missing = [one for one in range(seed, seed + seeds) if one not in store.seeds]
+    missing = sorted({*range(seed, seed + seeds)} - store.seeds)
     processes = min(count or auto_workers(where.type), max(len(missing), 1))
     store.metadata["device"] = describe_machine(where, processes)
     training = f"{found.name}, recipe {recipe_name}, {describe_device(where, processes)}"

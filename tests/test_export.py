@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +133,9 @@ def test_compiled_c_equals_the_integers_bit_for_bit(name: str) -> None:
     wanted = float_scores(classifier, images)
     error = scores / 2 ** network.calls[-1].exponent - wanted
     assert error.abs().max() < 0.1 * wanted.abs().max()
+    dark = quantise(FoldedNetwork(classifier), images // 8)  # brighter ones are cut off at int16
+    scores = run_c(compiler, c_source(dark, "dark", classifier, images[:1], []), images)
+    assert torch.equal(scores.long(), dark.scores(images))
     cost = cost_of(architecture)
     assert (network.flash, network.memory.size) == (cost.flash, cost.ram)
     assert f"FLASH_BYTES {cost.flash} " in files["my-net.h"].decode()
@@ -197,6 +202,8 @@ def test_export_refuses_what_it_cannot_do(work: Path, invoke: Runner) -> None:
     for words, says in (
         (["--to", "c", "--int8"], "--int8: 'True' counts only with --to onnx"),
         (["--to", "python", "--output", "net.txt"], "use a name that ends in .py"),
+        (["--to", "python", "--output", "my-net.py"], "use a name of letters, digits and _"),
+        (["--to", "python", "--output", "random.py"], "hides the module 'random'"),
         (["--to", "tflite"], "use safetensors, torch, onnx, python, c"),
         (["--to", "c", "--data-dir", "nowhere"], "is missing"),
     ):
@@ -228,6 +235,38 @@ def test_the_report_of_a_folder_shows_what_was_exported_from_it(work: Path, invo
     ended = invoke("export", "results", "--to", "safetensors", "--output", "third.safetensors")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert not (work / "third.safetensors").exists()
+
+
+def test_a_result_of_another_network_or_of_other_data_is_not_taken(work: Path, invoke: Runner) -> None:
+    result = json.loads((REPORTS / "mnist-500" / "result.json").read_text())
+    result["data"] |= {"name": "mnist-5k", "fingerprint": "0" * 16}
+    (work / "result.json").write_text(json.dumps(result))
+    (work / "weights-seed-0.safetensors").write_bytes(find_weights("mnist-500")[1].read_bytes())
+    (work / "mine.safetensors").write_bytes(find_weights("mnist-1k")[1].read_bytes())
+    ended = invoke("export", "weights-seed-0.safetensors", "--to", "python")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Test accuracy: not measured (mnist-5k has changed since the training)" in ended.out
+    ended = invoke(
+        "export", "mine.safetensors", "--to", "python", *("--output", "my.py", "--dataset", "mnist-5k")
+    )
+    assert (ended.code, ended.err) == (0, "")
+    assert "of 833 images by the written class" in ended.out
+    assert not (work / "exports.json").exists()
+
+
+def test_text_of_a_file_stays_text_in_source() -> None:
+    classifier = trained(kind_of("repeats"))
+    odd = ["/*", "*/", "//", "\\N", '"""', "a\nb", "'", "h", "i", "j"]
+    hostile = replace(classifier, data='x"""\nraise SystemExit(1)\n""" */ int', own_names=tuple(odd))
+    text = python_source(hostile, "net", f"Of {hostile.data}.", [hostile.data])["net.py"].decode()
+    module = ModuleType("net")
+    exec(text, vars(module))
+    assert list(vars(module)["CLASSES"]) == odd
+    images = random_images(kind_of("repeats"), 2)
+    network = quantise(FoldedNetwork(hostile), images)
+    compiler = host_compiler()
+    assert compiler
+    assert len(run_c(compiler, c_source(network, "net", hostile, images, [hostile.data]), images)) == 2
 
 
 @pytest.mark.slow

@@ -192,17 +192,21 @@ def test_a_folder_becomes_a_table(digits: list[np.ndarray], work: Path, invoke: 
     Image.fromarray(drawn(digits[2], 115, 20)).save(work / "photos" / "b.png")
     Image.fromarray(drawn(digits[4], RULED, 30)).save(work / "photos" / "more" / "c.png")
     Image.new("L", (90, 90), 200).save(work / "photos" / "a.png")
+    (work / "photos" / "more" / "d.png").write_bytes(b"damaged")
     (work / "photos" / "notes.txt").write_text("no picture")
     (work / "photos" / "._b.png").write_text("of another system")
     ended = invoke("predict", "photos", "--network", "mnist-4k", "--csv", "out.csv")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "Written: out.csv, 3 predictions\nNetwork: mnist-4k\n"
+    assert ended.out == "Written: out.csv, 4 predictions\nNetwork: mnist-4k\n"
     rows = list(csv.DictReader((work / "out.csv").open()))
-    assert [row["file"] for row in rows] == ["photos/a.png", "photos/b.png", "photos/more/c.png"]
-    assert [row["class"] for row in rows] == ["empty", "2", "4"]
+    assert [row["file"] for row in rows] == [f"photos/{name}.png" for name in ("a", "b", "more/c", "more/d")]
+    assert [row["class"] for row in rows] == ["empty", "2", "4", "empty"]
     assert rows[0]["probability"] == ""
     assert float(rows[1]["probability"]) > 0.5
-    assert [row["warning"] for row in rows] == ["", "", LEFT_OUT]
+    assert [row["warning"] for row in rows[:3]] == ["", "", LEFT_OUT]
+    assert rows[3]["warning"].startswith("cannot be read")
+    named = invoke("predict", "photos/b.png", "photos/more/d.png", "--network", "mnist-4k")
+    assert (named.code, named.err.count("\n")) == (2, 1)
     again = invoke("predict", "photos", "--network", "mnist-4k", "--csv", "out.csv")
     assert again.code == 2
     assert "out.csv exists" in again.err
@@ -232,6 +236,8 @@ def test_a_csv_of_pixels_is_taken_as_it_is(
     ended = invoke("predict", "labelled.csv", "--network", "mnist-4k")
     assert ended.out.endswith(f"Right: {right} of 11 ({right / 11:.2%})\nNetwork: mnist-4k\n")
     assert ended.out.splitlines()[10] == "11  empty"
+    (work / "one.csv").write_text(table[1])  # without names
+    assert "\nclass 0\n" in f"\n{invoke('predict', 'one.csv', '--network', 'mnist-4k').out}"
     (work / "small.csv").write_text("\n".join(",".join("0" * 64) for _ in range(3)))
     ended = invoke("predict", "small.csv", "--network", "mnist-4k")
     assert (ended.code, "small.csv has images of 8x8x1 values" in ended.err) == (2, True)

@@ -76,9 +76,16 @@ def test_the_warning_names_the_block_and_what_to_do() -> None:
     warning = stability_warning(Architecture.make({"blocks": [plain, plain]}), fast)
     assert warning.startswith("blocks[0] has no normalisation: with learning_rate 0.1 in batches of 32")
     linear = Architecture.make({"blocks": [plain | {"activation": "none"}, {"kind": "conv", "channels": 2}]})
+    conv = {"kind": "conv", "channels": 4, "activation": "none"}
+    shortcut = {
+        "kind": "residual",
+        "body": [conv],
+        "activation": "relu",
+    }  # of normalised body, and a convolution
     for network, recipe in (
         (NETWORK, fast),
         (linear, fast),
+        (Architecture.make({"blocks": [shortcut, {"kind": "conv", "channels": 2}]}), fast),
         (Architecture.make({"blocks": [plain, plain]}), Recipe(learning_rate=0.06, batch_size=32)),
         (Architecture.make({"blocks": [plain, plain]}), Recipe(optimizer="adamw", batch_size=32)),
     ):

@@ -104,6 +104,8 @@ def _columns(where: str, path: Path) -> _Columns:
         raise InputError(f"{where} cannot be read ({error.strerror or error})") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{where} is no CSV file ({short(error)})") from None
+    if not second and len(first) > 1 and all(map(_NUMBER.fullmatch, map(str.strip, first))):
+        second = first  # one image without names
     if len(first) < 2 or not second:
         raise InputError(
             f"{where}: {len(first)} columns, no rows of pixels (use a label and pixels, by commas)"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -64,24 +67,28 @@ def export(
     from ..lookup import find_weights
     from ..training.classifier import Classifier
     from ..training.exports import add_export, read_exports
-    from ..training.run_store import RESULT, read_result
+    from ..training.run_store import result_of
     from .export_data import ExportData
     from .formats import format_of
     from .measure import measure, size_lines
 
     name, weights = find_weights(network, study, storage)
     classifier = Classifier.load(weights)
-    result = weights.parent / RESULT
-    usual = str(read_result(result)["data"]["name"]) if result.is_file() else classifier.data
+    result = result_of(weights, classifier.model.architecture)
+    usual = str(result["data"]["name"]) if result else classifier.data
     check_data_dir(data_dir, usual if dataset is None else dataset)
-    if target is None:  # the name of a module has no "-"
-        target = Path((name.replace("-", "_") if to in ("python", "c") else name) + FORMATS[to][0])
+    if target is None:
+        module = re.sub(r"\W", "_", name if name[0].isalpha() else f"network_{name}", flags=re.ASCII)
+        target = Path((module if to in ("python", "c") else name) + FORMATS[to][0])
+    if to == "python":
+        _check_module(target)
     targets = [target, *(target.with_suffix(suffix) for suffix in FORMATS[to][1:])]
     for one in targets:
         check_new(one, "--output")
-    if result.is_file():
+    if result:
         read_exports(weights.parent)  # refuses a damaged file before anything is written
-    data = ExportData(classifier, usual, dataset, as_path(data_dir))
+    fingerprint = str(result["data"]["fingerprint"]) if result else None
+    data = ExportData(classifier, usual, dataset, as_path(data_dir), fingerprint)
     made = format_of("onnx-int8" if int8 else to, classifier, target.name.removesuffix(target.suffix), data)
     sizes = size_lines(classifier)
     measured = measure(data, made)
@@ -91,8 +98,16 @@ def export(
         write_bytes(one, content)
         print(f"Written: {one}, {len(content):,} bytes")
     print(accuracy, *made.notes(files), *sizes, sep="\n")
-    if measured.images and result.is_file():
+    if measured.images and result:
         add_export(weights.parent, measured.record(f"{to} int8" if int8 else to, target.name, weights.name))
+
+
+def _check_module(path: Path) -> None:
+    """Raise `InputError` unless a file can be imported by its name and hides no module that torch needs."""
+    if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
+        raise InputError(f"--output: {str(path)!r} (use a name of letters, digits and _, as modules have)")
+    if path.stem in (*sys.stdlib_module_names, "torch", "numpy"):
+        raise InputError(f"--output: {str(path)!r} hides the module {path.stem!r} (use another name)")
 
 
 def _need(*packages: str) -> None:

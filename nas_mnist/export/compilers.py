@@ -56,8 +56,8 @@ def run_c(compiler: str, files: Mapping[str, bytes], images: Tensor) -> Tensor:
             with source.open("rb") as pixels, target.open("wb") as scores:
                 parts.append((subprocess.Popen([program], stdin=pixels, stdout=scores), target))
         ended = [process.wait() for process, _ in parts]
-        if any(ended):
-            raise NoResultError(f"the compiled C ended with code {max(ended)}")
+        if failed := [code for code in ended if code]:
+            raise NoResultError(f"the compiled C ended with code {failed[0]}")
         found = bytearray().join(target.read_bytes() for _, target in parts)
     return torch.frombuffer(found, dtype=torch.int16).view(len(images), -1)
 

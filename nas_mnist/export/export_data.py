@@ -12,10 +12,19 @@ from ..training.classifier import Classifier
 class ExportData:
     """Training and test images, or the reason why there are none."""
 
-    def __init__(self, classifier: Classifier, usual: str, name: str | None, data_dir: Path | None) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        usual: str,
+        name: str | None,
+        data_dir: Path | None,
+        fingerprint: str | None = None,
+    ) -> None:
         """``usual``: the network's data set, ``name``: another one, both as `load` takes them.
 
-        Raises `InputError` for data that was named and cannot be read.
+        ``fingerprint``: of the network's training images, if it is known. With others, images of the test
+        part may have been trained on, and nothing is measured. Raises `InputError` for data that was named
+        and cannot be read.
         """
         self.classifier = classifier
         self.train: Images | None = None
@@ -31,10 +40,13 @@ class ExportData:
             return
         architecture = classifier.model.architecture
         found = tuple(data.train.images.shape[1:]), data.classes
-        if found != (architecture.input_shape, architecture.classes):
+        fits = found == (architecture.input_shape, architecture.classes)
+        if name is not None and not fits:
             raise InputError(f"--dataset: {wanted!r} has other images or classes than the network")
-        self.train = data.train
-        if data.name == wanted:
+        self.train = data.train if fits else None
+        if name is None and (not fits or fingerprint not in (None, data.fingerprint)):
+            self.missing = f"{wanted} has changed since the training"
+        elif data.name == wanted:
             self.test = data.read_test()
         else:
             self.missing = f"{wanted} is not at hand: --data-dir names its folder"

@@ -113,11 +113,6 @@ class Int8Network:
     flash: int  # bytes
 
     @property
-    def image_zero(self) -> int:
-        """The code of the mean of the training pixels: a pixel's code is the pixel minus 128."""
-        return next(call.zero for call in self.calls if call.call.source == IMAGE)
-
-    @property
     def gates(self) -> list[str]:
         """The activations that need a table."""
         used = {name for one in self.calls for name in (one.call.activation, one.call.last_activation)}
@@ -202,7 +197,8 @@ def _activate(values: Tensor, name: str, exponent: int) -> Tensor:
         return torch.where(values < 0, (values * 10486 + (1 << 19)) >> 20, values)  # 0.01
     if name == "Hardswish":
         gate = (values + (3 << exponent)).clamp(0, 6 << exponent)
-        return (((values * gate) >> exponent) * 10923 + (1 << 15)) >> 16  # a sixth
+        sixth = (((values * gate) >> exponent) * 10923 + (1 << 15)) >> 16
+        return sixth.clamp(*INT16)
     if name in GATE_TABLES:
         table, fine = torch.tensor(gate_table(name)), exponent - 4  # 16 entries a unit
         place = (values + (GATE_LIMIT << exponent)).clamp(0, (2 * GATE_LIMIT << exponent) - 1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.defaults import MAX_PARAMS
-from ..core.errors import InputError
+from ..core.errors import InputError, foreign_data
 from ..core.fileio import new_folder, numbered_folders, read_text, write_bytes
 from ..core.versions import versions
 from ..models.architecture import Architecture
@@ -176,6 +176,18 @@ def read_result(path: Path) -> dict[str, Any]:
         missing = ", ".join(sorted(_FIELDS - set(result))) if isinstance(result, dict) else "all fields"
         raise InputError(f"result: {path} lacks {missing or 'runs'} (use a file that reproduce has written)")
     return result
+
+
+def result_of(weights: Path, architecture: Architecture) -> dict[str, Any] | None:
+    """The ``result.json`` beside a file of weights, if it is about them; raises `InputError` if damaged."""
+    path = weights.parent / RESULT
+    if not path.is_file():
+        return None
+    result = read_result(path)
+    with foreign_data(f"result: {path}"):
+        files = [weights_file(run["seed"]) for run in result["runs"]]
+        is_own = weights.name in files and result["key"] == architecture.key
+    return result if is_own else None
 
 
 def epochs_csv(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -29,6 +29,8 @@ def _unnormalised(layers: tuple[Layer, ...]) -> Layer | None:
     last: Layer | None = None  # the newest convolution that is not normalised
     activated = False
     for layer in layers:
+        if layer.path.endswith(".shortcut"):  # beside the body, which is added to it
+            continue
         if layer.kind == "Conv2d":
             if last is not None and activated:
                 return last
