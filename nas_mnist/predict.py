@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -77,10 +77,7 @@ def predict(
     from .lookup import find_classifier
 
     name, classifier = find_classifier(network, study, storage)
-    if images is not None:
-        taken = _rows(str(table), images, classifier)
-    else:
-        taken = [take(file, classifier) if file in named else _found(file, classifier) for file in files]
+    taken = _taken(files, named, classifier) if images is None else _rows(str(table), images, classifier)
     if len(pictures) == len(taken) == 1 and images is None and taken[0].image is None:
         raise InputError(_empty(taken[0]))
     found = ask(taken, classifier)
@@ -119,8 +116,7 @@ def take(picture: Path, classifier: Classifier) -> Taken:
 
     channels, height, width = classifier.model.architecture.input_shape
     warning = ""
-    if channels not in (1, 3):
-        raise InputError(f"network: takes {channels} channels (use one for grey images, or three)")
+    _check_channels(classifier)
     if channels == 3 or classifier.data.startswith(OWN_KINDS):
         resized = read_picture(picture, height, width, channels)
         image: Array | None = resized
@@ -140,12 +136,29 @@ def take(picture: Path, classifier: Classifier) -> Taken:
     return Taken(str(picture), image.reshape(channels, height, width), warning)
 
 
-def _found(picture: Path, classifier: Classifier) -> Taken:
-    """A picture of a folder; of one that cannot be read, the reason."""
-    try:
-        return take(picture, classifier)
-    except InputError as error:
-        return Taken(str(picture), None, str(error).removeprefix(f"picture: {picture} "))
+def _taken(files: Sequence[Path], named: Collection[Path | None], classifier: Classifier) -> list[Taken]:
+    """The pictures; of a picture in a folder that cannot be read, the reason.
+
+    Raises `InputError` for another one, and where no picture can be read.
+    """
+    _check_channels(classifier)
+    taken: list[Taken] = []
+    failed: list[InputError] = []
+    for file in files:
+        try:
+            taken.append(take(file, classifier))
+        except InputError as error:
+            failed.append(error)
+            if file in named or len(failed) == len(files):
+                raise
+            taken.append(Taken(str(file), None, str(error).removeprefix(f"picture: {file} ")))
+    return taken
+
+
+def _check_channels(classifier: Classifier) -> None:
+    channels = classifier.model.architecture.input_shape[0]
+    if channels not in (1, 3):
+        raise InputError(f"network: takes {channels} channels (use one for grey images, or three)")
 
 
 def _empty(taken: Taken) -> str:

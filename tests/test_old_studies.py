@@ -14,13 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import optuna
 import pytest
-from conftest import Runner
+from conftest import IDENTITY, Runner
 
+from nas_mnist.core.errors import InputError
 from nas_mnist.models.architecture import Architecture
 from nas_mnist.models.cost import cost_of
+from nas_mnist.search.config import SearchConfig
+from nas_mnist.search.setup import prepare
+from nas_mnist.space.space import SearchSpace
+from nas_mnist.study.config import StudyConfig
 from nas_mnist.study.results import StudyResults, TrialRow
-from nas_mnist.study.study import load_study
+from nas_mnist.study.study import load_study, open_study
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -179,3 +186,33 @@ def test_settings_that_a_study_lacks_have_their_defaults(work: Path) -> None:
     assert results.images is None
     assert not results.low_fidelity
     assert [values(row) for row in results.rows] == old.rows
+
+
+def test_a_study_of_larger_images_keeps_the_space_that_it_was_made_with(work: Path) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
+    np.savez(work / "own.npz", images=colour, labels=np.arange(120) % 3)
+    config = SearchConfig.make(dataset="npz:own.npz", device="cpu", storage="sqlite:///s.db", study="s")
+    new, _ = prepare(config)
+    earlier = SearchSpace.load_for("default", (3, 32, 32), 3, "own", None)
+    assert new.space.digest != earlier.digest
+    study = optuna.create_study(storage="sqlite:///s.db", study_name="s")
+    study.set_user_attr("identity", IDENTITY | {"space": earlier.digest})
+    assert prepare(config)[0].space == earlier
+    study.set_user_attr("identity", IDENTITY | {"space": new.space.digest})
+    assert prepare(config)[0].space == new.space
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("--objective params --target 99.4", ""), ("--target 99.4", "none")]
+)
+@pytest.mark.usefixtures("work")
+def test_a_search_for_the_smallest_that_stored_no_target_goes_on(command: str, says: str) -> None:
+    study = optuna.create_study(storage="sqlite:///s.db", study_name="s")
+    study.set_user_attr("identity", IDENTITY)
+    study.set_user_attr("command", f"python -m nas_mnist.search {command}")
+    wanted = StudyConfig.model_validate(IDENTITY | {"target": 99.4})
+    if says:
+        with pytest.raises(InputError, match=f"target {says}, not 99.4"):
+            open_study("sqlite:///s.db", "s", wanted, {})
+    else:
+        assert open_study("sqlite:///s.db", "s", wanted, {}).study_name == "s"

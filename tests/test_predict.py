@@ -205,6 +205,12 @@ def test_a_folder_becomes_a_table(digits: list[np.ndarray], work: Path, invoke: 
     assert float(rows[1]["probability"]) > 0.5
     assert [row["warning"] for row in rows[:3]] == ["", "", LEFT_OUT]
     assert rows[3]["warning"].startswith("cannot be read")
+    (work / "bad").mkdir()
+    (work / "bad" / "e.png").write_bytes(b"damaged")
+    for nothing in ("bad", "bad/e.png"):
+        ended = invoke("predict", nothing, "--network", "mnist-4k")
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "bad/e.png cannot be read" in ended.err
     named = invoke("predict", "photos/b.png", "photos/more/d.png", "--network", "mnist-4k")
     assert (named.code, named.err.count("\n")) == (2, 1)
     again = invoke("predict", "photos", "--network", "mnist-4k", "--csv", "out.csv")

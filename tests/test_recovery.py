@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from nas_mnist.core.errors import InputError, NoResultError, StorageLostError
 from nas_mnist.recipes.recipe import load_recipe
-from nas_mnist.study.concurrency import FINALS_OWNER, finals_claimed, keep_claim
+from nas_mnist.study.concurrency import CLAIM_LIFE, FINALS_OWNER, finals_claimed
 from nas_mnist.study.config import StudyConfig
 from nas_mnist.study.owner import ABSENT_AFTER, OWNER, _started, is_gone, this_process
 from nas_mnist.study.recovery import recover, requeue, requeue_once
@@ -132,13 +132,21 @@ def test_one_living_process_trains_the_finalists(tmp_path: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db")
     parent = this_process() | {"pid": os.getppid(), "started": _started(os.getppid())}
     with finals_claimed(study), finals_claimed(study):  # this process may, again
-        keep_claim(study)
-    assert study.user_attrs[FINALS_OWNER] is None
-    study.set_user_attr(FINALS_OWNER, parent)
-    said = rf"process {os.getppid()} on .* trains the finalists of this study"
-    with pytest.raises(NoResultError, match=said), finals_claimed(study):
         pass
+    assert study.user_attrs[FINALS_OWNER] is None
+    with finals_claimed(study):
+        study.set_user_attr(FINALS_OWNER, parent)  # another process took it: it keeps it
     assert study.user_attrs[FINALS_OWNER] == parent
+    said = rf"process {os.getppid()} on .*, seen \d+ seconds ago, trains the finalists of this study"
+    elsewhere = parent | {"place": "elsewhere"}
+    for owner in (parent, elsewhere):
+        study.set_user_attr(FINALS_OWNER, owner)
+        with pytest.raises(NoResultError, match=said), finals_claimed(study):
+            pass
+        assert study.user_attrs[FINALS_OWNER] == owner
+    study.set_user_attr(FINALS_OWNER, elsewhere | {"seen": time.time() - CLAIM_LIFE - 1})
+    with finals_claimed(study):
+        pass
     study.set_user_attr(FINALS_OWNER, parent | {"started": "1"})  # its number is in use again
     with pytest.raises(KeyboardInterrupt), finals_claimed(study):
         raise KeyboardInterrupt

@@ -48,6 +48,7 @@ from nas_mnist.search.effort import EFFORTS
 from nas_mnist.search.finals import Finals
 from nas_mnist.search.pipeline import SearchPipeline
 from nas_mnist.search.setup import SearchSetup
+from nas_mnist.study.owner import this_process
 from nas_mnist.study.race import Answer, Finalist, FinalScores
 from nas_mnist.study.results import StudyResults, best_rows, trial_rows
 from nas_mnist.study.verdict import Verdict, verdict_of
@@ -358,7 +359,7 @@ def test_networks_that_raced_before_race_again_without_training(race: Race) -> N
     name = f"trial-{other.trial}"
     assert race.trained
     assert all(one == name or one.startswith(f"{name}-") for one in race.trained)
-    assert again["most_accurate"].trial == other.trial
+    assert again["most_accurate"].trial == again["smaller"].trial == other.trial  # no copy of others
     assert again["smallest"].n_params <= first["smallest"].n_params
 
 
@@ -394,6 +395,19 @@ def test_a_network_given_to_a_study_that_has_its_total_is_said_to_wait(invoke: R
     ended = invoke("search", *SEARCH, "--trials", TRIALS, "--start", "mine.json")
     assert (ended.code, ended.err) == (0, "")
     assert "Given, and not tried: the study has its candidates (--trials N: for more): mine" in ended.out
+
+
+@pytest.mark.usefixtures("copied")
+def test_finals_that_another_process_trains_are_left_to_it(invoke: Runner, work: Path) -> None:
+    study = stored(work)
+    study.set_user_attr("finals_owner", this_process() | {"place": "elsewhere"})
+    before = study.user_attrs["race"], study.user_attrs["answers"]
+    ended = invoke("search", *SEARCH, "--trials", TRIALS)
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "on elsewhere, seen " in ended.err
+    assert "Retrained" not in ended.out
+    after = stored(work).user_attrs
+    assert (after["race"], after["answers"]) == before
 
 
 @pytest.mark.usefixtures("one_process")

@@ -87,7 +87,7 @@ def export(
         check_new(one, "--output")
     if result:
         read_exports(weights.parent)  # refuses a damaged file before anything is written
-    fingerprint = str(result["data"]["fingerprint"]) if result else None
+    fingerprint = result["data"].get("fingerprint") if result else None
     data = ExportData(classifier, usual, dataset, as_path(data_dir), fingerprint)
     made = format_of("onnx-int8" if int8 else to, classifier, target.name.removesuffix(target.suffix), data)
     sizes = size_lines(classifier)

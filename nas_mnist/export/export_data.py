@@ -44,12 +44,12 @@ class ExportData:
         if name is not None and not fits:
             raise InputError(f"--dataset: {wanted!r} has other images or classes than the network")
         self.train = data.train if fits else None
-        if name is None and (not fits or fingerprint not in (None, data.fingerprint)):
-            self.missing = f"{wanted} has changed since the training"
-        elif data.name == wanted:
-            self.test = data.read_test()
-        else:
+        if data.name != wanted:
             self.missing = f"{wanted} is not at hand: --data-dir names its folder"
+        elif wanted == usual and (not fits or fingerprint not in (None, data.fingerprint)):
+            self.missing = f"{wanted} has changed since the training"
+        else:
+            self.test = data.read_test()
 
     def training_images(self) -> Images:
         """The training images; raises `InputError` without any."""

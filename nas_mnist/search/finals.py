@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ..core.process_pool import Handlers, run_here, run_workers
 from ..models.architecture import Architecture
 from ..recipes.recipe import Recipe, stored_recipe
-from ..study.concurrency import keep_claim
 from ..study.given import FOUND
 from ..study.race import ANSWERS, COPIES, RACE, Answer, Finalist, FinalScores
 from ..study.results import FINAL_IMAGES, StudyResults, TrialRow, best_rows, trial_rows
@@ -48,15 +47,16 @@ class Finals:
         if not rows:
             return {}
         self.console.print(best_table(rows))
-        raced = [row for row in rows if row.key in study.user_attrs.get(RACE, {})]  # by an earlier command
+        scores = self._scores(study)
+        raced = [row for row in rows if scores.seeds(row.key or "")]  # by an earlier command
         if self.setup.config.cost_metric:
             self.console.print(candidates_table(results.front, "Pareto front"))
             rows = self._candidates(results.front)
-        if count == 1 and not raced:
+        if count == 1 and rows[0] not in raced:
             return self._stored(study, {MOST_ACCURATE: self._untried(rows[0])})
-        chosen = [*_with_a_found_one(rows, count), *self._cheapest(rows), *raced]
-        finalists = {one.key: one for one in map(self._finalist, chosen)}
-        return self._stored(study, self._race(study, list(finalists.values())))
+        best = rows[:1] if count == 1 else _with_a_found_one(rows, count)
+        finalists = {one.key: one for one in map(self._finalist, [*best, *self._cheapest(rows), *raced])}
+        return self._stored(study, self._race(study, scores, list(finalists.values())))
 
     def _cheapest(self, front: Sequence[TrialRow]) -> list[TrialRow]:
         """The smallest candidate of a front that meets the target by its own score."""
@@ -91,11 +91,10 @@ class Finals:
             self._finalist(row), row.validation_accuracy or 0.0, row.validation_loss or 0.0, seeds=0
         )
 
-    def _race(self, study: optuna.Study, finalists: list[Finalist]) -> dict[str, Answer]:
+    def _race(self, study: optuna.Study, scores: FinalScores, finalists: list[Finalist]) -> dict[str, Answer]:
         """Train finalists with fresh seeds until one is ahead or the effort is spent, then narrow it."""
         from ..report.tables import race_table
 
-        scores = self._scores(study)
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
         self.console.print(f"Training {len(finalists)} candidates again, each with up to {most} fresh seeds")
         left = finalists
@@ -111,7 +110,9 @@ class Finals:
         seeds = sorted(scores.seeds(best.key))
         copies = {one.key: one for one in self._earlier_copies(study, scores)}
         copies |= {one.key: one for one in self._narrow(study, scores, best, seeds)}
-        close, tried = [*left, *copies.values()], [*finalists, *copies.values()]
+        of_best = [one for one in copies.values() if one.trial == best.trial]
+        close = [*left, *(one for one in of_best if scores.seeds(one.key) >= set(seeds))]
+        tried = [*finalists, *copies.values()]
         self.console.print(race_table(tried, scores, best, close))
         return self._answers(scores, best, close, tried)
 
@@ -222,12 +223,17 @@ class Finals:
 
     def _earlier_copies(self, study: optuna.Study, scores: FinalScores) -> list[Finalist]:
         """The copies that an earlier command trained: they may be of another candidate."""
-        answers = StudyResults.read(study).answers.values()  # earlier versions stored no others
-        known = {one.key: (one.trial, one.n_params) for one in answers} | study.user_attrs.get(COPIES, {})
-        finalists = {row.trial: self._finalist(row) for row in self._candidates(trial_rows(study))}
-        copies = [narrow(finalists[trial], params) for trial, params in known.values() if trial in finalists]
-        keys = known.keys() - {one.key for one in finalists.values()}
-        return [one for one in copies if one is not None and one.key in keys and scores.seeds(one.key)]
+        answers = study.user_attrs.get(ANSWERS, {}).values()  # earlier versions stored no other copies
+        known = {one["key"]: (one["trial"], one["n_params"]) for one in answers} | study.user_attrs.get(
+            COPIES, {}
+        )
+        rows = {row.trial: row for row in self._candidates(trial_rows(study))}
+        copies = [
+            narrow(self._finalist(rows[trial]), params)
+            for key, (trial, params) in known.items()
+            if trial in rows and rows[trial].key != key
+        ]
+        return [one for one in copies if one is not None and one.key in known and scores.seeds(one.key)]
 
     def _train(
         self, study: optuna.Study, scores: FinalScores, finalists: Iterable[Finalist], seeds: Sequence[int]
@@ -245,7 +251,6 @@ class Finals:
         def on_score(key: str, seed: int, accuracy: float, losses: np.ndarray | None) -> None:
             scores.add(key, seed, accuracy, losses)
             study.set_user_attr(RACE, scores.to_json(study.user_attrs.get(RACE, {})))
-            keep_claim(study)
 
         if trainings:
             job = ValidateJob(trainings, self.setup.source, study.user_attrs.get(FINAL_IMAGES))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from math import sqrt
@@ -71,6 +71,7 @@ class SearchPipeline:
 
     setup: SearchSetup
     data: DataSet
+    first: list[TrialRow] = field(default_factory=list)  # trained by this command, one a worker; of all steps
 
     @cached_property
     def console(self) -> Console:
@@ -115,8 +116,7 @@ class SearchPipeline:
                 study.set_user_attr("command", again)
                 study.set_user_attr("dataset", self.data.name)
                 study.set_user_attr("sampler", self.setup.config.sampler)
-                asked_for = "smallest" if self.setup.config.narrows else "best"
-                study.set_user_attr("reproduce", self.reproduce_command(asked_for))
+                study.set_user_attr("reproduce", self.reproduce_command("best"))
                 self.messages.announce(study, survey)
                 train = self._narrow if self.setup.config.narrows else self._train_candidates
                 ending = train(study)
@@ -191,13 +191,13 @@ class SearchPipeline:
         epochs = setup.candidate_recipe.epochs
         display = SearchDisplay(self.console, setup.trials, epochs, trial_rows(study))
 
-        first: list[TrialRow] = []  # trained by this command
+        first = self.first
 
         def on_ended(row: TrialRow) -> None:
             display.ended(row)
             if row.verdict is Verdict.TRAINED and len(first) < setup.workers:
                 first.append(row)
-                if len(first) == setup.workers and setup.step_params in (None, setup.whole_budget.max_params):
+                if len(first) == setup.workers:
                     self.messages.estimate(first, self._final_trainings)
             write_study_note(study, dashboard_command(config.storage))
             write_trial_note(study, row.trial)
@@ -252,6 +252,8 @@ class SearchPipeline:
             self._report(study)
             why = f": {ending}" if ending else ", also as a finalist (raise --trials or --timeout)"
             raise NoResultError(f"no candidate was trained to the last epoch{why}")
+        if self.setup.config.narrows and "smallest" in answers:
+            study.set_user_attr("reproduce", self.reproduce_command("smallest"))
         tested: dict[str, float] = {}  # test accuracies by key
         if self.setup.config.retrain:
             for key, one in {answer.key: answer for answer in answers.values()}.items():

@@ -107,15 +107,17 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     """
     from ..data.dataset import load
     from ..engine.backend import resolve_engine
+    from ..study.study import stored_config
     from ..training.device import pick_device
     from ..training.loop import check_batches
 
     device = pick_device(config.device)
     engine, note = resolve_engine(config.engine, device)
     data = load(config.dataset, config.data_dir, config.quiet)
-    space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name, config.budget)
-    if config.cost_metric and config.space_name in SPACES and space.fill:
-        space = space.model_copy(update={"fill": FRONT_FILL})
+    stored = stored_config(config.storage, config.study)
+    space, earlier = (_space(config, data, budget) for budget in (config.budget, None))
+    if stored is not None and stored.space == earlier.digest:  # of an earlier version
+        space = earlier
     recipe = load_recipe(config.recipe_name).with_epochs(config.epochs)
     train_data, _ = data.split()
     images = config.search_images or None
@@ -123,7 +125,8 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     normalises = space.normalises or any(one.architecture.normalises for one in given)
     check_batches(_checked_part(train_data, images, data.classes), recipe, normalises)
     if config.search_images is None:
-        images = _default_images(config, train_data, recipe, device.type)
+        usual = _default_images(config, train_data, recipe, device.type)
+        images = usual if stored is None else stored.search_images
     setup = SearchSetup(
         config=config,
         source=Source(data.name, config.data_dir, device.type, engine),
@@ -138,16 +141,21 @@ def prepare(config: SearchConfig) -> tuple[SearchSetup, DataSet]:
     return setup, data
 
 
-def _default_images(config: SearchConfig, train_data: Images, recipe: Recipe, device: str) -> int | None:
-    """The images of candidates unless they are given: as the study has them, else a part of many images."""
-    from ..study.study import stored_search_images
+def _space(config: SearchConfig, data: DataSet, budget: Budget | None) -> SearchSpace:
+    """The space for the data; for a search for a front a packaged one has networks of all sizes."""
+    space = SearchSpace.load_for(config.space_name, data.shape, data.classes, data.name, budget)
+    is_front = config.cost_metric and config.space_name in SPACES and space.fill
+    return space.model_copy(update={"fill": FRONT_FILL}) if is_front else space
 
+
+def _default_images(config: SearchConfig, train_data: Images, recipe: Recipe, device: str) -> int | None:
+    """The images of candidates unless they are given: a part of many images."""
     usual = EFFORTS[config.effort].images
     enough = len(train_data) >= 2 * usual and recipe.scaled_to(usual).batch_size <= usual
     part = (
         device == "cpu" and enough and config.search_epochs is None and not _lacks_classes(train_data, usual)
     )
-    return stored_search_images(config.storage, config.study, usual if part else None)
+    return usual if part else None
 
 
 def _checked_part(train_data: Images, images: int | None, classes: int) -> Images:

@@ -174,16 +174,17 @@ class SearchSpace(Frozen):
 
     @classmethod
     def load_for(
-        cls, name: str, input_shape: tuple[int, int, int], classes: int, dataset: str, budget: Budget
+        cls, name: str, input_shape: tuple[int, int, int], classes: int, dataset: str, budget: Budget | None
     ) -> SearchSpace:
         """A space for a data set and a budget: a preset is fitted to them, a file must already fit.
 
+        Without a budget ``max_macs`` stays as it is, as in earlier versions.
         Raises `InputError` naming ``dataset`` where a file does not fit.
         """
         space = cls.load(name)
         if name in SPACES:
             space = space.model_copy(update={"input_shape": input_shape, "classes": classes})
-            return space._with_max_macs_for(budget)
+            return space if budget is None else space._with_max_macs_for(budget)
         found, wanted = list(space.input_shape), list(input_shape)
         if found != wanted:
             raise InputError(f"space: input_shape {found} does not fit {dataset} (use {wanted})")

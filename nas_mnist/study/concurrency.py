@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -16,6 +17,7 @@ from .verdict import counts
 
 FINALS_OWNER = "finals_owner"  # user attribute of a study: the process that trains its finalists
 STORAGE_PATIENCE = 2  # seconds; the time that an interrupted process gives its storage
+CLAIM_REFRESH, CLAIM_LIFE = 60, 300  # seconds; a process elsewhere has died if it was not seen for so long
 CLAIM_SECONDS = 0.1  # longer than a process takes from reading `FINALS_OWNER` to writing it
 
 # User attributes of a trial that tries a candidate again: the earlier trial, and how many processes died.
@@ -62,28 +64,35 @@ def finals_claimed(study: optuna.Study) -> Iterator[None]:
     study.set_user_attr(FINALS_OWNER, this_process())
     time.sleep(max(CLAIM_SECONDS, 2 * (time.monotonic() - start)))
     _check_unclaimed(study)  # of two that claim at once the last one has it
+    ended = threading.Event()
+    keeper = threading.Thread(target=_keep_claim, args=(study, ended), daemon=True)
+    keeper.start()
     try:
         yield
     finally:
-        release = threading.Thread(target=_release, args=(study,), daemon=True)
-        release.start()
-        release.join(STORAGE_PATIENCE)
+        ended.set()
+        keeper.join(STORAGE_PATIENCE)
 
 
-def keep_claim(study: optuna.Study) -> None:
-    """Say that this process still trains the finalists."""
-    study.set_user_attr(FINALS_OWNER, this_process())
-
-
-def _release(study: optuna.Study) -> None:
+def _keep_claim(study: optuna.Study, ended: threading.Event) -> None:
+    """Say from time to time that this process lives, and at the end that it needs the claim no more."""
     with suppress(Exception):  # a storage that is lost, which is said elsewhere
-        study.set_user_attr(FINALS_OWNER, None)
+        while not ended.wait(CLAIM_REFRESH):
+            _write_claim(study, this_process())
+        _write_claim(study, None)
+
+
+def _write_claim(study: optuna.Study, claim: dict[str, Any] | None) -> None:
+    if same_process(study.user_attrs.get(FINALS_OWNER) or {}, this_process()):
+        study.set_user_attr(FINALS_OWNER, claim)
 
 
 def _check_unclaimed(study: optuna.Study) -> None:
     owner = study.user_attrs.get(FINALS_OWNER)
-    if owner is not None and not same_process(owner, this_process()) and not is_gone(owner):
-        host = str(owner["place"]).partition(" ")[0]
-        raise NoResultError(
-            f"process {owner['pid']} on {host} trains the finalists of this study: it gives the answers"
-        )
+    if not owner or same_process(owner, this_process()) or is_gone(owner, CLAIM_LIFE):
+        return
+    host, ago = str(owner["place"]).partition(" ")[0], max(0, round(time.time() - owner["seen"]))
+    raise NoResultError(
+        f"process {owner['pid']} on {host}, seen {ago} seconds ago, trains the finalists of this study and "
+        f"gives the answers (should it have died, this command continues after {CLAIM_LIFE // 60} minutes)"
+    )

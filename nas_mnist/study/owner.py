@@ -34,14 +34,14 @@ def same_process(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(name) == other.get(name) for name in ("place", "pid", "started"))
 
 
-def is_gone(owner: Mapping[str, Any]) -> bool:
+def is_gone(owner: Mapping[str, Any], absent_after: float = ABSENT_AFTER) -> bool:
     """Whether a stored process has ended.
 
     On this machine the system knows. A process of another machine counts as gone when it was not seen for
-    `ABSENT_AFTER` seconds. So does one whose number exists on a system without ``/proc`` (macOS): by now the
-    number may belong to another process.
+    ``absent_after`` seconds. So does one whose number exists on a system without ``/proc`` (macOS): by now
+    the number may belong to another process.
     """
-    is_absent = time.time() - float(owner.get("seen", 0)) > ABSENT_AFTER
+    is_absent = time.time() - float(owner.get("seen", 0)) > absent_after
     if owner.get("place") != _place():
         return is_absent
     pid = int(owner["pid"])

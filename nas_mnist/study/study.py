@@ -53,6 +53,8 @@ def open_study(url: str, name: str, config: StudyConfig, metadata: dict[str, Any
         raise InputError(_not_ours(url, name, "--study NEW_NAME"))
     if IDENTITY not in study.user_attrs:
         _initialise(study, config, metadata)
+    if stored.target is None and _narrowed_without_saying(study):
+        stored = stored.model_copy(update={"target": config.target})
     if differences := config.differences(stored):
         command = study.user_attrs.get("command")
         made = f", as {command} had them" if isinstance(command, str) else ""
@@ -63,23 +65,26 @@ def open_study(url: str, name: str, config: StudyConfig, metadata: dict[str, Any
     return study
 
 
-def stored_search_images(url: str, name: str, default: int | None) -> int | None:
-    """The setting ``search_images`` of an existing study; ``default`` where there is none yet.
-
-    Writes nothing.
-    """
+def stored_config(url: str, name: str) -> StudyConfig | None:
+    """The settings of an existing study; None where there is none yet. Writes nothing."""
     try:
         storage = open_storage(url, create=False)
     except InputError:  # `open_study` will raise it
-        return default
+        return None
     with storage_guard(url):
         if name not in optuna.get_all_study_names(storage):
-            return default
+            return None
         metadata = optuna.load_study(study_name=name, storage=storage).user_attrs
     try:
-        return StudyConfig.from_metadata(metadata).search_images
+        return StudyConfig.from_metadata(metadata)
     except ValidationError:  # another program's, or another process initialises it now
-        return default
+        return None
+
+
+def _narrowed_without_saying(study: optuna.Study) -> bool:
+    """Whether a study of an earlier version, which stored no target, looks for the smallest network."""
+    command = str(study.user_attrs.get("command"))
+    return "target" not in study.user_attrs[IDENTITY] and "objective" in command and "target" in command
 
 
 def _is_readable(study: optuna.Study) -> bool:
