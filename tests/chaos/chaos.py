@@ -194,7 +194,8 @@ class Chaos:
         """Let it come to its end; with a server as two machines would, from two folders at once."""
         places = ["one", "two"] if self.server else ["."]
         codes = [search.wait(within) for search in [self.start(place) for place in places]]
-        if any(codes):
+        left_to_it = self.printed().count("trains the finalists of this study")  # the other one's finals
+        if sum(codes) > left_to_it or all(codes):
             self.wrong.append(f"the last search ended with code {codes}: {self.printed()[-1500:]}")
 
     def observe(self) -> None:
