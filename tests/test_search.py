@@ -233,7 +233,7 @@ def test_candidates_are_trained_shorter_and_on_fewer_images_than_finalists_and_w
     assert epochs[0]["images"] == 3900  # of 4,167, whole batches
     page = " ".join((reports / "report.html").read_text().split())
     assert "Mean over seeds" in page
-    assert "The best were trained again with fresh seeds for 2 epochs of all training images." in page
+    assert "again with fresh seeds for 2 epochs of all images of the training split." in page
     again = invoke("search", *asked, *less)  # nothing is trained twice
     assert again.code == 0
     assert "Retraining" not in again.out
