@@ -87,7 +87,8 @@ def race_table(
     title = "Finalists with fresh seeds (validation images); best is the lowest loss"
     table = new_table(title, ["Candidate", "Origin"], headings, compact=True)
     table.columns[0].no_wrap, table.columns[-1].no_wrap = True, False
-    table.columns[1].min_width = len("Origin")
+    words = ["Origin", *(word for one in finalists for word in one.origin.split())]
+    table.columns[1].min_width = min(max(map(len, words)), len("reference"))
     for one in sorted(finalists, key=lambda one: scores.loss(one.key)):
         cost = cost_of(one.architecture)
         numbers = f"{cost.params:,}", f"{cost.macs:,}", str(len(scores.seeds(one.key)))
