@@ -89,7 +89,7 @@ def test_several_processes_may_make_one_study_and_none_takes_the_trial_of_anothe
     processes = [context.Process(target=make_and_take, args=(url, start, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     assert [metadata for metadata, _ in found] == [METADATA | {"identity": CONFIG.model_dump()}] * 3

@@ -130,7 +130,7 @@ def test_a_front_keeps_candidates_that_no_cheaper_one_beats() -> None:
 
 
 def test_a_front_lacks_a_late_learner_that_is_pruned() -> None:
-    late = [*(curve(number, *[0.5] * 20) for number in range(5)), curve(5, *[0.4] * 19, 0.9)]
+    late = [*(curve(number, *[0.5] * 20) for number in range(5)), curve(5, *[0.3] * 19, 0.9)]
     found = pruned_front(late, [10] * 6, repeats=200, seed=0)  # pruned if four come before it
     assert found.members == 1
     assert found.kept == pytest.approx(4 / 6, abs=0.1)
