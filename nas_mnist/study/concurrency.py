@@ -16,7 +16,7 @@ from .owner import is_gone, same_process, this_process
 from .verdict import counts
 
 FINALS_OWNER = "finals_owner"  # user attribute of a study: the process that trains its finalists
-STORAGE_PATIENCE = 2  # seconds; the time that an interrupted process gives its storage
+RELEASE_PATIENCE = 2  # seconds; the time that a process gives its storage to release its claim
 CLAIM_REFRESH, CLAIM_LIFE = 60, 300  # seconds; a process elsewhere has died if it was not seen for so long
 CLAIM_SECONDS = 0.1  # longer than a process takes from reading `FINALS_OWNER` to writing it
 
@@ -71,7 +71,7 @@ def finals_claimed(study: optuna.Study) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        keeper.join(STORAGE_PATIENCE)
+        keeper.join(RELEASE_PATIENCE)
 
 
 def _keep_claim(study: optuna.Study, ended: threading.Event) -> None:
