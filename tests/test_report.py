@@ -28,6 +28,7 @@ from nas_mnist.models import zoo
 from nas_mnist.models.cost import Cost
 from nas_mnist.recipes.recipe import Recipe
 from nas_mnist.report import result_plots, study_plots
+from nas_mnist.report.answers import beside_lines, reproduce_commands, test_accuracies
 from nas_mnist.report.diagram import diagram_rows
 from nas_mnist.report.items import (
     comparison_rows,
@@ -69,6 +70,14 @@ def test_the_page_has_every_section_and_asks_no_network(finished: tuple[Path, En
     for figure in ("network", "learning-curves", "accuracy-parameters", "confusion", "mistakes"):
         assert f'<figure data-figure="{figure}">' in page
     assert "NOT FULL MNIST" in page
+    assert "<p>The search found it: it was not given.</p>" in page
+    study = StudyResults.read(stored(finished[0]))
+    tested = test_accuracies(study)
+    assert set(tested) == {answer.key for answer in study.answers.values()}
+    for name, line in reproduce_commands(study).items():
+        assert f'<td class="n">{tested[study.answers[name].key]:.2%}</td>' in page
+        assert f"<pre>{line}</pre>" in page
+    assert "<td>found</td>" in page
     assert "python -m nas_mnist.search --dataset mnist-5k" in page
     assert "chosen on the test images" not in page  # the winner was scored once
     begins = {".png": b"\x89PNG", ".svg": b"<?xml"}
@@ -240,10 +249,12 @@ def test_the_page_of_a_search_for_the_smallest_network_is_about_that(copied: Pat
     study.set_user_attr("identity", study.user_attrs["identity"] | {"target": 99.5})
     answers = study.user_attrs["answers"]
     study.set_user_attr("answers", {name: one for name, one in answers.items() if name != "smallest"})
+    study.set_user_attr("beside_answers", beside_lines(StudyResults.read(study), 0.995))
     text = render_page(sections_of([item_of_study(study, None)]))
     assert "for the smallest all-convolutional network with 99.5% of the validation images, with" in text
     assert "No finalist reaches 99.5% of the validation images." in text
     study.set_user_attr("answers", answers | {"smallest": answers["most_accurate"]})
+    study.set_user_attr("beside_answers", beside_lines(StudyResults.read(study), 0.995))
     assert "No finalist reaches" not in render_page(sections_of([item_of_study(study, None)]))
 
 
@@ -294,7 +305,10 @@ def test_the_leader_has_the_lowest_loss_until_the_finals_name_the_winner() -> No
     metadata["winner"] = {"key": "a"}  # whatever was retrained was the winner
     assert (results.winner, results.best, results.best_title) == (rows[0], rows[0], "winner")
     network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
-    answer = Answer.of(Finalist("trial-2", "c", network, Recipe(), "found", 2), 0.97, 0.02, seeds=2)
+    answer = Answer.of(
+        Finalist("trial-2", "c", network, Recipe(), "found", 2), 0.97, 0.02, seeds=2, images=100
+    )
+    assert answer.standard_error == pytest.approx(0.01706, abs=1e-5)  # sqrt(0.97 * 0.03 / 100)
     metadata["answers"] = json.loads(json.dumps({"most_accurate": answer.to_json()}))
     assert results.winner is rows[2]
     assert results.answers == {"most_accurate": answer}
@@ -327,6 +341,7 @@ def test_the_dashboard_finds_notes_and_learning_curves(finished: tuple[Path, End
         assert f"**{trial.user_attrs['verdict']}**" in note
         is_answer = trial.number in {one["trial"] for one in study.user_attrs["answers"].values()}
         assert note.startswith("**Answer of the search: ") == is_answer
+        assert f"Origin: {trial.user_attrs['origin']}" in note
         assert f"{trial.user_attrs['n_params']:,} parameters" in note
         pictures = get_all_artifact_meta(trial, storage=study._storage)
         assert len(pictures) == bool(trial.intermediate_values)
@@ -410,7 +425,7 @@ def test_notes_name_the_answers_of_the_newest_finals_only() -> None:
 
     def answer(number: int) -> Answer:
         finalist = Finalist(f"trial-{number}", "c", network, Recipe(), "found", number)
-        return Answer.of(finalist, 0.9, 0.1, seeds=1)
+        return Answer.of(finalist, 0.9, 0.1, seeds=1, images=100)
 
     def notes() -> list[str]:
         return [get_note(optuna.trial.Trial(study, trial._trial_id)) or "" for trial in study.trials]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Mapping
 from statistics import fmean
 
+from ..core.defaults import ANSWERS
 from ..models import zoo
-from ..models.cost import Budget, cost_of
+from ..models.cost import cost_of
 from ..study.race import Answer
-from ..study.results import Finals, TrialRow
+from ..study.results import FINAL_IMAGES, StudyResults, best_rows, retrained_of
 from .progress import counted
 
 TITLES = {
@@ -16,6 +19,7 @@ TITLES = {
     "smaller": "As good, smaller",
     "smallest": "Smallest that meets the target",
 }
+BESIDE = "beside_answers"  # user attribute of a study: the lines of `beside_lines`
 
 
 def told_answers(answers: Mapping[str, Answer]) -> list[tuple[str, Answer]]:
@@ -28,39 +32,81 @@ def told_answers(answers: Mapping[str, Answer]) -> list[tuple[str, Answer]]:
     ]
 
 
-def answer_line(name: str, answer: Answer) -> str:
-    """One answer in words."""
+def command(name: str, *words: object) -> str:
+    """The command line of ``python -m nas_mnist.NAME``."""
+    return shlex.join(["python", "-m", f"nas_mnist.{name}", *map(str, words)])
+
+
+def reproduce_commands(study: StudyResults) -> dict[str, str]:
+    """By name, the command line that trains an answer over seeds; before the finals that of the best."""
+    stored = study.metadata.get("reproduce") or command(
+        "reproduce", "best", "--seeds", 3, "--study", study.name
+    )
+    words = {name: word for word, name in ANSWERS.items()}
+    names = [name for name, _ in told_answers(study.answers)] or ["most_accurate"]
+    return {name: re.sub(r"(nas_mnist\.reproduce )\w+", rf"\g<1>{words[name]}", stored) for name in names}
+
+
+def test_accuracies(study: StudyResults) -> dict[str, float]:
+    """By key, the test accuracies (0 to 1) of the answers that were retrained, one seed each."""
+    retrained = {one.key: retrained_of(study.metadata, one.key) for one in study.answers.values()}
+    return {key: float(stored["test_accuracy"]) for key, stored in retrained.items() if stored}
+
+
+def answer_lines(study: StudyResults) -> list[str]:
+    """Each answer of a search in words, and below it the command that trains it again."""
+    answers, commands, tested = study.answers, reproduce_commands(study), test_accuracies(study)
+    told, lines = dict(told_answers(answers)), []
+    for name in answers:
+        if (answer := told.get(name)) is None:
+            lines.append(f"{TITLES[name]}: none of those tried")
+            continue
+        test = f", test {tested[answer.key]:.2%} (one seed)" if answer.key in tested else ""
+        lines.append(f"{_in_words(name, answer)}{test}\n    {commands[name]}")
+    return lines
+
+
+def _in_words(name: str, answer: Answer) -> str:
     scored = counted(answer.seeds, "fresh seed") if answer.seeds else "as a candidate"
+    error = "" if answer.standard_error is None else f"standard error {100 * answer.standard_error:.2f}, "
     margin = "" if answer.margin is None else f", {100 * answer.margin:+.2f} points from the target"
     return (
         f"{TITLES[name]}: {answer.name} ({answer.origin}), {answer.n_params:,} parameters, "
-        f"validation {answer.validation_accuracy:.2%}{margin}, loss {answer.validation_loss:.4f} ({scored})"
+        f"validation {answer.validation_accuracy:.2%} ({error}{scored}){margin}, "
+        f"loss {answer.validation_loss:.4f}"
     )
 
 
-def comparison_lines(
-    answers: Mapping[str, Answer], rows: Sequence[TrialRow], finals: Finals, budget: Budget, dataset: str
-) -> list[str]:
-    """What stands beside the most accurate answer: its origin, the best found one, the zoo's network."""
+def beside_lines(study: StudyResults, target: float | None) -> list[str]:
+    """What stands beside the answers: where the best comes from, the zoo's network, a target that was missed.
+
+    ``target``: an accuracy from 0 to 1.
+    """
+    answers, lines = study.answers, []
     best = answers["most_accurate"]
-    lines = []
+    if target is not None and "smallest" not in answers and len(answers) > 1:
+        few = study.metadata.get(FINAL_IMAGES)
+        why = f"; they trained on {few:,} images (--effort normal in a new study: on all)" if few else ""
+        lines.append(f"No finalist reaches {100 * target:g}% of the validation images{why}.")
     if best.origin == "found":
         lines.append("The search found it: it was not given.")
     else:
+        rows = best_rows(study.rows, len(study.rows))
         found = next((row for row in rows if row.origin == "found"), None)
         beside = "no candidate of its own was trained to the end"
         if found:
-            raced = finals.get(found.key or "", {}).values()
+            raced = study.finals.get(found.key or "", {}).values()
             accuracy = fmean(raced) if raced else found.validation_accuracy or 0.0
             beside = f"the best one it found is trial {found.trial} with {accuracy:.2%}"
         lines.append(f"It was {best.origin}; {beside}.")
-    fitting = [zoo.load(name) for name in zoo.names()] if dataset == "mnist" else []
+    fitting = [zoo.load(name) for name in zoo.names()] if study.dataset == "mnist" else []
+    budget = study.config.budget
     fitting = [one for one in fitting if one.test_accuracies and budget.fits(cost_of(one.architecture))]
     if fitting:
         entry = max(fitting, key=lambda one: fmean(one.test_accuracies))
         lines.append(
             f"Beside it, the zoo's best for this budget: {entry.name}, "
             f"{cost_of(entry.architecture).params:,} parameters, test {fmean(entry.test_accuracies):.2%} "
-            f"({counted(len(entry.test_accuracies), 'seed')})"
+            f"({counted(len(entry.test_accuracies), 'seed')})."
         )
     return lines

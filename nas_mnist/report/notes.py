@@ -15,6 +15,7 @@ from ..models.architecture import Architecture
 from ..models.cost import COST_NAMES
 from ..study.config import StudyConfig
 from ..study.curve import curve_of
+from ..study.given import ORIGIN
 from ..study.objective import ARCHITECTURE
 from ..study.race import Answer
 from ..study.verdict import Verdict
@@ -132,6 +133,8 @@ def trial_note(trial: FrozenTrial) -> str:
     attrs, curve = trial.user_attrs, curve_of(trial)
     reason = f": {attrs['reason']}" if attrs.get("reason") else ""
     parts = [f"**{attrs.get('verdict', Verdict.INTERRUPTED)}**{reason}"]
+    if origin := attrs.get(ORIGIN):
+        parts.append(f"Origin: {origin}")
     if {"n_params", "macs", "peak_memory"} <= set(attrs):
         counts = f"{attrs['n_params']:,} parameters, {attrs['macs']:,} multiply-adds"
         parts.append(f"{counts}, {attrs['peak_memory']:,} bytes of peak memory in float32")

@@ -5,7 +5,6 @@ Several sections are also compared: a table row each, and a figure of error agai
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from ..models.zoo import names as zoo_names
 from ..study.race import Answer
 from ..study.results import TrialRow, best_rows
 from ..training.requirements import Requirement
-from .answers import TITLES, told_answers
+from .answers import BESIDE, TITLES, command, reproduce_commands, test_accuracies, told_answers
 from .diagram import draw_network
 from .items import ReportItem, comparison_rows, requirements_of
 from .result_plots import comparison, result_figures
@@ -40,6 +39,8 @@ class Section:
     best: Sequence[TrialRow]
     seed_means: Mapping[str, float]  # by key: mean validation accuracy of the finalists
     answers: Mapping[str, Answer]  # of a search, by title
+    tested: Mapping[str, float]  # by key, the test accuracies of the answers
+    beside: Sequence[str]  # sentences that stand below the answers
     cost: Mapping[str, int]  # as in ``result.json``; empty without a network
     commands: Sequence[str]  # that reproduce the item
     metadata: Mapping[str, str]
@@ -69,6 +70,8 @@ def _section(item: ReportItem) -> Section:
         best=best_rows(study.rows, BEST) if study else [],
         seed_means={key: fmean(found.values()) for key, found in study.finals.items()} if study else {},
         answers={TITLES[name]: answer for name, answer in told_answers(study.answers)} if study else {},
+        tested=test_accuracies(study) if study else {},
+        beside=study.metadata.get(BESIDE, []) if study else [],
         cost=asdict(cost_of(item.architecture)) if item.architecture else {},
         commands=_commands(item),
         metadata=_metadata(item),
@@ -108,24 +111,17 @@ def _headline(item: ReportItem) -> tuple[str, str]:
 def _commands(item: ReportItem) -> list[str]:
     """The command lines that repeat and continue the work."""
     if item.study:
-        metadata = item.study.metadata
-        return [
-            metadata.get("command") or _command("search", "--study", item.name),
-            metadata.get("reproduce") or _command("reproduce", "best", "--seeds", 3, "--study", item.name),
-        ]
+        search = item.study.metadata.get("command") or command("search", "--study", item.name)
+        return [search, *reproduce_commands(item.study).values()]
     if item.zoo_accuracies:
         seeds = len(item.zoo_accuracies)
-        return [_command("reproduce", item.name, "--recipe", item.recipe_name, "--seeds", seeds)]
+        return [command("reproduce", item.name, "--recipe", item.recipe_name, "--seeds", seeds)]
     if item.result:  # of a search or of an earlier version: without its command
         runs = item.result["runs"]
         options = ["--seeds", len(runs), "--seed", min(run["seed"] for run in runs)]
         options += ["--engine", "torch"] if item.result.get("plain") else []
-        return [item.result.get("command") or _command("reproduce", item.folder or item.name, *options)]
+        return [item.result.get("command") or command("reproduce", item.folder or item.name, *options)]
     return []
-
-
-def _command(name: str, *words: object) -> str:
-    return shlex.join(["python", "-m", f"nas_mnist.{name}", *map(str, words)])
 
 
 def _metadata(item: ReportItem) -> dict[str, str]:

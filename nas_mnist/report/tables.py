@@ -18,7 +18,7 @@ from ..study.race import Finalist, FinalScores
 from ..study.results import TrialRow, best_rows
 from ..study.verdict import Verdict
 from ..training.requirements import Requirement, Summary
-from .answers import answer_line, told_answers
+from .answers import BESIDE, answer_lines
 from .items import ReportItem, requirements_of
 from .layer_table import layer_table
 from .progress import print_warning
@@ -191,8 +191,9 @@ def print_item(console: Console, item: ReportItem) -> None:
             console.print(candidates_table(front, "Pareto front"))
     if item.architecture:
         console.print(layer_table(item.architecture), markup=False)
-    for name, answer in told_answers(item.study.answers) if item.study else ():
-        console.print(answer_line(name, answer), markup=False)
+    if item.study:
+        for line in [*answer_lines(item.study), *item.study.metadata.get(BESIDE, [])]:
+            console.print(line, soft_wrap=True, markup=False)
     if item.result:
         print_result(console, item, item.result)
 

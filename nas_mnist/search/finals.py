@@ -87,9 +87,13 @@ class Finals:
 
     def _untried(self, row: TrialRow) -> Answer:
         """The answer of a search without finalists: the best candidate by its own score."""
-        return Answer.of(
-            self._finalist(row), row.validation_accuracy or 0.0, row.validation_loss or 0.0, seeds=0
-        )
+        accuracy, loss = row.validation_accuracy or 0.0, row.validation_loss or 0.0
+        return Answer.of(self._finalist(row), accuracy, loss, seeds=0, images=self._images)
+
+    @property
+    def _images(self) -> int:
+        """The number of validation images."""
+        return len(self.data.split()[1])
 
     def _race(self, study: optuna.Study, scores: FinalScores, finalists: list[Finalist]) -> dict[str, Answer]:
         """Train finalists with fresh seeds until one is ahead or the effort is spent, then narrow it."""
@@ -268,7 +272,7 @@ class Finals:
 
         def answer(one: Finalist, margin: float | None = None) -> Answer:
             accuracy, loss = scores.accuracy(one.key), scores.loss(one.key)
-            return Answer.of(one, accuracy, loss, len(scores.seeds(one.key)), margin)
+            return Answer.of(one, accuracy, loss, len(scores.seeds(one.key)), self._images, margin)
 
         as_good = [one for one in close if one is best or scores.is_as_good(one.key, best.key)]
         answers = {

@@ -9,7 +9,7 @@ from itertools import accumulate
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from ..core.defaults import ANSWERS, DEFAULT_STORAGE, DEFAULT_STUDY, REPORTS
+from ..core.defaults import DEFAULT_STORAGE, DEFAULT_STUDY, REPORTS
 from ..core.errors import InputError, NoResultError, StorageLostError
 from ..core.fileio import write_bytes
 from ..core.process_pool import Handlers, WorkersLostError, run_workers
@@ -116,7 +116,7 @@ class SearchPipeline:
                 study.set_user_attr("command", again)
                 study.set_user_attr("dataset", self.data.name)
                 study.set_user_attr("sampler", self.setup.config.sampler)
-                study.set_user_attr("reproduce", self.reproduce_command("best"))
+                study.set_user_attr("reproduce", self._reproduce_best())
                 self.messages.announce(study, survey)
                 train = self._narrow if self.setup.config.narrows else self._train_candidates
                 ending = train(study)
@@ -130,8 +130,8 @@ class SearchPipeline:
             look = f"Look into the study with ({DASHBOARD_HINT}):\n{dashboard_command(storage)}"
             self.console.print(look, soft_wrap=True, markup=False)
 
-    def reproduce_command(self, answer: str) -> str:
-        """The command line that trains an answer (best, smaller or smallest) again over seeds."""
+    def _reproduce_best(self) -> str:
+        """The command line that trains the best answer again over seeds."""
         from ..study.storage import hide_password
 
         config = self.setup.config
@@ -140,7 +140,7 @@ class SearchPipeline:
             options += ["--storage", hide_password(config.storage)]
         if config.data_dir is not None:
             options += ["--data-dir", str(config.data_dir)]
-        return shlex.join(["python", "-m", "nas_mnist.reproduce", answer, "--seeds", "3", *options])
+        return shlex.join(["python", "-m", "nas_mnist.reproduce", "best", "--seeds", "3", *options])
 
     @property
     def _final_trainings(self) -> float:
@@ -241,9 +241,9 @@ class SearchPipeline:
 
     def _finish(self, study: optuna.Study, ending: str) -> None:
         """Choose the answers, retrain them, read the test images once for each, and report."""
-        from ..report.answers import answer_line, comparison_lines
+        from ..report.answers import BESIDE, answer_lines, beside_lines
         from ..report.notes import add_answers, mark_answers
-        from ..study.results import FINAL_IMAGES, StudyResults, best_rows
+        from ..study.results import StudyResults
         from ..training.loop import TrainingError
 
         finals, say = Finals(self.setup, self.data, self.console), self.console.print
@@ -252,8 +252,6 @@ class SearchPipeline:
             self._report(study)
             why = f": {ending}" if ending else ", also as a finalist (raise --trials or --timeout)"
             raise NoResultError(f"no candidate was trained to the last epoch{why}")
-        if self.setup.config.narrows and "smallest" in answers:
-            study.set_user_attr("reproduce", self.reproduce_command("smallest"))
         tested: dict[str, float] = {}  # test accuracies by key
         if self.setup.config.retrain:
             for key, one in {answer.key: answer for answer in answers.values()}.items():
@@ -262,24 +260,10 @@ class SearchPipeline:
                 except TrainingError as error:
                     say(f"{one.name}: {error}", style="red", markup=False)
         self.messages.verdict(answers["most_accurate"], tested)
-        lines = []
-        for word, name in ANSWERS.items():
-            if (answer := answers.get(name)) is None:
-                continue
-            if name == "smaller" and answer.key == answers["most_accurate"].key:
-                lines.append("As good, smaller: none of those tried")
-                continue
-            accuracy = tested.get(answer.key)
-            test = "" if accuracy is None else f", test {accuracy:.2%} (one seed)"
-            lines.append(f"{answer_line(name, answer)}{test}\n    {self.reproduce_command(word)}")
-        if self.setup.target is not None and "smallest" not in answers and len(answers) > 1:
-            few = study.user_attrs.get(FINAL_IMAGES)
-            why = f"; they trained on {few:,} images (--effort normal in a new study: on all)" if few else ""
-            target = f"{100 * self.setup.target:g}%"
-            lines.append(f"No finalist reaches {target} of the validation images{why}")
         results = StudyResults.read(study)
-        rows, budget = best_rows(results.rows, len(results.rows)), self.setup.budget
-        lines += comparison_lines(answers, rows, results.finals, budget, self.data.name)
+        beside = beside_lines(results, self.setup.target)
+        study.set_user_attr(BESIDE, beside)
+        lines = [*answer_lines(results), *beside]
         for line in lines:
             say(line, soft_wrap=True, markup=False)
         add_answers(study, lines)

@@ -63,12 +63,23 @@ class Answer:
     margin: float | None = None  # of `smallest`: its accuracy minus the target
     flash: int | None = None  # bytes of the int8 network's tables; None: of an earlier version
     ram: int | None = None  # bytes of its buffer, likewise
+    standard_error: float | None = None  # of the accuracy, over the images alone; None: of an earlier version
 
     @classmethod
     def of(
-        cls, finalist: Finalist, accuracy: float, loss: float, seeds: int, margin: float | None = None
+        cls,
+        finalist: Finalist,
+        accuracy: float,
+        loss: float,
+        seeds: int,
+        images: int,
+        margin: float | None = None,
     ) -> Self:
-        """A finalist with its scores, as the fields have them."""
+        """A finalist with its scores on ``images`` validation images, as the fields have them.
+
+        The standard error is that of a share, sqrt(p (1 - p) / images): other images would have given another
+        accuracy, also with all seeds that there are.
+        """
         cost = cost_of(finalist.architecture)
         return cls(
             key=finalist.key,
@@ -86,6 +97,7 @@ class Answer:
             margin=margin,
             flash=cost.flash,
             ram=cost.ram,
+            standard_error=sqrt(accuracy * (1 - accuracy) / images),
         )
 
     def to_json(self) -> dict[str, Any]:
