@@ -38,7 +38,7 @@ from rich.console import Console
 
 from nas_mnist import Architecture
 from nas_mnist.core.errors import NoResultError, StorageLostError
-from nas_mnist.data.dataset import DataSet, Images
+from nas_mnist.data.dataset import DataSet, Images, load
 from nas_mnist.data.normalize import Normalizer
 from nas_mnist.models.cost import cost_of
 from nas_mnist.models.network import Network
@@ -334,7 +334,7 @@ class Race:
         config = SearchConfig.make(dataset="mnist-5k", max_params=15_000, target=40, **options)
         nothing: Any = None
         setup = SearchSetup(config, Source("mnist-5k", None, "cpu"), nothing, load_recipe("tiny"), 4, None)
-        return Finals(setup, nothing, Console(quiet=True))
+        return Finals(setup, load("mnist-5k"), Console(quiet=True))
 
     def choose(self, finalists: int, seeds: int) -> dict[str, Answer]:
         """The answers of one command."""

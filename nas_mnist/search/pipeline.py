@@ -180,6 +180,7 @@ class SearchPipeline:
         from ..report.progress import counted
         from ..report.search_display import SearchDisplay
         from ..report.tables import counts_line
+        from ..study.given import FOUND
         from ..study.recovery import recover
         from ..study.results import trial_rows
         from ..study.storage import dashboard_command
@@ -195,7 +196,9 @@ class SearchPipeline:
 
         def on_ended(row: TrialRow) -> None:
             display.ended(row)
-            if row.verdict is Verdict.TRAINED and len(first) < setup.workers:
+            # A given network may be far from what is drawn.
+            counts = row.origin == FOUND or len(setup.given) >= config.trials
+            if row.verdict is Verdict.TRAINED and counts and len(first) < setup.workers:
                 first.append(row)
                 if len(first) == setup.workers:
                     self.messages.estimate(first, self._final_trainings)
