@@ -2,7 +2,7 @@
 
 =====================  ==============================================================================
 NAME                   a network of the zoo
-``best``               the most accurate answer of a study, or with ``trial`` one of its trials
+``best``               the best answer of a study, or with ``trial`` one of its trials
 ``smaller``            its smaller answer that is as good
 ``smallest``           its smallest answer that meets the target
 FILE.json              an architecture, alone or as ``architecture`` beside other fields
@@ -199,6 +199,9 @@ def _from_study(what: str, study: str, storage: str, trial: int | None) -> Named
         if retrained and (file := Path(retrained["folder"]) / RESULT).is_file():
             weights = _lowest_seed(file.parent, read_result(file))
     is_leader, said = trial is None and results.winner is None, what if trial is None else "one"
+    best = results.answers.get("most_accurate")
+    if what == "smaller" and answer is not None and best is not None and answer.key == best.key:
+        said = "smaller, which is the best one itself,"
     no_winner = f"leader of study {study!r}, which has no winner yet: trial {chosen.trial}"
     return NamedNetwork(
         name=f"{study}-{name}",

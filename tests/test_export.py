@@ -21,6 +21,7 @@ from nas_mnist.export.c_source import c_source
 from nas_mnist.export.compilers import host_compiler, run_c, section_sizes
 from nas_mnist.export.folded import FoldedNetwork, equalise
 from nas_mnist.export.int8 import Factor
+from nas_mnist.export.measure import Measured
 from nas_mnist.export.onnx_file import to_onnx
 from nas_mnist.export.python_source import python_source
 from nas_mnist.export.quantise import quantise
@@ -205,6 +206,7 @@ def test_export_refuses_what_it_cannot_do(work: Path, invoke: Runner) -> None:
         (["--to", "python", "--output", "my-net.py"], "use a name of letters, digits and _"),
         (["--to", "python", "--output", "random.py"], "hides the module 'random'"),
         (["--to", "tflite"], "use safetensors, torch, onnx, python, c"),
+        ([], "--to: missing (use safetensors, torch, onnx, python, c)"),
         (["--to", "c", "--data-dir", "nowhere"], "is missing"),
     ):
         ended = invoke("export", "mnist-500", *words)
@@ -227,6 +229,8 @@ def test_the_report_of_a_folder_shows_what_was_exported_from_it(work: Path, invo
     assert (record["file"], record["test_images"]) == ("second.safetensors", 833)
     assert record["test_accuracy"] == record["float32_accuracy"] > 0.97
     assert f"Test accuracy: {record['test_accuracy']:.2%} of 833 images by {record['runtime']}" in ended.out
+    assert "Weights: results/weights-seed-0.safetensors\n" in ended.out
+    assert "Warning" not in ended.out
     assert invoke("report", "results").code == 0
     page = (folder / "report.html").read_text()
     assert "Exported files" in page
@@ -267,6 +271,17 @@ def test_text_of_a_file_stays_text_in_source() -> None:
     compiler = host_compiler()
     assert compiler
     assert len(run_c(compiler, c_source(network, "net", hostile, images, [hostile.data]), images)) == 2
+
+
+def test_a_rounding_that_costs_a_point_is_a_warning() -> None:
+    for lost, warns in ((0.009, False), (0.011, True), (-0.1, False)):
+        line = Measured("onnxruntime", 100, 0.9, 0.9 + lost).warning("onnx")
+        assert bool(line) == warns
+        assert (
+            not line
+            or line == "Warning: rounding to int8 costs 1.1 points of accuracy; --to c rounds more finely"
+        )
+    assert not Measured("gcc", 0).warning("c")  # not measured
 
 
 @pytest.mark.slow

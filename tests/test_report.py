@@ -70,7 +70,7 @@ def test_the_page_has_every_section_and_asks_no_network(finished: tuple[Path, En
     for figure in ("network", "learning-curves", "accuracy-parameters", "confusion", "mistakes"):
         assert f'<figure data-figure="{figure}">' in page
     assert "NOT FULL MNIST" in page
-    assert "<p>The search found it: it was not given.</p>" in page
+    assert "<p>The search found the best one: it was not given.</p>" in page
     study = StudyResults.read(stored(finished[0]))
     tested = test_accuracies(study)
     assert set(tested) == {answer.key for answer in study.answers.values()}
@@ -258,6 +258,25 @@ def test_the_page_of_a_search_for_the_smallest_network_is_about_that(copied: Pat
     assert "No finalist reaches" not in render_page(sections_of([item_of_study(study, None)]))
 
 
+def test_the_page_of_a_search_for_the_smallest_network_shows_that_network(copied: Path) -> None:
+    study = stored(copied)
+    study.set_user_attr("identity", study.user_attrs["identity"] | {"target": 15.0})
+    network = Architecture.make({"blocks": [{"kind": "conv", "channels": 2}]})
+    smallest = Answer.of(Finalist("trial-2-99", "k", network, Recipe(), "found", 2), 0.16, 2.1, 1, 100, 0.01)
+    study.set_user_attr("answers", study.user_attrs["answers"] | {"smallest": smallest.to_json()})
+    (section,) = sections_of([item_of_study(study, None)])
+    assert section.item.architecture == network
+    assert section.headline == "16.00%"
+    assert "Smallest that meets the target: trial-2-99." in section.sentence
+    assert "The test images are unused" in section.sentence  # those of the best one are another answer's
+    study.set_user_attr("retrained", {"k": {"seed": 0, "test_accuracy": 0.149, "folder": "gone"}})
+    (section,) = sections_of([item_of_study(study, None)])
+    assert section.headline == "14.90%"
+    (accuracy, *_) = section.requirements
+    assert (accuracy.what, accuracy.got, accuracy.met) == ("accuracy >= 15%", "14.90%", False)
+    assert any("nas_mnist.export smallest --to c" in line for line in section.commands)
+
+
 def test_a_test_accuracy_is_told_where_the_folder_of_the_result_is_not(copied: Path) -> None:
     result = read_result(best_folder(copied) / "result.json")
     shutil.rmtree(best_folder(copied))
@@ -334,7 +353,8 @@ def test_the_dashboard_finds_notes_and_learning_curves(finished: tuple[Path, End
     assert "At most 15,000 parameters" in note
     assert "python -m nas_mnist.search --dataset mnist-5k" in note
     assert "## Answers" in note
-    assert "python -m nas_mnist.reproduce best --seeds 3" in note
+    assert "\n\n    python -m nas_mnist.reproduce best --seeds 3" in note  # code in Markdown
+    assert "\n\n    python -m nas_mnist.export best --to c" in note
     assert 'The mark "Best Trial" stands for the highest accuracy of a candidate' in note
     for trial in study.trials:
         note = get_note(optuna.trial.Trial(study, trial._trial_id))
@@ -432,11 +452,12 @@ def test_notes_name_the_answers_of_the_newest_finals_only() -> None:
 
     save_note(optuna.trial.Trial(study, study.trials[1]._trial_id), "mine\n\nmore")
     mark_answers(study, {"most_accurate": answer(1), "smaller": answer(1)})
-    first = "**Answer of the search: most accurate (trial-1)**\n\nmine\n\nmore"  # the smaller one is the same
+    # The smaller one is the same.
+    first = "**Answer of the search: best (lowest loss) (trial-1)**\n\nmine\n\nmore"
     assert notes() == ["", first, ""]
     mark_answers(study, {"most_accurate": answer(2)})
     assert notes()[:2] == ["", "mine\n\nmore"]
-    assert notes()[2].startswith("**Answer of the search: most accurate (trial-2)**")
+    assert notes()[2].startswith("**Answer of the search: best (lowest loss) (trial-2)**")
 
 
 def test_a_long_study_has_notes_of_its_first_trials_only(monkeypatch: pytest.MonkeyPatch) -> None:

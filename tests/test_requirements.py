@@ -28,6 +28,12 @@ def test_fewer_than_20000_is_asked_only_where_the_exercise_is() -> None:
     own, tight = "parameters <= 20,000, the budget", f"parameters <= {PARAMS:,}, the budget"
     assert verdicts(0.99, "fashion-mnist", Budget(20_000)) == {own: True}
     assert verdicts(0.99, "folder:own", None) == {}
+    (asked, *_) = requirements(
+        NETWORK, 20, 0.9567, "mnist-5k", None, target=0.957
+    )  # instead of the exercise's
+    assert (asked.what, asked.got, asked.met) == ("accuracy >= 95.7%", "95.67%", False)
+    (asked,) = requirements(NETWORK, 20, 0.9, "folder:own", None, target=0.9)
+    assert asked.met
     assert verdicts(None, "mnist-5k", Budget(PARAMS)) == {tight: True} | always
     assert verdicts(None, "mnist", Budget(PARAMS - 1))[f"parameters <= {PARAMS - 1:,}, the budget"] is False
     assert verdicts(None, "mnist", None) == always  # of a network without a search

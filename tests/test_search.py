@@ -91,7 +91,11 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(
     for text in (
         *("Best candidates (validation images)", f"{TRIALS}/{TRIALS}"),
         *(one["what"] for one in result["requirements"]),
-        *("Most accurate: trial-", "The search found it", "python -m nas_mnist.reproduce best"),
+        *(
+            "Best (lowest loss): trial-",
+            "The search found the best one",
+            "python -m nas_mnist.reproduce best",
+        ),
         *(f"n/{TRIALS} counts trained candidates", "compile kernels", "ssh -L 8080:localhost:8080"),
     ):
         assert text in ended.out
@@ -363,11 +367,22 @@ def test_networks_that_raced_before_race_again_without_training(race: Race) -> N
     assert again["smallest"].n_params <= first["smallest"].n_params
 
 
+def test_a_narrowed_copy_that_is_ahead_is_the_best(race: Race) -> None:
+    race.losses = {row.key or "": [0.2, 0.2] for row in race.rows}  # copies have less
+    answers = race.choose(2, seeds=1)
+    tried = {key: score["1"][1] for key, score in race.study.user_attrs["race"].items()}
+    assert tried[answers["most_accurate"].key] == min(tried.values()) < 0.15
+    assert answers["most_accurate"].name.count("-") == 2
+    assert answers["smaller"].n_params <= answers["most_accurate"].n_params
+    assert race.choose(2, seeds=1) == answers
+
+
 def test_the_same_finals_again_train_nothing_and_choose_the_same(race: Race) -> None:
     first, second, third = (row.key or "" for row in race.rows)
     race.losses = {first: [0.1, 0.3], second: [0.15, 0.1], third: [0.101, 0.3]}
     answers = race.choose(3, seeds=2)
-    assert answers["most_accurate"].key in (first, third)  # the second one dropped out with its first seed
+    best = {row.trial for row in race.rows if row.key in (first, third)}
+    assert answers["most_accurate"].trial in best  # the second one dropped out with its first seed
     race.trained.clear()
     assert race.choose(3, seeds=2) == answers
     assert race.trained == []
@@ -680,7 +695,7 @@ def test_a_search_without_its_total_ends_with_1_and_all_the_same_with_answers(
     said = f"error: the study has {TRIALS} of {TRIALS + 1} candidates: the space is exhausted\n"
     assert (ended.code, ended.err) == (1, said)
     assert "Ended early: the space is exhausted" in ended.out
-    assert "Most accurate: trial-" in ended.out
+    assert "Best (lowest loss): trial-" in ended.out
     monkeypatch.setattr("nas_mnist.search.pipeline.run_workers", lambda *_: None)  # its time is over
     ended = invoke("search", *SEARCH, "--trials", TRIALS + 1)
     assert (ended.code, ended.err) == (1, said.replace("the space is exhausted", "--timeout is over"))

@@ -37,7 +37,7 @@ FORMATS = {  # by the word behind --to: the suffixes of the files that are writt
 
 def export(
     network: Network,
-    to: Annotated[str, option(WHAT, "FORMAT", "Write python, c, onnx, torch or safetensors.")],
+    to: Annotated[str, option(WHAT, "FORMAT", "Write python, c, onnx, torch or safetensors.")] = "",
     int8: Annotated[bool, option(WHAT, "", "With onnx: quantise to int8 by onnxruntime.", "--int8")] = False,
     output: Annotated[
         str | None, option(OUTPUT, "FILE", "Write this new file (NAME.FORMAT).", "--output")
@@ -55,6 +55,8 @@ def export(
     Of a network from a folder of results the accuracy is kept there, and its report shows it.
     """
     check_lookup(network, study, storage)
+    if not to:
+        raise InputError(f"--to: missing (use {', '.join(FORMATS)})")
     if to not in FORMATS:
         raise InputError(f"--to: {to!r} {choices(to, FORMATS)}")
     check_in_use("--int8", int8, False, to == "onnx", "with --to onnx")
@@ -73,13 +75,15 @@ def export(
     from .measure import measure, size_lines
 
     name, weights = find_weights(network, study, storage)
+    print(f"Weights: {weights}")
     classifier = Classifier.load(weights)
     result = result_of(weights, classifier.model.architecture)
     usual = str(result["data"]["name"]) if result else classifier.data
     check_data_dir(data_dir, usual if dataset is None else dataset)
     if target is None:
         module = re.sub(r"\W", "_", name if name[0].isalpha() else f"network_{name}", flags=re.ASCII)
-        target = Path((module if to in ("python", "c") else name) + FORMATS[to][0])
+        suffix = "-int8" if int8 else ""
+        target = Path((module if to in ("python", "c") else name) + suffix + FORMATS[to][0])
     if to == "python":
         _check_module(target)
     targets = [target, *(target.with_suffix(suffix) for suffix in FORMATS[to][1:])]
@@ -98,6 +102,8 @@ def export(
         write_bytes(one, content)
         print(f"Written: {one}, {len(content):,} bytes")
     print(accuracy, *made.notes(files), *sizes, sep="\n")
+    if warning := measured.warning(to):
+        print(warning)
     if measured.images and result:
         add_export(weights.parent, measured.record(f"{to} int8" if int8 else to, target.name, weights.name))
 

@@ -13,6 +13,8 @@ from ..training.evaluate import predict
 from .export_data import ExportData
 from .formats import Format
 
+MUCH = 0.01  # loss of accuracy that is worth a warning
+
 
 class Measured(NamedTuple):
     """The accuracy of a format's files by their own runtime."""
@@ -29,6 +31,14 @@ class Measured(NamedTuple):
             return f"Test accuracy: not measured ({self.why})"
         line = f"Test accuracy: {self.accuracy:.2%} of {self.images:,} images by {self.runtime}"
         return f"{line}; in float32 {self.of_floats:.2%}" if is_rounded else line
+
+    def warning(self, to: str) -> str:
+        """A warning where rounding costs more than a point of accuracy; empty elsewhere."""
+        lost = self.of_floats - self.accuracy
+        if not self.images or lost <= MUCH:
+            return ""
+        other = "; --to c rounds more finely" if to == "onnx" else ""
+        return f"Warning: rounding to int8 costs {100 * lost:.1f} points of accuracy{other}"
 
     def record(self, to: str, file: str, weights: str) -> dict[str, Any]:
         """The record of ``exports.json``."""

@@ -15,7 +15,7 @@ from ..study.results import FINAL_IMAGES, StudyResults, best_rows, retrained_of
 from .progress import counted
 
 TITLES = {
-    "most_accurate": "Most accurate",
+    "most_accurate": "Best (lowest loss)",
     "smaller": "As good, smaller",
     "smallest": "Smallest that meets the target",
 }
@@ -23,7 +23,7 @@ BESIDE = "beside_answers"  # user attribute of a study: the lines of `beside_lin
 
 
 def told_answers(answers: Mapping[str, Answer]) -> list[tuple[str, Answer]]:
-    """The answers with their names, without a smaller one that is the most accurate one itself."""
+    """The answers with their names, without a smaller one that is the best one itself."""
     best = answers.get("most_accurate")
     return [
         (name, answer)
@@ -63,7 +63,18 @@ def answer_lines(study: StudyResults) -> list[str]:
             continue
         test = f", test {tested[answer.key]:.2%} (one seed)" if answer.key in tested else ""
         lines.append(f"{_in_words(name, answer)}{test}\n    {commands[name]}")
+    if export := export_command(study):
+        lines.append(f"As a file for other programs (c, python, onnx, torch):\n    {export}")
     return lines
+
+
+def export_command(study: StudyResults) -> str:
+    """The command line that exports the answer that the search is about; empty without trained weights."""
+    asked = study.asked_for
+    if asked is None or asked[1].key not in test_accuracies(study):
+        return ""
+    again = reproduce_commands(study)[asked[0]]
+    return re.sub(r"nas_mnist\.reproduce (\w+) --seeds 3", r"nas_mnist.export \1 --to c", again)
 
 
 def _in_words(name: str, answer: Answer) -> str:
@@ -89,7 +100,7 @@ def beside_lines(study: StudyResults, target: float | None) -> list[str]:
         why = f"; they trained on {few:,} images (--effort normal in a new study: on all)" if few else ""
         lines.append(f"No finalist reaches {100 * target:g}% of the validation images{why}.")
     if best.origin == "found":
-        lines.append("The search found it: it was not given.")
+        lines.append("The search found the best one: it was not given.")
     else:
         rows = best_rows(study.rows, len(study.rows))
         found = next((row for row in rows if row.origin == "found"), None)
@@ -98,7 +109,7 @@ def beside_lines(study: StudyResults, target: float | None) -> list[str]:
             raced = study.finals.get(found.key or "", {}).values()
             accuracy = fmean(raced) if raced else found.validation_accuracy or 0.0
             beside = f"the best one it found is trial {found.trial} with {accuracy:.2%}"
-        lines.append(f"It was {best.origin}; {beside}.")
+        lines.append(f"The best one was {best.origin}; {beside}.")
     fitting = [zoo.load(name) for name in zoo.names()] if study.dataset == "mnist" else []
     budget = study.config.budget
     fitting = [one for one in fitting if one.test_accuracies and budget.fits(cost_of(one.architecture))]

@@ -49,6 +49,8 @@ class ReportItem:
         """The recipe of the result or of the study's final trainings."""
         if self.result:
             return self.result["recipe"]  # type: ignore[no-any-return]
+        if self.study and (asked := self.study.asked_for):
+            return asked[1].recipe
         usual = self.study.metadata.get("recipe") if self.study else None
         if self.best and self.best.recipe:
             return self.best.recipe | ({"epochs": usual["epochs"]} if usual else {})
@@ -80,10 +82,11 @@ class ReportItem:
 
 
 def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
-    """A study, with the final result of its best network if that still lies where the study says."""
+    """A study, with the final result of the answer asked for if that still lies where the study says."""
     results = StudyResults.read(study)
-    best, result, exports, elsewhere = results.best, None, [], None
-    if best and (stored := retrained_of(results.metadata, best.key)):
+    asked = results.asked_for
+    network, result, exports, elsewhere = asked[1] if asked else results.best, None, [], None
+    if network and (stored := retrained_of(results.metadata, network.key)):
         folder, elsewhere = Path(stored["folder"]), float(stored["test_accuracy"])
         if (folder / RESULT).is_file():
             result, exports = read_result(folder / RESULT), read_exports(folder)
@@ -92,7 +95,7 @@ def item_of_study(study: optuna.Study, data_dir: Path | None) -> ReportItem:
     front = f", for every number of {COST_NAMES[results.cost_metric]}" if results.cost_metric else ""
     return ReportItem(
         name=results.name,
-        architecture=Architecture.make(best.architecture) if best else None,
+        architecture=Architecture.make(network.architecture) if network else None,
         study=results,
         result=result,
         exports=exports,
@@ -148,8 +151,9 @@ def requirements_of(item: ReportItem) -> list[Requirement]:
         if not (item.architecture and study.winner):
             return []
         test, epochs = item.test_accuracy, study.metadata["recipe"]["epochs"]
-        accuracy = test["mean"] if test else None
-        return requirements(item.architecture, epochs, accuracy, study.config.data, study.config.budget)
+        accuracy, config = test["mean"] if test else None, study.config
+        target = None if config.target is None else round(config.target / 100, 10)
+        return requirements(item.architecture, epochs, accuracy, config.data, config.budget, target)
     return [Requirement(**stored) for stored in item.result["requirements"]] if item.result else []
 
 

@@ -80,7 +80,8 @@ def add_answers(study: optuna.Study, lines: Sequence[str]) -> None:
     """Add the answers of a search to the study's note, instead of unchanged earlier ones."""
     from optuna_dashboard import get_note, save_note
 
-    section, note = "\n\n".join(["## Answers", *lines]), get_note(study) or ""
+    paragraphs = [line.replace("\n", "\n\n") for line in lines]  # the indented commands become code
+    section, note = "\n\n".join(["## Answers", *paragraphs]), get_note(study) or ""
     earlier = str(study.user_attrs.get(ANSWERS_NOTE, ""))
     if earlier and earlier in note:
         save_note(study, note.replace(earlier, section))

@@ -18,9 +18,18 @@ from ..models.zoo import names as zoo_names
 from ..study.race import Answer
 from ..study.results import TrialRow, best_rows
 from ..training.requirements import Requirement
-from .answers import BESIDE, TITLES, command, reproduce_commands, test_accuracies, told_answers
+from .answers import (
+    BESIDE,
+    TITLES,
+    command,
+    export_command,
+    reproduce_commands,
+    test_accuracies,
+    told_answers,
+)
 from .diagram import draw_network
 from .items import ReportItem, comparison_rows, requirements_of
+from .progress import counted
 from .result_plots import comparison, result_figures
 from .study_plots import study_figures
 
@@ -87,6 +96,7 @@ def _figures(item: ReportItem) -> dict[str, Figure]:
 def _headline(item: ReportItem) -> tuple[str, str]:
     """The main figure of an item, and a sentence about it."""
     study, best = item.study, item.best
+    asked = study.asked_for if study else None
     if test := item.test_accuracy:
         known = item.result["runs"][0]["test_images"] if item.result else 10_000
         images = "" if item.elsewhere is not None and not item.result else f"{known:,} "
@@ -94,9 +104,15 @@ def _headline(item: ReportItem) -> tuple[str, str]:
         sentence = f"Accuracy on the {images}test images of {item.data} after the last epoch, {seeds}."
         if test["interval"]:
             sentence += " 95 % interval of the mean: {:.2%} to {:.2%}.".format(*test["interval"])
-        return f"{test['mean']:.2%}", sentence + (
-            f" {study.best_title.capitalize()}: trial {best.trial}." if study and best else ""
-        )
+        of = f"{TITLES[asked[0]]}: {asked[1].name}." if asked else ""
+        if study and best and not asked:  # of an earlier version
+            of = f"{study.best_title.capitalize()}: trial {best.trial}."
+        return f"{test['mean']:.2%}", f"{sentence} {of}".strip()
+    if study and asked:
+        name, answer = asked
+        seeds = f", mean of {counted(answer.seeds, 'fresh seed')}" if answer.seeds else ""
+        sentence = f"Validation accuracy after the last epoch{seeds}. {TITLES[name]}: {answer.name}."
+        return f"{answer.validation_accuracy:.2%}", f"{sentence} The test images are unused."
     if study and best:
         of = f"the {study.best_title}, trial {best.trial}"
         seeds = " over fresh seeds" if study.winner and study.finals.get(best.key or "") else ""
@@ -112,7 +128,7 @@ def _commands(item: ReportItem) -> list[str]:
     """The command lines that repeat and continue the work."""
     if item.study:
         search = item.study.metadata.get("command") or command("search", "--study", item.name)
-        return [search, *reproduce_commands(item.study).values()]
+        return [search, *reproduce_commands(item.study).values(), *filter(None, [export_command(item.study)])]
     if item.zoo_accuracies:
         seeds = len(item.zoo_accuracies)
         return [command("reproduce", item.name, "--recipe", item.recipe_name, "--seeds", seeds)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -97,10 +97,12 @@ class Finals:
 
     def _race(self, study: optuna.Study, scores: FinalScores, finalists: list[Finalist]) -> dict[str, Answer]:
         """Train finalists with fresh seeds until one is ahead or the effort is spent, then narrow it."""
+        from ..report.progress import counted
         from ..report.tables import race_table
 
         first, most = self.setup.config.seed + 1, self.setup.config.final_seeds
-        self.console.print(f"Training {len(finalists)} candidates again, each with up to {most} fresh seeds")
+        seeds_each = counted(most, "fresh seed")
+        self.console.print(f"Training {len(finalists)} candidates again, each with at most {seeds_each}")
         left = finalists
         for seed in range(first, first + most):
             self._train(study, scores, left, [seed])
@@ -116,6 +118,7 @@ class Finals:
         copies |= {one.key: one for one in self._narrow(study, scores, best, seeds)}
         of_best = [one for one in copies.values() if one.trial == best.trial]
         close = [*left, *(one for one in of_best if scores.seeds(one.key) >= set(seeds))]
+        best = min(close, key=lambda one: scores.loss(one.key))  # a copy may be ahead
         tried = [*finalists, *copies.values()]
         self.console.print(race_table(tried, scores, best, close))
         return self._answers(scores, best, close, tried)
@@ -142,7 +145,8 @@ class Finals:
         for one in finalists:
             accuracy = f"{scores.accuracy(one.key):.2%} of the validation images"
             got = "the training failed" if scores.has_failed(one.key) else accuracy
-            self.console.print(f"{one.name}, {one.params:,} parameters: {got}, the target is {target:.2%}")
+            said = f"{one.name}, {one.params:,} parameters, trained again: {got}, the target is {target:.2%}"
+            self.console.print(said)
         return min((one.params for one in finalists if scores.accuracy(one.key) >= target), default=None)
 
     def choose_smallest(self, study: optuna.Study) -> dict[str, Answer]:
@@ -240,7 +244,7 @@ class Finals:
         return [one for one in copies if one is not None and one.key in known and scores.seeds(one.key)]
 
     def _train(
-        self, study: optuna.Study, scores: FinalScores, finalists: Iterable[Finalist], seeds: Sequence[int]
+        self, study: optuna.Study, scores: FinalScores, finalists: Sequence[Finalist], seeds: Sequence[int]
     ) -> None:
         """Train finalists with the seeds that they lack, and store the scores."""
         from ..report.epoch_log import EpochLog
@@ -252,9 +256,13 @@ class Finals:
             if seed not in scores.seeds(one.key)
         ]
 
+        names = {one.key: one.name for one in finalists}
+
         def on_score(key: str, seed: int, accuracy: float, losses: np.ndarray | None) -> None:
             scores.add(key, seed, accuracy, losses)
             study.set_user_attr(RACE, scores.to_json(study.user_attrs.get(RACE, {})))
+            got = "the training failed" if losses is None else f"{accuracy:.2%}"
+            self.console.print(f"  {names[key]}, seed {seed}: {got}")
 
         if trainings:
             job = ValidateJob(trainings, self.setup.source, study.user_attrs.get(FINAL_IMAGES))

@@ -96,7 +96,7 @@ class Found:
 
     @property
     def winner(self) -> FoundNetwork:
-        """The most accurate answer; raises `NoResultError` without any."""
+        """The best answer, of the lowest validation loss; raises `NoResultError` without any."""
         if (found := self._answer("best")) is None:
             raise NoResultError("no candidate was trained to the last epoch")
         return found

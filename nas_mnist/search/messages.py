@@ -100,20 +100,21 @@ class SearchMessages:
         finalists = "all" if images is None else f"{images:,}"
         return f"{epochs} of {self.setup.images:,} images (finalists: {finalists})"
 
-    def verdict(self, best: Answer, tested: Mapping[str, float]) -> None:
-        """Print the requirements, and whether the most accurate answer meets them."""
+    def verdict(self, asked: Answer, tested: Mapping[str, float]) -> None:
+        """Print the requirements, and whether the answer that was asked for meets them."""
         from ..report.tables import requirement_table
         from ..training.requirements import requirements
 
-        architecture, say = Architecture.make(best.architecture), self.console.print
+        architecture, say = Architecture.make(asked.architecture), self.console.print
         known = [name for name in zoo.names() if zoo.load(name).architecture.key == architecture.key]
-        say(f"{best.name}, key {architecture.key}{f', {known[0]!r} of the zoo' if known else ''}")
+        say(f"{asked.name}, key {architecture.key}{f', {known[0]!r} of the zoo' if known else ''}")
         usual = self.setup.recipe.model_dump(mode="json")
-        changes = [f"{name} {value}" for name, value in best.recipe.items() if value != usual.get(name)]
+        changes = [f"{name} {value}" for name, value in asked.recipe.items() if value != usual.get(name)]
         if changes or self.setup.config.search_recipe:
             say(f"Its recipe differs in: {', '.join(changes) or 'nothing'}", markup=False)
-        accuracy, budget = tested.get(best.key), self.setup.budget
-        met = requirements(architecture, self.setup.recipe.epochs, accuracy, self.data.name, budget)
+        accuracy, budget = tested.get(asked.key), self.setup.budget
+        target = self.setup.target if self.setup.config.narrows else None
+        met = requirements(architecture, self.setup.recipe.epochs, accuracy, self.data.name, budget, target)
         scored_on = "the test images are unread" if accuracy is None else "test images, last epoch, one seed"
         say(requirement_table(met, f"The requirements ({scored_on})"))
         self.warn()

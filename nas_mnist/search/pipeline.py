@@ -262,8 +262,9 @@ class SearchPipeline:
                     tested[key] = retrain_answer(self.setup, self.data, self.console, study, one)
                 except TrainingError as error:
                     say(f"{one.name}: {error}", style="red", markup=False)
-        self.messages.verdict(answers["most_accurate"], tested)
         results = StudyResults.read(study)
+        _, asked = results.asked_for or ("", answers["most_accurate"])
+        self.messages.verdict(asked, tested)
         beside = beside_lines(results, self.setup.target)
         study.set_user_attr(BESIDE, beside)
         lines = [*answer_lines(results), *beside]

@@ -84,5 +84,5 @@ def _zoo(budget: Budget, data: DataSet) -> list[Given]:
         except InputError:  # images too small for its pooling
             continue
         if budget.fits(cost_of(architecture)):
-            networks.append(entry._replace(name=f"{entry.name}, resized", architecture=architecture))
+            networks.append(entry._replace(name=f"{entry.name} resized", architecture=architecture))
     return networks

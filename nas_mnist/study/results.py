@@ -169,8 +169,18 @@ class StudyResults:
         return {name: Answer(**fields) for name, fields in self.metadata.get(ANSWERS, {}).items()}
 
     @property
+    def asked_for(self) -> tuple[str, Answer] | None:
+        """The name of the answer that the search is about, and the answer; None before the finals.
+
+        The smallest that meets the target if the search narrows its budget and has one, else the best.
+        """
+        answers = self.answers
+        names = ["most_accurate"] if self.config.target is None else ["smallest", "most_accurate"]
+        return next(((name, answers[name]) for name in names if name in answers), None)
+
+    @property
     def winner(self) -> TrialRow | None:
-        """The most accurate answer; None before the finals."""
+        """The trial of the best answer, which may be a narrowed copy; None before the finals."""
         if answer := self.answers.get("most_accurate"):
             return next((row for row in self.rows if row.trial == answer.trial), None)
         return _old_winner(self.rows, self.metadata)
@@ -187,10 +197,10 @@ class StudyResults:
 
     @property
     def validation_accuracy(self) -> float | None:
-        """Of the winner: its mean over fresh seeds; of the leader the search's own."""
-        answer, best = self.answers.get("most_accurate"), self.best
-        if answer:
-            return answer.validation_accuracy
+        """Of the answer that was asked for: its mean over fresh seeds; of the leader the search's own."""
+        best = self.best
+        if asked := self.asked_for:
+            return asked[1].validation_accuracy
         if best and self.winner and (raced := self.finals.get(best.key or "")):  # of an earlier version
             return fmean(raced.values())
         return best.validation_accuracy if best else None
