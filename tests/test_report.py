@@ -28,7 +28,7 @@ from nas_mnist.models import zoo
 from nas_mnist.models.cost import Cost
 from nas_mnist.recipes.recipe import Recipe
 from nas_mnist.report import result_plots, study_plots
-from nas_mnist.report.answers import beside_lines, reproduce_commands, test_accuracies
+from nas_mnist.report.answers import beside_lines, reproduce_commands, retrained_accuracies
 from nas_mnist.report.diagram import diagram_rows
 from nas_mnist.report.items import (
     comparison_rows,
@@ -72,7 +72,7 @@ def test_the_page_has_every_section_and_asks_no_network(finished: tuple[Path, En
     assert "NOT FULL MNIST" in page
     assert "<p>The search found the best one: it was not given.</p>" in page
     study = StudyResults.read(stored(finished[0]))
-    tested = test_accuracies(study)
+    tested = retrained_accuracies(study)
     assert set(tested) == {answer.key for answer in study.answers.values()}
     for name, line in reproduce_commands(study).items():
         assert f'<td class="n">{tested[study.answers[name].key]:.2%}</td>' in page

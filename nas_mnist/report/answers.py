@@ -47,7 +47,7 @@ def reproduce_commands(study: StudyResults) -> dict[str, str]:
     return {name: re.sub(r"(nas_mnist\.reproduce )\w+", rf"\g<1>{words[name]}", stored) for name in names}
 
 
-def test_accuracies(study: StudyResults) -> dict[str, float]:
+def retrained_accuracies(study: StudyResults) -> dict[str, float]:
     """By key, the test accuracies (0 to 1) of the answers that were retrained, one seed each."""
     retrained = {one.key: retrained_of(study.metadata, one.key) for one in study.answers.values()}
     return {key: float(stored["test_accuracy"]) for key, stored in retrained.items() if stored}
@@ -55,7 +55,7 @@ def test_accuracies(study: StudyResults) -> dict[str, float]:
 
 def answer_lines(study: StudyResults) -> list[str]:
     """Each answer of a search in words, and below it the command that trains it again."""
-    answers, commands, tested = study.answers, reproduce_commands(study), test_accuracies(study)
+    answers, commands, tested = study.answers, reproduce_commands(study), retrained_accuracies(study)
     told, lines = dict(told_answers(answers)), []
     for name in answers:
         if (answer := told.get(name)) is None:
@@ -71,7 +71,7 @@ def answer_lines(study: StudyResults) -> list[str]:
 def export_command(study: StudyResults) -> str:
     """The command line that exports the answer that the search is about; empty without trained weights."""
     asked = study.asked_for
-    if asked is None or asked[1].key not in test_accuracies(study):
+    if asked is None or asked[1].key not in retrained_accuracies(study):
         return ""
     again = reproduce_commands(study)[asked[0]]
     return re.sub(r"nas_mnist\.reproduce (\w+) --seeds 3", r"nas_mnist.export \1 --to c", again)

@@ -24,7 +24,7 @@ from .answers import (
     command,
     export_command,
     reproduce_commands,
-    test_accuracies,
+    retrained_accuracies,
     told_answers,
 )
 from .diagram import draw_network
@@ -79,7 +79,7 @@ def _section(item: ReportItem) -> Section:
         best=best_rows(study.rows, BEST) if study else [],
         seed_means={key: fmean(found.values()) for key, found in study.finals.items()} if study else {},
         answers={TITLES[name]: answer for name, answer in told_answers(study.answers)} if study else {},
-        tested=test_accuracies(study) if study else {},
+        tested=retrained_accuracies(study) if study else {},
         beside=study.metadata.get(BESIDE, []) if study else [],
         cost=asdict(cost_of(item.architecture)) if item.architecture else {},
         commands=_commands(item),
