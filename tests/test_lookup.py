@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import stored
 
 from nas_mnist.core.errors import InputError
 from nas_mnist.lookup import resolve
@@ -31,3 +32,13 @@ def test_stored_recipes_of_earlier_versions_are_read() -> None:
     assert stored_recipe({"epochs": 3, "distillation": off}, "result") == Recipe(epochs=3)
     with pytest.raises(InputError, match="distillation: unknown field"):
         stored_recipe({"distillation": off | {"teacher": "mnist-19k"}}, "result")
+
+
+def test_the_smaller_answer_says_so_where_it_is_the_best_one(copied: Path) -> None:
+    study = stored(copied)
+    answers = study.user_attrs["answers"]
+    for other, says in ((True, False), (False, True)):
+        smaller = answers["most_accurate"] | ({"key": "0" * 16} if other else {})
+        study.set_user_attr("answers", answers | {"smaller": smaller})
+        assert ("which is the best one itself" in resolve("smaller").about) == says
+        assert "which is the best one itself" not in resolve("best").about
