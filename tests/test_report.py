@@ -268,6 +268,7 @@ def test_the_page_of_a_search_for_the_smallest_network_shows_that_network(copied
     assert section.item.architecture == network
     assert section.headline == "16.00%"
     assert "Smallest that meets the target: trial-2-99." in section.sentence
+    assert "Smallest that meets the target, by 1.00 points</td>" in render_page([section])
     assert "The test images are unused" in section.sentence  # those of the best one are another answer's
     study.set_user_attr("retrained", {"k": {"seed": 0, "test_accuracy": 0.149, "folder": "gone"}})
     (section,) = sections_of([item_of_study(study, None)])

@@ -79,11 +79,11 @@ def export_command(study: StudyResults) -> str:
 
 def _in_words(name: str, answer: Answer) -> str:
     scored = counted(answer.seeds, "fresh seed") if answer.seeds else "as a candidate"
-    error = "" if answer.standard_error is None else f"standard error {100 * answer.standard_error:.2f}, "
+    error = "" if answer.standard_error is None else f" ± {100 * answer.standard_error:.2f}"
     margin = "" if answer.margin is None else f", {100 * answer.margin:+.2f} points from the target"
     return (
         f"{TITLES[name]}: {answer.name} ({answer.origin}), {answer.n_params:,} parameters, "
-        f"validation {answer.validation_accuracy:.2%} ({error}{scored}){margin}, "
+        f"validation {answer.validation_accuracy:.2%}{error} ({scored}){margin}, "
         f"loss {answer.validation_loss:.4f}"
     )
 
