@@ -263,16 +263,23 @@ def _environment() -> dict[str, str]:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    """A row an answer, in the order of the table."""
+    """A row an answer, in the order of the table, within 80 columns; the CSV file has more."""
     from ..report.tables import new_table
 
-    headings = ["Budget", "Seed", "Minutes", "Params", "MACs", "Validation", "Loss", "Test"]
-    table = new_table("Searches", ["Effort", "Answer", "Origin"], headings, compact=True)
+    headings = ["Min", "Params", "Valid. %", "Test %"]
+    table = new_table(
+        "Searches: budget, effort, seed", ["Search", "Answer", "Origin"], headings, compact=True
+    )
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in rows:
+        aim = row["objective"].removeprefix("accuracy").replace("params", "to")
+        search = f"{row['max_params']:,} {aim} {row['effort']} {row['seed']}".replace("  ", " ")
         mean = row.get("test_mean", nan)
-        test = "" if isnan(mean) else f"{mean:.3%}"
-        costs = f"{row['n_params']:,}", f"{row['macs']:,}"
-        scores = f"{row['validation_accuracy']:.2%}", f"{row['validation_loss']:.4f}", test
-        sizes = f"{row['max_params']:,}", str(row["seed"]), f"{row['seconds'] / 60:.0f}"
-        table.add_row(row["effort"], row["answer"], row["origin"], *sizes, *costs, *scores)
+        test = "" if isnan(mean) else f"{100 * mean:.3f}"
+        numbers = (
+            f"{row['seconds'] / 60:.0f}",
+            f"{row['n_params']:,}",
+            f"{100 * row['validation_accuracy']:.2f}",
+        )
+        table.add_row(search, row["answer"], row["origin"], *numbers, test)
     return table
