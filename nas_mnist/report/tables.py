@@ -65,7 +65,7 @@ def best_table(rows: Sequence[TrialRow]) -> Table:
 def candidates_table(rows: Sequence[TrialRow], title: str) -> Table:
     """Candidates in the given order."""
     headings = ["Trial", "Accuracy", "Loss", "Params", "MACs", "Flash", "RAM", "Seconds"]
-    table = new_table(f"{title} (validation images)", ["Origin"], headings, compact=True)
+    table = new_table(f"{title} (validation images; bytes as int8)", ["Origin"], headings, compact=True)
     for row in rows:
         loss = "" if row.validation_loss is None else f"{row.validation_loss:.4f}"
         found = row.n_params, row.macs, row.flash, row.ram

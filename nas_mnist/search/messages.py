@@ -84,8 +84,8 @@ class SearchMessages:
         after = setup.recipe.epochs * (after + (2.5 * len(self.data.train) if config.retrain else 0))
         minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
         most = "at most " if config.narrows else ""
-        text = "Estimated minutes: {}{:.0f} for all candidates, {:.0f} for the finalists and their tests"
-        self.console.print(text.format(most, *minutes))
+        text = "Estimated minutes: {}{} for all candidates, {} for the finalists and their tests"
+        self.console.print(text.format(most, *(f"{max(one, 1):.0f}" for one in minutes)))
 
     def _training(self, study: optuna.Study) -> str:
         """Epochs and images of candidates and finalists, in words."""
