@@ -64,7 +64,7 @@ def test_the_front_is_told_and_no_candidate_of_it_is_beaten_in_both(searched: tu
     accuracies = [row["validation_accuracy"] for row in front]
     assert accuracies == sorted(set(accuracies))
     assert summary["winner"]["trial"] in {row["trial"] for row in front}
-    assert "Pareto front (validation images)" in searched[1]
+    assert "Pareto front (validation images; bytes as int8)" in searched[1]
     assert (reports / "plots" / "accuracy-cost.svg").exists()
     assert "<h2>Pareto front</h2>" in (reports / "report.html").read_text()
 

@@ -89,7 +89,7 @@ def test_search_ends_with_table_verdict_and_the_line_to_paste(
     folder, ended = finished
     assert (ended.code, ended.err) == (0, "")
     for text in (
-        *("Best candidates (validation images)", f"{TRIALS}/{TRIALS}"),
+        *("Best candidates (validation images; bytes as int8)", f"{TRIALS}/{TRIALS}"),
         *(one["what"] for one in result["requirements"]),
         *(
             "Best (lowest loss): trial-",
