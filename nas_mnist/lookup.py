@@ -202,14 +202,15 @@ def _from_study(what: str, study: str, storage: str, trial: int | None) -> Named
     best = results.answers.get("most_accurate")
     if what == "smaller" and answer is not None and best is not None and answer.key == best.key:
         said = "smaller, which is the best one itself,"
-    no_winner = f"leader of study {study!r}, which has no winner yet: trial {chosen.trial}"
+    network = answer.name if answer else f"trial {chosen.trial}"
+    no_winner = f"leader of study {study!r}, which has no winner yet: {network}"
     return NamedNetwork(
         name=f"{study}-{name}",
         architecture=Architecture.make(chosen.architecture),
         recipe=recipe,
         recipe_name=f"of study {study!r}",
         dataset=dataset,
-        about=no_winner if is_leader else f"{said} of study {study!r}, trial {chosen.trial}",
+        about=no_winner if is_leader else f"{said} of study {study!r}, {network}",
         is_leader=is_leader,
         budget=results.config.max_params,
         weights=weights,

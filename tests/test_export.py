@@ -212,6 +212,8 @@ def test_export_refuses_what_it_cannot_do(work: Path, invoke: Runner) -> None:
         ended = invoke("export", "mnist-500", *words)
         assert (ended.code, ended.err.count("\n")) == (2, 1), ended
         assert says in ended.err
+    (work / "mnist-500-int8.onnx").touch()  # float32 and int8 have names of their own
+    assert "mnist-500-int8.onnx exists" in invoke("export", "mnist-500", "--to", "onnx", "--int8").err
     (work / "mnist_500.h").touch()
     assert "mnist_500.h exists" in invoke("export", "mnist-500", "--to", "c").err
     assert not (work / "mnist_500.c").exists()

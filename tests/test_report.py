@@ -6,7 +6,7 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ from nas_mnist.report.page import render_page
 from nas_mnist.report.search_display import SearchDisplay
 from nas_mnist.report.sections import sections_of
 from nas_mnist.report.tables import comparison_table
-from nas_mnist.report.write import study_folder
+from nas_mnist.report.write import study_folder, study_summary
 from nas_mnist.study.importance import param_importances
 from nas_mnist.study.race import Answer, Finalist
 from nas_mnist.study.results import StudyResults, TrialRow, best_rows, pareto_front, trial_rows
@@ -249,7 +249,7 @@ def test_the_page_of_a_search_for_the_smallest_network_is_about_that(copied: Pat
     study.set_user_attr("identity", study.user_attrs["identity"] | {"target": 99.5})
     answers = study.user_attrs["answers"]
     study.set_user_attr("answers", {name: one for name, one in answers.items() if name != "smallest"})
-    study.set_user_attr("beside_answers", beside_lines(StudyResults.read(study), 0.995))
+    study.set_user_attr("beside_answers", [])  # of an earlier version
     text = render_page(sections_of([item_of_study(study, None)]))
     assert "for the smallest all-convolutional network with 99.5% of the validation images, with" in text
     assert "No finalist reaches 99.5% of the validation images." in text
@@ -275,7 +275,15 @@ def test_the_page_of_a_search_for_the_smallest_network_shows_that_network(copied
     assert section.headline == "14.90%"
     (accuracy, *_) = section.requirements
     assert (accuracy.what, accuracy.got, accuracy.met) == ("accuracy >= 15%", "14.90%", False)
+    assert not any("nas_mnist.export" in line for line in section.commands)  # its weights are gone
+    there = best_folder(copied).relative_to(copied)
+    study.set_user_attr("retrained", {"k": {"seed": 0, "test_accuracy": 0.149, "folder": str(there)}})
+    item = item_of_study(study, None)
+    (section,) = sections_of([item])
     assert any("nas_mnist.export smallest --to c" in line for line in section.commands)
+    summary = study_summary(StudyResults.read(study), item)
+    assert summary["requirements"] == [asdict(one) for one in section.requirements]
+    assert summary["requirements"][0]["what"] == "accuracy >= 15%"
 
 
 def test_a_test_accuracy_is_told_where_the_folder_of_the_result_is_not(copied: Path) -> None:

@@ -273,7 +273,9 @@ def _table(rows: Sequence[Row]) -> Table:
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in rows:
         aim = row["objective"].removeprefix("accuracy").replace("params", "to")
-        search = f"{row['max_params']:,} {aim} {row['effort']} {row['seed']}".replace("  ", " ")
+        own = "" if row["dataset"] == "mnist" else row["dataset"]
+        words = own, f"{row['max_params']:,}", aim, row["effort"], str(row["seed"])
+        search = " ".join(word for word in words if word)
         mean = row.get("test_mean", nan)
         test = "" if isnan(mean) else f"{100 * mean:.3f}"
         numbers = (

@@ -40,7 +40,7 @@ def export(
     to: Annotated[str, option(WHAT, "FORMAT", "Write python, c, onnx, torch or safetensors.")] = "",
     int8: Annotated[bool, option(WHAT, "", "With onnx: quantise to int8 by onnxruntime.", "--int8")] = False,
     output: Annotated[
-        str | None, option(OUTPUT, "FILE", "Write this new file (NAME.FORMAT).", "--output")
+        str | None, option(OUTPUT, "FILE", "Write this new file (NAME.FORMAT, NAME-int8.onnx).", "--output")
     ] = None,
     study: Study = DEFAULT_STUDY,
     storage: Storage = DEFAULT_STORAGE,
@@ -75,7 +75,6 @@ def export(
     from .measure import measure, size_lines
 
     name, weights = find_weights(network, study, storage)
-    print(f"Weights: {weights}")
     classifier = Classifier.load(weights)
     result = result_of(weights, classifier.model.architecture)
     usual = str(result["data"]["name"]) if result else classifier.data
@@ -101,7 +100,7 @@ def export(
     for one, content in zip(targets, files.values(), strict=True):
         write_bytes(one, content)
         print(f"Written: {one}, {len(content):,} bytes")
-    print(accuracy, *made.notes(files), *sizes, sep="\n")
+    print(f"Weights: {weights}", accuracy, *made.notes(files), *sizes, sep="\n")
     if warning := measured.warning(to):
         print(warning)
     if measured.images and result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import fmean
 
 from ..core.defaults import ANSWERS
@@ -12,6 +13,7 @@ from ..models import zoo
 from ..models.cost import cost_of
 from ..study.race import Answer
 from ..study.results import FINAL_IMAGES, StudyResults, best_rows, retrained_of
+from ..training.run_store import RESULT
 from .progress import counted
 
 TITLES = {
@@ -71,7 +73,8 @@ def answer_lines(study: StudyResults) -> list[str]:
 def export_command(study: StudyResults) -> str:
     """The command line that exports the answer that the search is about; empty without trained weights."""
     asked = study.asked_for
-    if asked is None or asked[1].key not in retrained_accuracies(study):
+    stored = retrained_of(study.metadata, asked[1].key) if asked else None
+    if asked is None or stored is None or not (Path(stored["folder"]) / RESULT).is_file():
         return ""
     again = reproduce_commands(study)[asked[0]]
     return re.sub(r"nas_mnist\.reproduce (\w+) --seeds 3", r"nas_mnist.export \1 --to c", again)
@@ -101,6 +104,8 @@ def beside_lines(study: StudyResults, target: float | None) -> list[str]:
         lines.append(f"No finalist reaches {100 * target:g}% of the validation images{why}.")
     if best.origin == "found":
         lines.append("The search found the best one: it was not given.")
+    elif best.name != f"trial-{best.trial}":
+        lines.append(f"The best one is a narrowed copy of a network that was {best.origin}.")
     else:
         rows = best_rows(study.rows, len(study.rows))
         found = next((row for row in rows if row.origin == "found"), None)
@@ -121,3 +126,10 @@ def beside_lines(study: StudyResults, target: float | None) -> list[str]:
             f"({counted(len(entry.test_accuracies), 'seed')})."
         )
     return lines
+
+
+def stored_beside(study: StudyResults) -> list[str]:
+    """`beside_lines` as the search stored them; worked out for a study of an earlier version with answers."""
+    target = study.config.target
+    lines = study.metadata.get(BESIDE, [])
+    return lines or (beside_lines(study, None if target is None else target / 100) if study.answers else [])

@@ -19,12 +19,12 @@ from ..study.race import Answer
 from ..study.results import TrialRow, best_rows
 from ..training.requirements import Requirement
 from .answers import (
-    BESIDE,
     TITLES,
     command,
     export_command,
     reproduce_commands,
     retrained_accuracies,
+    stored_beside,
     told_answers,
 )
 from .diagram import draw_network
@@ -80,7 +80,7 @@ def _section(item: ReportItem) -> Section:
         seed_means={key: fmean(found.values()) for key, found in study.finals.items()} if study else {},
         answers={TITLES[name]: answer for name, answer in told_answers(study.answers)} if study else {},
         tested=retrained_accuracies(study) if study else {},
-        beside=study.metadata.get(BESIDE, []) if study else [],
+        beside=stored_beside(study) if study else [],
         cost=asdict(cost_of(item.architecture)) if item.architecture else {},
         commands=_commands(item),
         metadata=_metadata(item),

@@ -26,7 +26,7 @@ def study_figures(study: StudyResults) -> dict[str, Figure]:
     ended = {row.trial for row in rows if row.verdict in (Verdict.TRAINED, Verdict.STOPPED)}
     if curves := {trial: curve for trial, curve in study.curves.items() if trial in ended}:
         ranked = [row.trial for row in best_rows(rows, len(rows))]
-        best = study.best
+        best = study.asked_for[1] if study.asked_for else study.best
         trained = sorted(ranked, key=lambda trial: best is None or trial != best.trial)
         required = required_accuracy(config.data)
         figures["learning-curves"] = learning_curves(

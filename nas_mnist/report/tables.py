@@ -18,7 +18,7 @@ from ..study.race import Finalist, FinalScores
 from ..study.results import TrialRow, best_rows
 from ..study.verdict import Verdict
 from ..training.requirements import Requirement, Summary
-from .answers import BESIDE, answer_lines
+from .answers import answer_lines, stored_beside
 from .items import ReportItem, requirements_of
 from .layer_table import layer_table
 from .progress import print_warning
@@ -192,7 +192,7 @@ def print_item(console: Console, item: ReportItem) -> None:
     if item.architecture:
         console.print(layer_table(item.architecture), markup=False)
     if item.study:
-        for line in [*answer_lines(item.study), *item.study.metadata.get(BESIDE, [])]:
+        for line in [*answer_lines(item.study), *stored_beside(item.study)]:
             console.print(line, soft_wrap=True, markup=False)
     if item.result:
         print_result(console, item, item.result)

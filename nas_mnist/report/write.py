@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import optuna
 from ..core.errors import InputError
 from ..core.fileio import new_folder, read_text, write_bytes
 from ..study.results import StudyResults, to_frame
+from .items import ReportItem, requirements_of
 from .page import render_page
 from .sections import Section, comparison_figure
 from .style import png, svg
@@ -66,19 +67,16 @@ def write_report(folder: Path, sections: Sequence[Section]) -> Path:
     if len(sections) == 1 and (study := sections[0].item.study):
         table = to_frame(study.rows).to_csv(index=False, lineterminator="\n")
         write_bytes(folder / "trials.csv", table.encode())
-        summary = json.dumps(study_summary(study, sections[0].item.result), indent=2)
+        summary = json.dumps(study_summary(study, sections[0].item), indent=2)
         write_bytes(folder / "summary.json", f"{summary}\n".encode())
     path = folder / "report.html"
     write_bytes(path, render_page(sections).encode())
     return path
 
 
-def study_summary(study: StudyResults, result: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The content of ``summary.json``; reports/README.md documents the fields.
-
-    ``result`` is the content of the winner's ``result.json``.
-    """
-    winner, best = study.winner, study.best
+def study_summary(study: StudyResults, item: ReportItem) -> dict[str, Any]:
+    """The content of ``summary.json``; reports/README.md documents the fields. ``item`` is the study's."""
+    winner, best, result = study.winner, study.best, item.result
     metadata = ("identity", "seed", "recipe", "space", "data", "device", "versions")
     return {
         "study": study.name,
@@ -92,7 +90,7 @@ def study_summary(study: StudyResults, result: Mapping[str, Any] | None) -> dict
         "finals": study.finals,
         "front": [asdict(row) for row in study.front],
         "test_accuracy": result["test_accuracy"] if result else None,
-        "requirements": result["requirements"] if result else None,
+        "requirements": [asdict(one) for one in requirements_of(item)] if result else None,
         "importances": study.importances,
         **{name: study.metadata.get(name) for name in metadata},
     }

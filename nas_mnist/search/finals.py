@@ -116,8 +116,7 @@ class Finals:
         seeds = sorted(scores.seeds(best.key))
         copies = {one.key: one for one in self._earlier_copies(study, scores)}
         copies |= {one.key: one for one in self._narrow(study, scores, best, seeds)}
-        of_best = [one for one in copies.values() if one.trial == best.trial]
-        close = [*left, *(one for one in of_best if scores.seeds(one.key) >= set(seeds))]
+        close = [*left, *(one for one in copies.values() if scores.seeds(one.key) >= set(seeds))]
         best = min(close, key=lambda one: scores.loss(one.key))  # a copy may be ahead
         tried = [*finalists, *copies.values()]
         self.console.print(race_table(tried, scores, best, close))
@@ -174,8 +173,8 @@ class Finals:
                 if meets(one):
                     copies += self._bisect(study, scores, [one, *tried], meets, seeds)
                     break
-        best = min(tried, key=lambda one: scores.loss(one.key))
         tried += {copy.key: copy for copy in copies}.values()
+        best = min(tried, key=lambda one: scores.loss(one.key))
         self.console.print(race_table(tried, scores, best, tried))
         return self._stored(study, self._answers(scores, best, tried, tried))
 

@@ -84,8 +84,9 @@ class SearchMessages:
         after = setup.recipe.epochs * (after + (2.5 * len(self.data.train) if config.retrain else 0))
         minutes = (images / speed / setup.workers / 60 for images in (candidates, after))
         most = "at most " if config.narrows else ""
-        text = "Estimated minutes: {}{} for all candidates, {} for the finalists and their tests"
-        self.console.print(text.format(most, *(f"{max(one, 1):.0f}" for one in minutes)))
+        first, last = (f"{max(one, 1):.0f}" if one else "" for one in minutes)
+        finals = f", {last} for the finalists and their tests" if last else ""
+        self.console.print(f"Estimated minutes: {most}{first} for all candidates{finals}")
 
     def _training(self, study: optuna.Study) -> str:
         """Epochs and images of candidates and finalists, in words."""

@@ -244,7 +244,7 @@ class SearchPipeline:
 
     def _finish(self, study: optuna.Study, ending: str) -> None:
         """Choose the answers, retrain them, read the test images once for each, and report."""
-        from ..report.answers import BESIDE, answer_lines, beside_lines
+        from ..report.answers import BESIDE, answer_lines, beside_lines, retrained_accuracies
         from ..report.notes import add_answers, mark_answers
         from ..study.results import StudyResults
         from ..training.loop import TrainingError
@@ -255,18 +255,17 @@ class SearchPipeline:
             self._report(study)
             why = f": {ending}" if ending else ", also as a finalist (raise --trials or --timeout)"
             raise NoResultError(f"no candidate was trained to the last epoch{why}")
-        tested: dict[str, float] = {}  # test accuracies by key
+        beside = beside_lines(StudyResults.read(study), self.setup.target)
+        study.set_user_attr(BESIDE, beside)
         if self.setup.config.retrain:
-            for key, one in {answer.key: answer for answer in answers.values()}.items():
+            for one in {answer.key: answer for answer in answers.values()}.values():
                 try:
-                    tested[key] = retrain_answer(self.setup, self.data, self.console, study, one)
+                    retrain_answer(self.setup, self.data, self.console, study, one)
                 except TrainingError as error:
                     say(f"{one.name}: {error}", style="red", markup=False)
         results = StudyResults.read(study)
         _, asked = results.asked_for or ("", answers["most_accurate"])
-        self.messages.verdict(asked, tested)
-        beside = beside_lines(results, self.setup.target)
-        study.set_user_attr(BESIDE, beside)
+        self.messages.verdict(asked, retrained_accuracies(results))
         lines = [*answer_lines(results), *beside]
         for line in lines:
             say(line, soft_wrap=True, markup=False)
