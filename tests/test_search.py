@@ -481,7 +481,9 @@ def test_a_study_made_with_something_else_is_refused_and_not_touched(copied: Pat
         ended = invoke("search", *SEARCH, "--trials", TRIALS + 1, *OTHERWISE.get(what, []))
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert "study: 'nas_mnist' was made with " in ended.err
-        assert f"{what} " in ended.err.partition("made with ")[2]
+        said = ended.err.partition("made with ")[2].partition("(use ")[0]
+        assert f"{what} " in said
+        assert ("another space" in said, "another recipe" in said) == (what == "space", what == "recipe")
         assert "--study NEW_NAME" in ended.err
         study = stored(copied)
         assert (listing(copied), study.user_attrs, len(study.trials)) == before

@@ -19,6 +19,10 @@ _OTHER_DIGEST = {
     "data": "other data",
     "split": "another split of the data",
 }
+_FOLLOWS = {  # what is chosen or fitted by other settings, unless it is given
+    "space": {"data", "max_params", "max_macs", "objective", "target"},
+    "recipe": {"epochs", "max_params", "target"},
+}
 
 
 class StudyConfig(BaseModel):
@@ -84,11 +88,13 @@ class StudyConfig(BaseModel):
         return bool(self.search_epochs or self.search_images)
 
     def differences(self, stored: StudyConfig) -> list[str]:
-        """The settings of an earlier study that differ from these, in words."""
+        """The settings of an earlier study that differ from these, in words.
+
+        Those that follow from another difference are left out.
+        """
         mine, theirs = self.model_dump(), stored.model_dump()
         names = [name for name in mine if mine[name] != theirs[name]]
-        if "epochs" in names and "recipe" in names:  # other epochs change the recipe's digest, too
-            names.remove("recipe")
+        names = [name for name in names if not _FOLLOWS.get(name, set()) & set(names)]
         return [
             _OTHER_DIGEST.get(name)
             or f"{name} {_in_words(name, theirs[name])}, not {_in_words(name, mine[name])}"
