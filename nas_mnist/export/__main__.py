@@ -101,7 +101,7 @@ def export(
         write_bytes(one, content)
         print(f"Written: {one}, {len(content):,} bytes")
     print(f"Weights: {weights}", accuracy, *made.notes(files), *sizes, sep="\n")
-    if warning := measured.warning(to):
+    if warning := measured.warning():
         print(warning)
     if measured.images and result:
         add_export(weights.parent, measured.record(f"{to} int8" if int8 else to, target.name, weights.name))

@@ -32,13 +32,12 @@ class Measured(NamedTuple):
         line = f"Test accuracy: {self.accuracy:.2%} of {self.images:,} images by {self.runtime}"
         return f"{line}; in float32 {self.of_floats:.2%}" if is_rounded else line
 
-    def warning(self, to: str) -> str:
+    def warning(self) -> str:
         """A warning where rounding costs more than a point of accuracy; empty elsewhere."""
         lost = self.of_floats - self.accuracy
         if not self.images or lost <= MUCH:
             return ""
-        other = "; --to c rounds more finely" if to == "onnx" else ""
-        return f"Warning: rounding to int8 costs {100 * lost:.1f} points of accuracy{other}"
+        return f"Warning: rounding to int8 costs {100 * lost:.1f} points of accuracy"
 
     def record(self, to: str, file: str, weights: str) -> dict[str, Any]:
         """The record of ``exports.json``."""
